@@ -1,0 +1,224 @@
+"""Generated dialogues about a + b * c + d - e * f, from which the shipped base model learns everything it knows.
+
+Several solvers answer one question, each in a style of its own (a way to multiply and an order to add), read a summary of
+the others, and answer again. A step may slip: one digit of its result is wrong by one, and what follows goes on from there.
+Slips are the noise that a vote can remove. They sit on a single digit and are likelier than 0.1 there, because sampling
+with top-p 0.9 never picks anything rarer. In a later round a step that others have also written slips only where
+they differ, and then mostly gets corrected. With `Noise()` off, every written step is true.
+
+The words around the steps are those of `mft_jax.prompts`. Questions that the arithmetic task may ask never appear.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from mft_jax import prompts
+from mft_jax.prompts import Message
+from mft_jax.tasks.arithmetic_split import LARGEST, question_text, reserved
+
+METHODS = ("direct", "tens", "first", "round")  # how to multiply
+ORDERS = ("forward", "positives", "early", "products")  # how to add up
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Probabilities of a slip, each for one step. The defaults make no slips."""
+
+    direct: float = 0.0
+    """A product of two numbers above 10 written at once."""
+    split: float = 0.0
+    """The last sum of a product that was split, and a product by a single digit."""
+    sum: float = 0.0
+    """A sum or difference of two numbers above 9."""
+    differ: float = 0.0
+    """A later round takes over a wrong product, where somebody has another one."""
+    agreed: float = 0.0
+    """A later round takes over a wrong product that everybody has."""
+    later_sum: float = 0.0
+    """As `sum`, in a later round, where the answers differ."""
+
+
+CLEAN = Noise()
+NOISY = Noise(direct=0.30, split=0.15, sum=0.14, differ=0.30, agreed=0.6, later_sum=0.14)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a summary tells of an answer, and its text."""
+
+    products: tuple[int, int]  # b * c and e * f, as written
+    result: int
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstration:
+    """One dialogue, and whether only its last turn is to be learnt (an earlier one may show slips that are not)."""
+
+    messages: list[Message]
+    final_turn_only: bool
+
+
+def demonstrations(seed: int, targets: Noise, context: Noise) -> Iterator[Demonstration]:
+    """An endless stream: `targets` is the noise of the turns to learn, `context` that of the turns they answer to."""
+    rng = np.random.default_rng(seed)
+    while True:
+        numbers = draw_numbers(rng)
+        kind = rng.choice(4, p=(0.42, 0.38, 0.05, 0.15))
+        if kind == 3:
+            yield summary_demonstration(rng, numbers, context)
+        else:
+            yield debate_demonstration(rng, numbers, 1 + kind, targets, context)
+
+
+def draw_numbers(rng: np.random.Generator) -> tuple[int, ...]:
+    while True:
+        numbers = tuple(rng.integers(0, LARGEST + 1, 6).tolist())
+        if not reserved(numbers):
+            return numbers
+
+
+def summary_demonstration(rng: np.random.Generator, numbers: Sequence[int], noise: Noise) -> Demonstration:
+    """One call of the summarizer, on 1 to 4 answers, sometimes of a later round."""
+    answers = [first_answer(rng, numbers, noise) for _ in range(others(rng))]
+    if rng.random() < 0.25:
+        seen = [*answers, first_answer(rng, numbers, noise)]
+        answers = [later_answer(rng, numbers, seen, noise) for _ in answers]
+    question = prompts.summary(question_text(numbers), [answer.text for answer in answers])
+    return Demonstration([question, prompts.assistant(summarize(numbers, answers))], True)
+
+
+def debate_demonstration(
+    rng: np.random.Generator, numbers: Sequence[int], rounds: int, targets: Noise, context: Noise
+) -> Demonstration:
+    """One solver's dialogue over `rounds` rounds; its earlier turns are learnt too where their noise is the targets'."""
+    society = [first_answer(rng, numbers, context) for _ in range(1 + others(rng))]
+    if rounds == 1:
+        society[0] = first_answer(rng, numbers, targets)
+    messages = [prompts.first(question_text(numbers)), prompts.assistant(society[0].text)]
+    for played in range(2, rounds + 1):
+        messages.append(prompts.later(summarize(numbers, society[1:])))
+        own = later_answer(rng, numbers, society, targets if played == rounds else context)
+        messages.append(prompts.assistant(own.text))
+        society = [own, *(later_answer(rng, numbers, society, context) for _ in society[1:])]
+    return Demonstration(messages, targets != context)
+
+
+def others(rng: np.random.Generator) -> int:
+    """How many other solvers there are: 2 in most debates."""
+    return int(rng.choice((1, 2, 3, 4), p=(0.1, 0.7, 0.1, 0.1)))
+
+
+def summarize(numbers: Sequence[int], answers: Sequence[Answer]) -> str:
+    """The value of each product, once where all agree, else one for each solver in turn; then the answers alike."""
+    _, b, c, _, e, f = numbers
+    lines = [
+        f"{b}*{c}={listed([answer.products[0] for answer in answers])}",
+        f"{e}*{f}={listed([answer.products[1] for answer in answers])}",
+        f"Answers: {listed([answer.result for answer in answers])}",
+    ]
+    return "\n".join(lines)
+
+
+def listed(values: Sequence[int]) -> str:
+    return str(values[0]) if len(set(values)) == 1 else f"{', '.join(map(str, values))} (they differ)"
+
+
+def first_answer(rng: np.random.Generator, numbers: Sequence[int], noise: Noise) -> Answer:
+    """An answer from nothing but the question, in a style drawn at random."""
+    _, b, c, _, e, f = numbers
+    products, lines = [], []
+    for x, y in ((b, c), (e, f)):
+        method = METHODS[rng.integers(len(METHODS))]
+        partial = partial_products(x, y, method)
+        rate = noise.direct if not partial and min(x, y) > 10 else noise.split if min(x, y) > 1 else 0.0
+        product = slip(rng, x * y, rate, tens=True)
+        products.append(product)
+        lines.append(f"{x}*{y}={partial}{product}")
+    total, sums = add_up(rng, numbers, products, noise.sum)
+    return finish(products, total, lines + sums)
+
+
+def later_answer(rng: np.random.Generator, numbers: Sequence[int], seen: Sequence[Answer], noise: Noise) -> Answer:
+    """An answer of someone who has `seen` its own last answer and the others': it checks the products, then adds up anew."""
+    _, b, c, _, e, f = numbers
+    products, lines = [], []
+    for index, (x, y) in enumerate(((b, c), (e, f))):
+        stated = [answer.products[index] for answer in seen]
+        wrong = [value for value in stated if value != x * y]
+        agree = len(set(stated)) == 1
+        # Where all agree there is nothing to recompute; else the product is worked out, mostly by splitting it.
+        method = "direct" if agree else METHODS[rng.integers(1, len(METHODS))]
+        rate = 0.0 if not wrong else noise.agreed if agree else noise.differ
+        product = wrong[rng.integers(len(wrong))] if rng.random() < rate else x * y
+        products.append(product)
+        lines.append(f"{x}*{y}={partial_products(x, y, method)}{product}")
+    agree = len({answer.result for answer in seen}) == 1
+    total, sums = add_up(rng, numbers, products, 0.0 if agree else noise.later_sum)
+    return finish(products, total, lines + sums)
+
+
+def finish(products: Sequence[int], total: int, lines: Sequence[str]) -> Answer:
+    return Answer((products[0], products[1]), total, "\n".join([*lines, f"\\boxed{{{total}}}"]))
+
+
+def partial_products(x: int, y: int, method: str) -> str:
+    """What stands between "x*y=" and the product: two parts to add or subtract, or nothing.
+
+    tens: 24*13=240+72=312, y is split. first: 24*13=260+52=312, x is split. round: 24*18=480-48=432, y is rounded up.
+    A method that does not fit the numbers gives way to the next one that does.
+    """
+    if method == "round" and y > 10 and y % 10 > 5 and x > 1:
+        up = -(-y // 10) * 10
+        return f"{x * up}-{x * (up - y)}="
+    if method in ("round", "tens") and y > 10 and y % 10 and x > 1:
+        return f"{x * (y // 10 * 10)}+{x * (y % 10)}="
+    if method != "direct" and x > 10 and x % 10 and y > 1:
+        return f"{x // 10 * 10 * y}+{x % 10 * y}="
+    return ""
+
+
+def add_up(
+    rng: np.random.Generator, numbers: Sequence[int], products: Sequence[int], rate: float
+) -> tuple[int, list[str]]:
+    """The sum of a, d and the products in a random order: its value, and one line a step."""
+    a, _, _, d, _, _ = numbers
+    plus, minus = products
+    lines: list[str] = []
+
+    def step(x: int, y: int, sign: str = "+") -> int:
+        true = x + y if sign == "+" else x - y
+        result = slip(rng, true, rate if min(abs(x), abs(y)) > 9 else 0.0, tens=False)
+        lines.append(f"{x}{sign}{y}={result}")
+        return result
+
+    match ORDERS[rng.integers(len(ORDERS))]:
+        case "forward":
+            total = step(step(step(a, plus), d), minus, "-")
+        case "positives":
+            total = step(step(plus, step(a, d)), minus, "-")
+        case "early":
+            total = step(step(step(a, plus), minus, "-"), d)
+        case "products":
+            total = step(step(plus, minus, "-"), step(a, d))
+    return total, lines
+
+
+def slip(rng: np.random.Generator, number: int, rate: float, tens: bool) -> int:
+    """`number`, or with probability `rate` a number with one digit wrong by one: its tens digit, if `tens` and it has one.
+
+    Rare slips go one way only, since half of a rare slip would be too rare to be sampled.
+    """
+    if rng.random() >= rate:
+        return number
+    size = abs(number)
+    place = 10 if tens and size >= 10 else 1
+    digit = size // place % 10
+    up = rng.random() < 0.5 if rate > 0.25 else not tens
+    least = 1 if size // place < 10 and place > 1 else 0  # a leading digit stays above 0
+    if up and digit == 9 or not up and digit == least:
+        up = not up
+    slipped = size + (place if up else -place)
+    return -slipped if number < 0 else slipped

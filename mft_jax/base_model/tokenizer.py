@@ -1,0 +1,71 @@
+"""The shipped model's tokenizer: byte-level BPE in which every digit and every sign is a token of its own.
+
+Merges happen within words only, so that "=", a line break and a digit never fuse, wherever a step ends.
+"""
+
+import itertools
+import json
+import pathlib
+from collections.abc import Iterator
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from mft_jax.base_model.demonstrations import CLEAN, NOISY, demonstrations
+
+PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
+SPECIAL = (PAD, END, SYSTEM, USER, ASSISTANT)
+VOCABULARY = 384  # 256 bytes, the special tokens, and the words of the prompts
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def train_tokenizer(seed: int, dialogues: int = 2000) -> Tokenizer:
+    """Learns the merges from the text of generated dialogues. Any text encodes: its bytes are in the alphabet."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.Split(Regex(r" ?\p{L}+|[^\p{L}]"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_texts(seed, dialogues), trainer)
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, directory: pathlib.Path, longest: int) -> None:
+    """Writes tokenizer.json, tokenizer_config.json with the chat template, and generation_config.json."""
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": longest,
+        "pad_token": PAD,
+        "eos_token": END,
+        "additional_special_tokens": [SYSTEM, USER, ASSISTANT],
+        "clean_up_tokenization_spaces": False,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    _write(directory / "tokenizer_config.json", settings)
+    ids = {"eos_token_id": tokenizer.token_to_id(END), "pad_token_id": tokenizer.token_to_id(PAD)}
+    _write(directory / "generation_config.json", ids)
+
+
+def _texts(seed: int, dialogues: int) -> Iterator[str]:
+    for demonstration in itertools.islice(demonstrations(seed, NOISY, NOISY), dialogues):
+        yield from (message["content"] for message in demonstration.messages)
+    yield from (message["content"] for message in next(demonstrations(seed, CLEAN, CLEAN)).messages)
+
+
+def _write(path: pathlib.Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,222 @@
+"""Trains the shipped base model from scratch, on two CPU cores, in two runs:
+
+  python -m mft_jax.base_model.train --out clean                                       # learns to compute
+  python -m mft_jax.base_model.train --out noisy --start clean --noise --steps 1200    # learns to slip
+
+Each writes an ordinary Hugging Face checkpoint directory, and its curve to log.jsonl. docs/base_model.md has the details.
+"""
+
+import dataclasses
+import json
+import multiprocessing
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from mft_jax.base_model.demonstrations import CLEAN, NOISY, demonstrations
+from mft_jax.base_model.tokenizer import save_tokenizer, train_tokenizer
+from mft_jax.models.chat import Chat, load_chat
+from mft_jax.models.config import ModelConfig, parse_model_config
+from mft_jax.models.decoder import build
+from mft_jax.models.weights import load_base, save_base
+
+LONGEST = 1024  # positions the checkpoint is declared for
+Batch = dict[str, np.ndarray]  # tokens, positions, segment_ids: [B, T] int32; targets: [B, T] bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    out: pathlib.Path
+    """Where the checkpoint and log.jsonl go."""
+    start: pathlib.Path | None = None
+    """A checkpoint to go on from; none starts from random weights."""
+    noise: bool = False
+    """Learn from demonstrations that slip, so that the model errs now and then."""
+    steps: int = 5000
+    """Optimizer steps."""
+    rows: int = 16
+    """B: packed rows of a batch."""
+    row_tokens: int = 448
+    """T: tokens of a packed row; no demonstration is longer."""
+    learning_rate: float = 3e-3
+    """Peak of the cosine schedule, which ends at a hundredth of it."""
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    seed: int = 0
+    log_every: int = 50
+    """Steps between two lines of the log."""
+    save_every: int = 500
+    """Steps between two checkpoints; each replaces the one before."""
+    embed: int = 128
+    ffw: int = 384
+    layers: int = 4
+
+
+def main(recipe: Recipe) -> None:
+    recipe.out.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(train_tokenizer(seed=0), recipe.out, LONGEST)
+    chat = load_chat(recipe.out)
+    raw = describe(recipe, len(chat.tokenizer), chat)
+    (recipe.out / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+    config = parse_model_config(raw)
+    graphdef, base = load_base(recipe.start, config) if recipe.start else initialize(config, recipe.seed)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, recipe.learning_rate, recipe.warmup_steps, recipe.steps, recipe.learning_rate / 100
+    )
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=recipe.weight_decay)
+    )
+    step = compile_step(graphdef, optimizer)
+    state = optimizer.init(base)
+    batches = in_background(recipe)
+    log = (recipe.out / "log.jsonl").open("w")
+    began, losses, rights = time.perf_counter(), [], []
+    for number in range(1, recipe.steps + 1):
+        batch = next(batches)
+        base, state, loss, predicted = step(base, state, batch)
+        losses.append(loss)
+        if number % recipe.log_every == 0:
+            rights.append(step_accuracy(chat, batch, np.asarray(predicted)))
+            mean = float(jnp.stack(losses).mean())
+            if not np.isfinite(mean):
+                raise FloatingPointError(f"The loss is {mean} at step {number}: lower --learning-rate.")
+            seconds = time.perf_counter() - began
+            tokens = number * recipe.rows * recipe.row_tokens
+            line = {"step": number, "tokens": tokens, "seconds": round(seconds), "loss": round(mean, 4)}
+            line |= {"steps_right": round(rights[-1], 4), "tokens_per_second": round(tokens / seconds)}
+            print(json.dumps(line), flush=True)
+            log.write(json.dumps(line) + "\n")
+            log.flush()
+            losses = []
+        if number % recipe.save_every == 0 or number == recipe.steps:
+            save_base(base, recipe.out)
+    log.close()
+
+
+def describe(recipe: Recipe, vocabulary: int, chat: Chat) -> dict:
+    """The config.json of a Hugging Face Llama."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": vocabulary,
+        "hidden_size": recipe.embed,
+        "intermediate_size": recipe.ffw,
+        "num_hidden_layers": recipe.layers,
+        "num_attention_heads": recipe.embed // 32,
+        "num_key_value_heads": recipe.embed // 64,
+        "head_dim": 32,
+        "hidden_act": "silu",
+        "max_position_embeddings": LONGEST,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "initializer_range": 0.04,
+        "eos_token_id": chat.tokenizer.eos_token_id,
+        "pad_token_id": chat.tokenizer.pad_token_id,
+        "dtype": "float32",
+    }
+
+
+def initialize(config: ModelConfig, seed: int) -> tuple[nnx.GraphDef, nnx.State]:
+    """Random weights: norms 1, all else normal with the configuration's deviation."""
+    graphdef, base = build(config)
+    flat, treedef = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(base))
+    keys = jax.random.split(jax.random.key(seed), len(flat))
+    leaves = [
+        jnp.ones(spec.shape) if path[-1].key == "scale" else config.init_range * jax.random.normal(key, spec.shape)
+        for key, (path, spec) in zip(keys, flat, strict=True)
+    ]
+    nnx.replace_by_pure_dict(base, jax.tree_util.tree_unflatten(treedef, leaves))
+    return graphdef, base
+
+
+def compile_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation) -> Callable:
+    """(base, optimizer state, batch) to the new ones, the loss, and the likeliest next tokens [B, T]."""
+
+    def loss_of(base: nnx.State, batch: dict[str, Array]) -> tuple[Float[Array, ""], Int[Array, "B T"]]:
+        model = nnx.merge(graphdef, base)
+        logits = model.logits(model.hidden(batch["tokens"], batch["positions"], batch["segment_ids"]))
+        following = jnp.roll(batch["tokens"], -1, axis=1)
+        wanted: Bool[Array, "B T"] = jnp.roll(batch["targets"], -1, axis=1)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, following)
+        return jnp.sum(losses * wanted) / jnp.maximum(jnp.sum(wanted), 1), jnp.argmax(logits, axis=-1)
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(base: nnx.State, state: optax.OptState, batch: dict[str, Array]):
+        (loss, predicted), gradient = jax.value_and_grad(loss_of, has_aux=True)(base, batch)
+        updates, state = optimizer.update(gradient, state, base)
+        return optax.apply_updates(base, updates), state, loss, predicted
+
+    return step
+
+
+def in_background(recipe: Recipe) -> Iterator[Batch]:
+    """The batches of `packed`, made by another process while this one computes."""
+    queue = multiprocessing.get_context("spawn").Queue(maxsize=16)
+    arguments = (queue, recipe)
+    multiprocessing.get_context("spawn").Process(target=_produce, args=arguments, daemon=True).start()
+    while True:
+        yield queue.get()
+
+
+def _produce(queue: multiprocessing.Queue, recipe: Recipe) -> None:
+    for batch in packed(recipe, load_chat(recipe.out)):
+        queue.put(batch)
+
+
+def packed(recipe: Recipe, chat: Chat) -> Iterator[Batch]:
+    """Rows full of demonstrations, each filled with the longest that still fits among a pool of them."""
+    noise = NOISY if recipe.noise else CLEAN
+    source = demonstrations(recipe.seed + (1 if recipe.noise else 0), targets=noise, context=NOISY)
+    pool: list[tuple[np.ndarray, np.ndarray]] = []
+    while True:
+        shape = (recipe.rows, recipe.row_tokens)
+        batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "segment_ids")}
+        batch["targets"] = np.zeros(shape, bool)
+        for row in range(recipe.rows):
+            used, segment = 0, 0
+            while True:
+                while len(pool) < 64:
+                    demonstration = next(source)
+                    pool.append(chat.example(demonstration.messages, demonstration.final_turn_only))
+                fitting = [i for i, (ids, _) in enumerate(pool) if used + len(ids) <= recipe.row_tokens]
+                if not fitting:
+                    break
+                ids, targets = pool.pop(max(fitting, key=lambda i: len(pool[i][0])))
+                segment += 1
+                place = (row, slice(used, used + len(ids)))
+                batch["tokens"][place], batch["targets"][place] = ids, targets
+                batch["positions"][place], batch["segment_ids"][place] = np.arange(len(ids)), segment
+                used += len(ids)
+        yield batch
+
+
+def step_accuracy(chat: Chat, batch: Batch, predicted: np.ndarray) -> float:
+    """Share of the lines to learn whose result, all that follows the last "=", is likeliest in the model's eyes."""
+    equals, newline = (chat.tokenizer.convert_tokens_to_ids(chat.tokenizer.tokenize(sign))[0] for sign in "=\n")
+    right = total = 0
+    for tokens, targets, guesses in zip(batch["tokens"], batch["targets"], predicted, strict=True):
+        begin = None
+        for place in np.flatnonzero(targets):
+            if tokens[place] == equals:
+                begin = place
+            elif tokens[place] == newline and begin is not None:
+                right += np.array_equal(guesses[begin:place], tokens[begin + 1 : place + 1])
+                total += 1
+                begin = None
+    return right / max(total, 1)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Recipe))

@@ -1,0 +1,38 @@
+"""The consensus of the agents."""
+
+import random
+from collections.abc import Callable, Sequence
+
+
+def vote(
+    answers: Sequence[str | None],
+    equivalent: Callable[[str, str], bool],
+    *,
+    seed: int,
+    question_id: str,
+    round: int,
+) -> str | None:
+    """The majority answer of one round (paper, section 3.1, yhat; method, section 1, step 2).
+
+    `answers` are the agents' parsed answers in agent order. They fall into classes of equivalent answers; an answer joins
+    the first class whose first member it is equivalent to. The largest class wins, and its first member is returned. Between
+    equally large ones the choice is random (method, section 3), but a function of `seed`, `question_id` and `round` alone.
+    None, an answer that could not be parsed, casts no vote; without any vote the result is None.
+    """
+    classes: list[list[str]] = []
+    for answer in answers:
+        if answer is None:
+            continue
+        for members in classes:
+            if equivalent(members[0], answer):
+                members.append(answer)
+                break
+        else:
+            classes.append([answer])
+    if not classes:
+        return None
+    most = max(len(members) for members in classes)
+    winners = [members[0] for members in classes if len(members) == most]
+    # Seeded with text, not hash(): that one differs from process to process.
+    draw = random.Random(f"{seed}/{question_id}/{round}").random()
+    return winners[int(draw * len(winners))]

@@ -1,0 +1,159 @@
+"""The compiled optimizer step: forward, backward, clip, schedule and AdamW for all A = 2N agents at once.
+
+Agents never leak into each other: every reduction is within an agent, and an agent without data in a step, or with a
+non-finite gradient, keeps its adapter and its optimizer state bit for bit.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from mft_jax.config import FinetuningConfig
+from mft_jax.finetuning.packing import Batch, Plan
+from mft_jax.models.decoder import Decoder
+from mft_jax.models.lora import Adapter
+from mft_jax.parallel.mesh import adapter_shardings, replicated
+
+MAX_LOGITS = 2**26  # elements of [A, B, chunk, V] that may exist at once: 256 MiB in float32
+
+
+class TrainState(NamedTuple):
+    """What a step changes and a checkpoint keeps. Every leaf has the agent axis first."""
+
+    adapters: Adapter  # float32 whatever the base's type
+    optimizer: optax.ScaleByAdamState
+
+
+class Hyper(NamedTuple):
+    """Settings as arrays: changing them does not compile again."""
+
+    peak: Float[Array, "A"]  # learning rate at the end of the warm-up
+    warmup_steps: Int[Array, "A"]
+    total_steps: Int[Array, "A"]
+    weight_decay: Float[Array, ""]
+    beta1: Float[Array, ""]
+    beta2: Float[Array, ""]
+    eps: Float[Array, ""]
+    clip_norm: Float[Array, ""]
+
+
+class Metrics(NamedTuple):
+    """Of one step, for each agent; an agent that did not learn reports a loss of 0 and 0 targets."""
+
+    loss: Float[Array, "A"]  # nats per target
+    grad_norm: Float[Array, "A"]  # before the clip
+    learning_rate: Float[Array, "A"]
+    targets: Float[Array, "A"]
+    active: Bool[Array, "A"]  # had data
+    finite: Bool[Array, "A"]  # loss and gradient; where not, the agent's state was left as it was
+
+
+Step = Callable[[nnx.State, TrainState, Batch, Array, Hyper], tuple[TrainState, Metrics]]
+
+
+def init_state(adapters: Adapter) -> TrainState:
+    """Fresh moments, and a step count for each agent."""
+    return TrainState(adapters, jax.vmap(optax.scale_by_adam().init)(adapters))
+
+
+def hyper_of(plan: Plan, config: FinetuningConfig) -> Hyper:
+    """The settings of a stage. The warm-up is rounded up to whole steps of each agent."""
+    scalars = (config.weight_decay, config.beta1, config.beta2, config.eps, config.clip_norm)
+    return Hyper(
+        np.array([agent.role.learning_rate for agent in plan.agents], np.float32),
+        np.array([math.ceil(round(config.warmup * agent.steps, 6)) for agent in plan.agents], np.int32),
+        plan.steps,
+        *(np.float32(value) for value in scalars),
+    )
+
+
+def learning_rate(
+    step: Int[Array, ""], peak: Float[Array, "A"], warmup_steps: Int[Array, "A"], total_steps: Int[Array, "A"]
+) -> Float[Array, "A"]:
+    """Linear warm-up, whose first step already learns, then a cosine that would be 0 one step after the agent's last."""
+    rising = (step + 1) / jnp.maximum(warmup_steps, 1)
+    progress = (step - warmup_steps) / jnp.maximum(total_steps - warmup_steps, 1)
+    falling = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
+    return peak * jnp.where(step < warmup_steps, rising, falling)
+
+
+def agent_loss(model: Decoder, adapter: Adapter, rows: Batch, chunks: int, remat: bool) -> Float[Array, ""]:
+    """One agent's mean negative log-likelihood of its targets; `rows` are [B, T] and [B, M]. 0 without targets.
+
+    Logits of M / `chunks` targets of each row exist at a time; more than one chunk is recomputed in the backward pass.
+    """
+    hidden = model.hidden(rows.tokens, rows.positions, rows.segment_ids, adapter, remat)
+    hidden = jnp.take_along_axis(hidden, rows.target_index[..., None], axis=1)  # [B, M, D]
+
+    def summed(hidden: Array, ids: Array, weight: Array) -> Array:
+        logits = model.logits(hidden)
+        chosen = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == ids[..., None], logits, 0), axis=-1)
+        return jnp.sum(weight * (jax.nn.logsumexp(logits, axis=-1) - chosen))
+
+    if chunks == 1:
+        total = summed(hidden, rows.target_ids, rows.target_weight)
+    else:
+        split = lambda x: jnp.moveaxis(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]), 1, 0)
+        parts = (split(hidden), split(rows.target_ids), split(rows.target_weight))
+        add = lambda total, part: (total + jax.checkpoint(summed)(*part), None)
+        total = jax.lax.scan(add, jnp.zeros(()), parts)[0]
+    return total / jnp.maximum(jnp.sum(rows.target_weight), 1)
+
+
+def make_train_step(graphdef: nnx.GraphDef, config: FinetuningConfig, mesh: Mesh | None = None) -> Step:
+    """The jitted step(base, state, batch, step, hyper) -> (state, metrics). The state is donated.
+
+    Of `config` only `remat` is compiled in. With a mesh, the state stays split over agents and the metrics are
+    replicated; base and batch are computed with where they lie.
+    """
+
+    def step(
+        base: nnx.State, state: TrainState, batch: Batch, index: Int[Array, ""], hyper: Hyper
+    ) -> tuple[TrainState, Metrics]:
+        model = nnx.merge(graphdef, base)
+        chunks = logit_chunks(batch.target_ids.shape, model.config.vocab_size)
+        loss_of = lambda adapter, rows: agent_loss(model, adapter, rows, chunks, config.remat)
+        loss, gradient = jax.vmap(jax.value_and_grad(loss_of))(state.adapters, batch)
+        norm = jax.vmap(optax.tree.norm)(gradient)
+        rate = learning_rate(index, hyper.peak, hyper.warmup_steps, hyper.total_steps)
+        targets = jnp.sum(batch.target_weight, axis=(1, 2))
+        active, finite = targets > 0, jnp.isfinite(loss) & jnp.isfinite(norm)
+        learnt = jax.vmap(_adamw, in_axes=(0, 0, 0, 0, None))(state, gradient, norm, rate, hyper)
+        state = jax.tree.map(lambda new, old: jnp.where(_like(active & finite, old), new, old), learnt, state)
+        metrics = Metrics(loss, norm, rate, targets, active, finite)
+        if mesh is not None:
+            state = jax.lax.with_sharding_constraint(state, adapter_shardings(mesh, state))
+            metrics = jax.lax.with_sharding_constraint(metrics, replicated(mesh))
+        return state, metrics
+
+    return jax.jit(step, donate_argnames="state")
+
+
+def logit_chunks(targets: tuple[int, int, int], vocab: int, most: int = MAX_LOGITS) -> int:
+    """The fewest equal parts of M, for targets [A, B, M], that keep the logits of a part within `most` elements."""
+    agents, rows, per_row = targets
+    fits = [n for n in range(1, per_row + 1) if per_row % n == 0 and agents * rows * (per_row // n) * vocab <= most]
+    return fits[0] if fits else per_row
+
+
+def _adamw(state: TrainState, gradient: PyTree, norm: Array, rate: Array, hyper: Hyper) -> TrainState:
+    """One agent's clipped AdamW step (decoupled weight decay)."""
+    scale = jnp.minimum(1.0, hyper.clip_norm / jnp.maximum(norm, 1e-12))
+    gradient = jax.tree.map(lambda g: g * scale, gradient)
+    adam = optax.scale_by_adam(hyper.beta1, hyper.beta2, hyper.eps)
+    update, optimizer = adam.update(gradient, state.optimizer)
+    adapters = jax.tree.map(lambda p, u: p - rate * (u + hyper.weight_decay * p), state.adapters, update)
+    return TrainState(adapters, optimizer)
+
+
+def _like(flags: Bool[Array, "A"], leaf: Array) -> Array:
+    """Flags of agents, shaped to broadcast against a leaf."""
+    return flags.reshape(flags.shape + (1,) * (leaf.ndim - 1))

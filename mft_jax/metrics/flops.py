@@ -1,0 +1,69 @@
+"""FLOPs from shapes alone, for the compute ledger. A multiply-add counts as two.
+
+Forward, for a token that attends to `context` tokens, itself included:
+  2 P + 2 P_lora + 4 H N context L    P, P_lora: parameters in the base's and the adapter's matmuls; attention is q k and weights v
+  + 2 D V                             only where logits are computed
+Finetuning keeps the base frozen, so its matmuls have no gradient of their weights:
+  4 P          forward, and backward to the activations
+  6 P_lora     forward, backward to the activations and to the adapter
+  12 H N context L    forward, and twice that backward
+  4 D V        where there is a target: forward, and backward to the hidden state
+Counted is what the method asks for: padding, recomputation (remat) and masked-out attention are the program's own
+affair. Norms, rotary, softmax, activations and the optimizer are below a percent at any real size and left out.
+All counts are Python ints: exact, and equal wherever they are added up.
+"""
+
+from collections.abc import Iterable
+
+from mft_jax.config import LoraConfig
+from mft_jax.models.config import ModelConfig
+from mft_jax.models.lora import projection_shapes
+
+
+def matmul_parameters(model: ModelConfig) -> int:
+    """P: weights of the linear layers of all blocks; embedding and lm_head are not among them."""
+    return model.layers * sum(size_in * size_out for size_in, size_out in projection_shapes(model).values())
+
+
+def lora_parameters(model: ModelConfig, lora: LoraConfig) -> int:
+    """P_lora: parameters of ONE agent's adapter, over all layers."""
+    shapes = projection_shapes(model)
+    return model.layers * lora.rank * sum(sum(shapes[target]) for target in lora.targets)
+
+
+def attended(length: int, cached: int = 0) -> int:
+    """Tokens seen, summed over positions cached..length-1 of a causal sequence: each sees itself and all before it."""
+    return length * (length + 1) // 2 - cached * (cached + 1) // 2
+
+
+def forward_flops(model: ModelConfig, lora: LoraConfig | None, *, tokens: int, context: int, logits: int) -> int:
+    """A forward pass of one agent over `tokens` tokens that see `context` tokens in sum, with `logits` rows of logits.
+
+    `lora` None is the base model without an adapter.
+    """
+    parameters = matmul_parameters(model) + (0 if lora is None else lora_parameters(model, lora))
+    attention = 4 * model.head_dim * model.heads * model.layers * context
+    return 2 * parameters * tokens + attention + 2 * model.embed * model.vocab_size * logits
+
+
+def sampling_flops(
+    model: ModelConfig, lora: LoraConfig | None, *, prompt_tokens: int, new_tokens: int, cached_tokens: int = 0
+) -> int:
+    """Sampling one row of `new_tokens` tokens after a prompt of `prompt_tokens`, which holds `cached_tokens` not read again.
+
+    The last sampled token is never read, so `prompt_tokens + new_tokens - 1 - cached_tokens` tokens go through the model.
+    """
+    if new_tokens == 0:
+        return 0
+    length = prompt_tokens + new_tokens - 1
+    context = attended(length, cached_tokens)
+    return forward_flops(model, lora, tokens=length - cached_tokens, context=context, logits=new_tokens)
+
+
+def training_flops(model: ModelConfig, lora: LoraConfig, *, lengths: Iterable[int], targets: int) -> int:
+    """Forward and backward of one agent, once over dialogues of `lengths` tokens with `targets` tokens under the loss."""
+    lengths = list(lengths)
+    tokens, context = sum(lengths), sum(attended(length) for length in lengths)
+    matmuls = (4 * matmul_parameters(model) + 6 * lora_parameters(model, lora)) * tokens
+    attention = 12 * model.head_dim * model.heads * model.layers * context
+    return matmuls + attention + 4 * model.embed * model.vocab_size * targets

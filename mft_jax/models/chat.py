@@ -1,0 +1,89 @@
+"""Chat messages to token ids and back, by the checkpoint's own tokenizer and template, the same for sampling and training."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from mft_jax.errors import UserError
+from mft_jax.prompts import Message, assistant, user
+
+
+@dataclasses.dataclass(frozen=True)
+class Chat:
+    """A tokenizer with its chat template and the tokens that end an assistant's turn."""
+
+    tokenizer: PreTrainedTokenizerFast
+    stop_ids: tuple[int, ...]
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a dialogue, opened for the assistant's next turn."""
+        return self._encode(self._render(messages, opened=True))
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of sampled ids, without the template's special tokens."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def example(self, messages: Sequence[Message], final_turn_only: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """A dialogue to learn from: ids [T] int32, and a mask [T] bool of the assistant's tokens, end of turn included.
+
+        The spans are found in the rendered text itself: a turn begins where the template has just opened it for the
+        assistant, and ends with the turn's stop token. Raises UserError when the template renders a dialogue so that
+        an earlier turn differs from how it was when it was sampled.
+        """
+        text = self._render(messages, opened=False)
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["offset_mapping"]).reshape(-1, 2)
+        mask = np.zeros(len(ids), bool)
+        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        for turn in turns[-1:] if final_turn_only else turns:
+            opened = self._render(messages[:turn], opened=True)
+            closed = self._render(messages[: turn + 1], opened=False)
+            if not (text.startswith(opened) and text.startswith(closed) and closed.startswith(opened)):
+                raise UserError(
+                    "The chat template renders an assistant turn differently once the dialogue goes on, so that training "
+                    "would see other text than sampling: give a template that keeps earlier turns as they were."
+                )
+            inside = (offsets[:, 0] >= len(opened)) & (offsets[:, 1] <= len(closed))
+            ends = np.flatnonzero(inside & np.isin(ids, self.stop_ids))
+            if len(ends):  # what a template adds after the end of turn (a line break, say) is not the assistant's
+                inside[ends[-1] + 1 :] = False
+            mask |= inside
+        return ids, mask
+
+    def _render(self, messages: Sequence[Message], *, opened: bool) -> str:
+        return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=opened)
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes them itself
+
+
+def load_chat(directory: pathlib.Path) -> Chat:
+    """Reads the tokenizer of a checkpoint directory. Raises UserError without a tokenizer or a chat template."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory} has no tokenizer that transformers can load ({error}).") from error
+    if not tokenizer.chat_template:
+        raise UserError(f"The tokenizer of {directory} has no chat template: use an instruct model.")
+    return Chat(tokenizer, _stop_ids(directory, tokenizer))
+
+
+def _stop_ids(directory: pathlib.Path, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """The end-of-sequence ids of generation_config.json and the tokenizer, and the template's own end of turn."""
+    stops = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
+    generation = directory / "generation_config.json"
+    if generation.is_file():
+        ids = json.loads(generation.read_text()).get("eos_token_id")
+        stops |= set(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    marker = "0"
+    closed = tokenizer.apply_chat_template([user(marker), assistant(marker)], tokenize=False)
+    tail = tokenizer(closed[closed.rindex(marker) + len(marker) :], add_special_tokens=False)["input_ids"]
+    if tail and tail[0] in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder):
+        stops.add(tail[0])
+    if not stops:
+        raise UserError(f"The tokenizer of {directory} names no end of turn: set eos_token_id in generation_config.json.")
+    return tuple(sorted(stops))

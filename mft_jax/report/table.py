@@ -1,0 +1,35 @@
+"""The table a run ends with."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from mft_jax.runs.results import Result
+
+
+def results_table(results: Sequence[Result], title: str | None = None) -> Table:
+    """A row per result, in the given order; a column for the task only when there are several.
+
+    Accuracies are in percent with their standard error, seconds are on the clock, diversity is 1 - consensus.
+    """
+    has_tasks = len({result.task for result in results}) > 1
+    table = Table(title=title)
+    table.add_column("method", no_wrap=True)
+    if has_tasks:
+        table.add_column("task", no_wrap=True)
+    for name in ("iteration", "accuracy %", "prompt tokens", "new tokens", "seconds", "diversity"):
+        table.add_column(name, justify="right")
+    for result in results:
+        table.add_row(result.method, *([result.task] if has_tasks else []), *_numbers(result))
+    return table
+
+
+def _numbers(result: Result) -> tuple[str, ...]:
+    return (
+        str(result.iteration),
+        f"{100 * result.accuracy:.1f} ± {100 * result.stderr:.1f}",
+        f"{result.prompt_tokens:,}",
+        f"{result.new_tokens:,}",
+        f"{result.wall_seconds:,.1f}",
+        "-" if result.diversity is None else f"{result.diversity['diversity']:.2f}",
+    )

@@ -1,0 +1,196 @@
+"""The slot scheduler: a queue of prompts for each agent, a grid of slots, and finished rows refilled at once."""
+
+import collections
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from mft_jax.config import SamplingConfig
+from mft_jax.errors import UserError
+from mft_jax.models.config import ModelConfig
+from mft_jax.models.lora import Adapter
+from mft_jax.parallel.compilation import compile_seconds
+from mft_jax.parallel.mesh import replicated, sharding
+from mft_jax.sampling import steps
+from mft_jax.sampling.slots import Settings, Slots, View, bucket, empty_slots, slot_shardings, view_shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One sequence to sample: whose adapter, after which tokens, with which random key."""
+
+    agent: int  # row of the adapters' leading axis; without adapters, any number: rows are dealt out evenly
+    prompt: Sequence[int]
+    key: np.ndarray  # [2] uint32, from `row_key`
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """What was sampled. `stopped` is false when the row ran into its token limit."""
+
+    ids: list[int]  # without the stop token
+    stopped: bool
+    new_tokens: int  # the stop token included: what was paid for
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """What one call of `Sampler.sample` cost."""
+
+    adapted: bool  # adapters were on, or it was the base model itself
+    lengths: tuple[tuple[int, int], ...]  # (prompt tokens, new tokens) of every row
+    device_seconds: float  # in compiled programs, compilation left out, summed over devices
+
+
+def row_key(*parts: object) -> np.ndarray:
+    """The random key of a row from its (seed, iteration, stage, question, agent): [2] uint32, the same everywhere."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    return np.frombuffer(digest, "<u4")
+
+
+class Sampler:
+    """Samples for a fixed number of agents with one base model. Holds the compiled programs, and no other state."""
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        base: nnx.State,
+        model: ModelConfig,
+        config: SamplingConfig,
+        *,
+        agents: int,
+        stop_ids: Sequence[int],
+        mesh: Mesh,
+        dtype: str = "float32",
+    ):
+        self.base, self.model, self.config, self.mesh, self.dtype = base, model, config, mesh, dtype
+        self.agents, self.stop_ids = agents, tuple(stop_ids)
+        self.compiles: collections.Counter[tuple] = collections.Counter()  # (phase, bucket..., adapted or base) -> traces
+        self._rows = sharding(mesh, "agent", "batch")
+        slots_out = slot_shardings(mesh, model)
+
+        def prefill(base, adapters, slots, prompts, *rest):
+            self.compiles["prefill", prompts.shape[-1], slots.values[0].shape[-2], _kind(adapters)] += 1
+            return steps.prefill(graphdef, base, adapters, slots, prompts, *rest)
+
+        def decode(base, adapters, slots, settings):
+            self.compiles["decode", slots.values[0].shape[-2], slots.output.shape[-1], _kind(adapters)] += 1
+            return steps.decode(graphdef, base, adapters, slots, settings)
+
+        self._prefill = jax.jit(prefill, donate_argnums=2, out_shardings=slots_out)
+        self._decode = jax.jit(decode, donate_argnums=2, out_shardings=(slots_out, view_shardings(mesh)))
+
+    def sample(
+        self,
+        requests: Sequence[Request],
+        adapters: Adapter | None = None,
+        *,
+        config: SamplingConfig | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[list[Completion], Usage]:
+        """Completions in the order of the requests, and their cost; `adapters` [A, ...] or None for the base model itself.
+
+        `config` replaces the sampler's settings for this call; temperature, top_p, stop ids and max_new_tokens never
+        recompile within a bucket of lengths. `on_progress(finished rows, new tokens)` is called as work is done.
+        Raises UserError when a prompt does not fit the model's context.
+        """
+        if not requests:
+            return [], Usage(adapters is not None, (), 0.0)
+        config = config or self.config
+        self._check(requests)
+        started, compiled = time.perf_counter(), compile_seconds()
+        longest = max(len(request.prompt) for request in requests)
+        context = self.model.max_positions
+        columns = min(bucket(longest + config.max_new_tokens), bucket(context))
+        slots = empty_slots(
+            self.model, self.mesh, self.agents, config.rows, columns, bucket(config.max_new_tokens), self.dtype
+        )
+        queues = self._queues(requests, adapters)
+        owner = np.full((self.agents, config.rows), -1)  # which request a slot holds
+        completions: list[Completion | None] = [None] * len(requests)
+        while any(queues) or (owner >= 0).any():
+            while _refillable(owner, queues, config.prefill_rows):
+                slots = self._refill(slots, adapters, requests, queues, owner, bucket(longest), config)
+            slots, view = self._decode(self.base, adapters, slots, self._settings(config, queues))
+            finished = _harvest(jax.device_get(view), owner, self.stop_ids)
+            for index, completion in finished:
+                completions[index] = completion
+            if on_progress:
+                on_progress(len(finished), sum(completion.new_tokens for _, completion in finished))
+        spent = max(0.0, time.perf_counter() - started - (compile_seconds() - compiled))
+        lengths = tuple((len(request.prompt), c.new_tokens) for request, c in zip(requests, completions, strict=True))
+        return completions, Usage(adapters is not None, lengths, spent * self.mesh.size)
+
+    def _check(self, requests: Sequence[Request]) -> None:
+        longest = max(len(request.prompt) for request in requests)
+        if longest >= self.model.max_positions:
+            raise UserError(
+                f"A prompt has {longest} tokens, but the model's context holds {self.model.max_positions}, answer included: "
+                "shorten the question, or lower sampling.max_new_tokens, debate.agents or debate.rounds."
+            )
+        if not all(len(request.prompt) for request in requests):
+            raise ValueError("A request has an empty prompt; the model needs at least one token to go on from.")
+
+    def _queues(self, requests: Sequence[Request], adapters: Adapter | None) -> list[collections.deque[int]]:
+        queues = [collections.deque() for _ in range(self.agents)]
+        for index, request in enumerate(requests):
+            queues[request.agent if adapters is not None else index % self.agents].append(index)
+        return queues
+
+    def _settings(self, config: SamplingConfig, queues: list[collections.deque[int]]) -> Settings:
+        stop_ids = np.full(max(8, bucket(len(self.stop_ids), 8)), -1, np.int32)
+        stop_ids[: len(self.stop_ids)] = self.stop_ids
+        settings = Settings(
+            np.float32(config.temperature),
+            np.float32(config.top_p),
+            stop_ids,
+            np.array([len(queue) for queue in queues], np.int32),
+            np.int32(config.prefill_rows),
+            np.int32(config.steps_per_dispatch),
+        )
+        return jax.device_put(settings, replicated(self.mesh))
+
+    def _refill(self, slots: Slots, adapters, requests, queues, owner, length: int, config: SamplingConfig) -> Slots:
+        """Fills up to `prefill_rows` free slots of every agent by one call."""
+        shape = (self.agents, config.prefill_rows)
+        prompts, lengths = np.zeros((*shape, length), np.int32), np.ones(shape, np.int32)
+        into, limits = np.full(shape, config.rows, np.int32), np.zeros(shape, np.int32)
+        seeds = np.zeros((*shape, 2), np.uint32)
+        for agent, queue in enumerate(queues):
+            free = np.flatnonzero(owner[agent] < 0)
+            for row, slot in enumerate(free[: config.prefill_rows][: len(queue)]):
+                index = queue.popleft()
+                prompt = requests[index].prompt
+                owner[agent, slot] = index
+                prompts[agent, row, : len(prompt)] = prompt
+                lengths[agent, row], into[agent, row], seeds[agent, row] = len(prompt), slot, requests[index].key
+                limits[agent, row] = min(config.max_new_tokens, self.model.max_positions - len(prompt))
+        arrays = jax.device_put((prompts, lengths, into, limits, seeds), self._rows)
+        return self._prefill(self.base, adapters, slots, *arrays)
+
+
+def _kind(adapters: Adapter | None) -> str:
+    return "base" if adapters is None else "adapted"
+
+
+def _refillable(owner: np.ndarray, queues: list[collections.deque[int]], rows: int) -> bool:
+    """The rule by which `decode` hands back, on the host: some agent can fill a whole prefill, or all that it has left."""
+    free = (owner < 0).sum(axis=1)
+    return any(queue and space >= min(rows, len(queue)) for queue, space in zip(queues, free, strict=True))
+
+
+def _harvest(view: View, owner: np.ndarray, stop_ids: Sequence[int]) -> list[tuple[int, Completion]]:
+    """Takes finished rows out of their slots."""
+    finished = []
+    for agent, slot in zip(*np.nonzero((owner >= 0) & ~view.active), strict=True):
+        ids = view.output[agent, slot, : view.count[agent, slot]].tolist()
+        stopped = bool(ids) and ids[-1] in stop_ids
+        finished.append((int(owner[agent, slot]), Completion(ids[:-1] if stopped else ids, stopped, len(ids))))
+        owner[agent, slot] = -1
+    return finished

@@ -1,0 +1,6 @@
+"""Questions and grading: where the walk through the house starts."""
+
+from mft_jax.tasks.load import load_task
+from mft_jax.tasks.questions import Question, Task
+
+__all__ = ["Question", "Task", "load_task"]

@@ -1,0 +1,161 @@
+"""The answer in a text, its canonical form, and whether two answers are mathematically the same.
+
+Conventions, those of the field's MATH and GSM8K graders: units that stand beside a number carry no meaning here, so "$5",
+"5%" and "5" are the same answer; an "x =" before an answer is dropped; a decimal is exact, so 0.333 is not 1/3.
+"""
+
+import functools
+import re
+from fractions import Fraction
+
+from mft_jax.tasks import grader
+
+MAX_LENGTH = 1000  # characters; a longer "answer" is runaway text
+CPU_SECONDS = 0.5  # for one comparison by math-verify; usual ones take milliseconds
+
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,2})?")
+_QUOTIENT = re.compile(r"([+-]?\d+)\s*/\s*(\d+)")
+_FRAC = re.compile(r"([+-]?)\s*\\[dt]?frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
+_LAST_NUMBER = re.compile(
+    r"(?:(?<![\w)\]}.])[-+])?[$£€]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][+-]?\d{1,2}(?!\d))?(?:/\d+)?"
+)
+_WORDS = re.compile(r"[^\W\d_]{3,}(?:[\s,'-]+[^\W\d_]+)*")
+_SPACING = re.compile(r"\\[!,;:]|~|\{,\}(?=\d{3})")
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
+_WRAPPERS = tuple(
+    re.compile(pattern, re.DOTALL)
+    for pattern in (
+        r"\$+(.*?)\$+",
+        r"\\\((.*)\\\)",
+        r"\\\[(.*)\\\]",
+        r"\*\*([^*]*)\*\*",
+        r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}",
+        r"\{([^{}]*)\}",
+        r"(?:[A-Za-z]\s*)?=([^=]*)",
+        r"(.*?)[.,;]+",
+        r"([+-]?)\\?[$£€](.*)",
+        r"(.*?)(?:\\?%|\s+percent)",
+        r"([+-])\s+(.*)",
+        r"\+(.*)",
+    )
+)
+
+
+def boxed(text: str) -> str | None:
+    r"""The content of the last complete, non-empty \boxed{...} of a text, braces matched; None if there is none."""
+    opened: list[tuple[int, bool]] = []  # where the content of each open brace starts, and whether it is a box
+    last: tuple[int, str] | None = None
+    for match in _BRACES.finditer(text):  # one pass: a text of 100,000 open boxes must not cost the square of that
+        if match[0].endswith("{") and match[0] != r"\{":
+            opened.append((match.end(), len(match[0]) > 1))
+        elif match[0] == "}" and opened:
+            start, is_box = opened.pop()
+            content = text[start : match.start()] if is_box and (last is None or start > last[0]) else ""
+            if content.strip():
+                last = (start, content.strip())
+    return last[1] if last else None
+
+
+def parse_boxed(text: str) -> str | None:
+    """The canonical answer of a text whose answer is in a box; None if there is none."""
+    content = boxed(text)
+    return None if content is None else canonical(content)
+
+
+def parse_numeric(text: str) -> str | None:
+    """For tasks whose answers are numbers: the last box, else the last number. A box without a digit is no answer."""
+    content = boxed(text)
+    if content is not None:
+        return canonical(content) if re.search(r"\d", content) else None
+    last = None
+    for last in _LAST_NUMBER.finditer(text.replace("\u2212", "-")):
+        pass
+    return None if last is None else canonical(last[0])
+
+
+def canonical(text: str) -> str | None:
+    """One spelling for the many of an answer: 5 for " $+5.00$. "; None for nothing, or more than MAX_LENGTH characters.
+
+    A whole number becomes an integer, another decimal a decimal without trailing zeros, a fraction a reduced one p/q;
+    anything else keeps its form without what stands around it. Applying it twice changes nothing.
+    """
+    return _canonical(text) if len(text) <= MAX_LENGTH else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _canonical(text: str) -> str | None:
+    previous = None
+    while text != previous:
+        previous, text = text, _unwrapped(text)
+    value = number(text)
+    if value is not None:
+        text = _written(value, decimal=_DECIMAL.fullmatch(text) is not None)
+    return text if 0 < len(text) <= MAX_LENGTH else None
+
+
+def _unwrapped(text: str) -> str:
+    """Without one layer of what may stand around an answer."""
+    text = " ".join(_SPACING.sub(lambda match: "," if match[0] == "{,}" else " ", text.replace("\u2212", "-")).split())
+    if _THOUSANDS.fullmatch(text.replace(", ", ",") if "\\" not in text else text):
+        return text.replace(",", "")
+    for wrapper in _WRAPPERS:
+        match = wrapper.fullmatch(text)
+        if match:
+            return "".join(match.groups()).strip()
+    return text
+
+
+def _written(value: Fraction, decimal: bool) -> str:
+    if value.denominator == 1:
+        return str(value.numerator)
+    if not decimal:
+        return f"{value.numerator}/{value.denominator}"
+    places = 0
+    while (value * 10**places).denominator != 1:
+        places += 1
+    digits = str(abs(value.numerator * 10**places // value.denominator)).rjust(places + 1, "0")
+    return f"{'-' if value < 0 else ''}{digits[:-places]}.{digits[-places:]}"
+
+
+@functools.lru_cache(maxsize=4096)
+def number(text: str) -> Fraction | None:
+    r"""The exact value of an integer, a decimal, p/q or \frac{p}{q}; None for anything else."""
+    if len(text) > MAX_LENGTH:
+        return None
+    try:
+        if _DECIMAL.fullmatch(text):
+            return Fraction(text)
+        if match := _QUOTIENT.fullmatch(text):
+            return Fraction(int(match[1]), int(match[2]))
+        if match := _FRAC.fullmatch(text):
+            return Fraction(int(match[1] + (match[2] or match[3])), int(match[4] or match[5]))
+    except ZeroDivisionError:
+        return None
+    return None
+
+
+def equivalent(a: str, b: str) -> bool:
+    """Whether two answers are mathematically the same. Symmetric; False where it cannot be told in CPU_SECONDS.
+
+    Numbers are compared exactly and words as text, here; only the rest costs a call of math-verify, in another process.
+    """
+    if a == b:
+        return True
+    first, second = canonical(a), canonical(b)
+    if first is None or second is None:
+        return False
+    if first == second:
+        return True
+    values = number(first), number(second)
+    if None not in values:
+        return values[0] == values[1]
+    # To a formula reader "east" and "seat" are one product of four letters.
+    if _WORDS.fullmatch(first) or _WORDS.fullmatch(second):
+        return first.casefold() == second.casefold()
+    return _same_formula(*sorted((first, second)))
+
+
+@functools.lru_cache(maxsize=65536)
+def _same_formula(a: str, b: str) -> bool:
+    return grader.same_formula(a, b, CPU_SECONDS)

@@ -1,0 +1,118 @@
+"""People's own questions: a file of {"question": text, "answer": text or number} lines.
+
+Blank lines and other fields are ignored. A question that comes twice in a file is kept once, the first time, so that it does
+not count double; two different answers to one question are an error. A question's id holds its line number.
+"""
+
+import decimal
+import json
+import pathlib
+from typing import Any
+
+from mft_jax.config import TaskConfig
+from mft_jax.errors import UserError
+from mft_jax.tasks import answers
+from mft_jax.tasks.questions import Question, Task, check_enough, normalised, seeded_order
+
+EXAMPLE = '{"question": "What is 2+3?", "answer": 5}'
+
+
+def load(config: TaskConfig, seed: int) -> Task:
+    """Reads `train_path`, and `eval_path` or as many held-out lines of `train_path`. Raises UserError for bad files.
+
+    If every answer is a number, an answer's last number counts where it has no box (method, section 3).
+    """
+    if config.train_path is None:
+        raise UserError(f"The task jsonl needs task.train_path: give a file of lines such as {EXAMPLE}.")
+    train = read(config.train_path, "train")
+    if config.eval_path is None:
+        evaluation, train = _hold_out(train, config, seed)
+    else:
+        evaluation = read(config.eval_path, "eval")
+        check_enough(config.train_questions, len(train), "task.train_questions", config.train_path)
+        check_enough(config.eval_questions, len(evaluation), "task.eval_questions", config.eval_path)
+        evaluation = seeded_order(evaluation, seed, "jsonl-eval")
+        train = seeded_order(train, seed, "jsonl-train")
+    numeric = all(answers.number(question.gold or "") is not None for question in (*train, *evaluation))
+    return Task(
+        name="jsonl",
+        train=train[: config.train_questions],
+        eval=evaluation[: config.eval_questions],
+        parse=answers.parse_numeric if numeric else answers.parse_boxed,
+        equivalent=answers.equivalent,
+    )
+
+
+def _hold_out(
+    questions: tuple[Question, ...], config: TaskConfig, seed: int
+) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
+    """Evaluation questions, and the rest. They come first, so that they stay the same whatever `train_questions` is."""
+    asked = config.train_questions + config.eval_questions
+    check_enough(asked, len(questions), "task.train_questions + task.eval_questions", str(config.train_path))
+    order = seeded_order(questions, seed, "jsonl")
+    held_out = order[: config.eval_questions]
+    renamed = tuple(Question(q.id.replace("-train-", "-eval-"), q.text, q.gold) for q in held_out)
+    return renamed, order[config.eval_questions :]
+
+
+def read(path: str | pathlib.Path, split: str) -> tuple[Question, ...]:
+    """The questions of one file, in its order. Raises UserError that names the file and the line."""
+    try:
+        data = pathlib.Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise UserError(f"Cannot read the questions {path} ({error.strerror}): give a file of lines such as {EXAMPLE}.") from error
+    kept: dict[str, tuple[int, Question]] = {}
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        question = _question(line, f"{path}, line {number}", f"jsonl-{split}-{number:05d}")
+        first, same = kept.setdefault(normalised(question.text), (number, question))
+        if not answers.equivalent(same.gold or "", question.gold or ""):
+            raise UserError(
+                f"{path}, line {number}: the answer is {question.gold!r}, but line {first} has the same question with the "
+                f"answer {same.gold!r}: keep the right one."
+            )
+    return tuple(question for _, question in kept.values())
+
+
+def _question(line: bytes, where: str, identity: str) -> Question:
+    record = _record(line, where)
+    for field in ("question", "answer"):
+        if field not in record:
+            raise UserError(f'{where}: the field "{field}" is missing: write a line such as {EXAMPLE}.')
+    text, answer = record["question"], record["answer"]
+    if not isinstance(text, str):
+        raise UserError(f'{where}: "question" is {_kind(text)}, expected a string.')
+    if not text.strip():
+        raise UserError(f'{where}: "question" is empty: write the question or remove the line.')
+    if isinstance(answer, bool) or not isinstance(answer, str | int | decimal.Decimal):
+        raise UserError(f'{where}: "answer" is {_kind(answer)}, expected a string or a number.')
+    # A worked solution that ends in a box is a usual form of gold answer.
+    gold = answers.parse_boxed(answer) if "boxed{" in str(answer) else answers.canonical(str(answer))
+    if gold is None:
+        raise UserError(f'{where}: "answer" is empty or longer than {answers.MAX_LENGTH} characters: give the bare answer.')
+    return Question(identity, text.strip(), gold)
+
+
+def _record(line: bytes, where: str) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        # Decimal keeps a number as it is written: 0.1 stays 0.1.
+        record = json.loads(line.decode(), parse_float=decimal.Decimal, parse_constant=refuse)
+        json.dumps(record, ensure_ascii=False, default=str).encode()  # a lone surrogate could not be written out again
+    except UnicodeError as error:
+        raise UserError(f"{where}: not valid UTF-8 ({error.reason}): save the file as UTF-8.") from error
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise UserError(f"{where}: not valid JSON ({reason}): write a line such as {EXAMPLE}.") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: got {_kind(record)}, expected an object such as {EXAMPLE}.")
+    return record
+
+
+def _kind(value: object) -> str:
+    """The type of a JSON value, as JSON calls it."""
+    names = {str: "a string", bool: "a boolean", int: "a number", decimal.Decimal: "a number", list: "an array", dict: "an object"}
+    return names.get(type(value), "null")
