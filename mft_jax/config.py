@@ -153,7 +153,9 @@ def load_config(path: str | pathlib.Path) -> ExperimentConfig:
     try:
         text = path.read_text()
     except OSError as error:
-        raise UserError(f"Cannot read the configuration {path} ({error.strerror}): give the path of a YAML file.") from error
+        raise UserError(
+            f"Cannot read the configuration {path} ({error.strerror}): give the path of a YAML file."
+        ) from error
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -210,8 +212,16 @@ def validate(config: ExperimentConfig, source: str = "configuration") -> None:
         _check(value >= 1, source, name, value, "at least 1")
     _check(config.sampling.temperature >= 0, source, "sampling.temperature", config.sampling.temperature, "0 or more")
     _check(0 < config.sampling.top_p <= 1, source, "sampling.top_p", config.sampling.top_p, "above 0 and at most 1")
-    _check(0 <= config.finetuning.critic_mix <= 1, source, "finetuning.critic_mix", config.finetuning.critic_mix, "from 0 to 1")
-    _check(0 <= config.finetuning.warmup < 1, source, "finetuning.warmup", config.finetuning.warmup, "from 0 to below 1")
+    _check(
+        0 <= config.finetuning.critic_mix <= 1,
+        source,
+        "finetuning.critic_mix",
+        config.finetuning.critic_mix,
+        "from 0 to 1",
+    )
+    _check(
+        0 <= config.finetuning.warmup < 1, source, "finetuning.warmup", config.finetuning.warmup, "from 0 to below 1"
+    )
     _check(config.finetuning.clip_norm > 0, source, "finetuning.clip_norm", config.finetuning.clip_norm, "above 0")
     for role in ("generator", "critic"):
         rate = getattr(config.finetuning, role).learning_rate
@@ -237,7 +247,7 @@ def _check(holds: bool, source: str, name: str, got: Any, expected: str) -> None
         raise UserError(f"{source}: {name} is {got!r}, expected {expected}.")
 
 
-def _build(kind: type, raw: Any, source: str, prefix: str) -> Any:
+def _build(kind: Any, raw: Any, source: str, prefix: str) -> Any:
     """A dataclass from a mapping, checked field by field."""
     if not isinstance(raw, dict):
         raise UserError(f"{source}: {prefix.rstrip('.') or 'the file'} is {raw!r}, expected a mapping of fields.")

@@ -23,14 +23,12 @@ def assistant(content: str) -> Message:
 
 def first(question: str) -> Message:
     """Round 1: one agent, alone."""
-    return user(f"{question}\nThink step by step and end with the answer in {BOXED}.")
+    return user(f"{question}\nReason step by step and end with the answer in {BOXED}.")
 
 
 def later(summary: str) -> Message:
     """Rounds 2..M: an agent that has already answered sees what the others said."""
-    return user(
-        f"Other solvers say:\n{summary}\nCheck their steps and yours, correct any mistake, and end with the answer in {BOXED}."
-    )
+    return user(f"Other solvers say:\n{summary}\nCheck their steps and yours and end with the answer in {BOXED}.")
 
 
 def reconsider() -> Message:
@@ -41,4 +39,4 @@ def reconsider() -> Message:
 def summary(question: str, answers: Sequence[str]) -> Message:
     """Asks the base model to condense the other agents' answers of the previous round, in the agents' order."""
     listed = "\n".join(f"Solver {index}: {answer}" for index, answer in enumerate(answers, start=1))
-    return user(f"{question}\n{listed}\nSummarize what the solvers say: the value of each step, where they differ, and their answers.")
+    return user(f"{question}\n{listed}\nSummarize their steps, their answers, and where they differ.")

@@ -18,8 +18,12 @@ from mft_jax import prompts
 from mft_jax.prompts import Message
 from mft_jax.tasks.arithmetic_split import LARGEST, question_text, reserved
 
-METHODS = ("direct", "tens", "first", "round")  # how to multiply
-ORDERS = ("forward", "positives", "early", "products")  # how to add up
+METHODS = ("direct", "tens", "first")  # how to multiply
+ORDERS = ("forward", "positives", "early")  # how to add up
+STAGES = {  # shares of first answers, second-round answers, third-round answers, and summaries
+    "answers": (1.0, 0.0, 0.0, 0.0),
+    "debates": (0.40, 0.40, 0.05, 0.15),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,12 +65,14 @@ class Demonstration:
     final_turn_only: bool
 
 
-def demonstrations(seed: int, targets: Noise, context: Noise) -> Iterator[Demonstration]:
+def demonstrations(
+    seed: int, targets: Noise, context: Noise = NOISY, stage: str = "debates"
+) -> Iterator[Demonstration]:
     """An endless stream: `targets` is the noise of the turns to learn, `context` that of the turns they answer to."""
     rng = np.random.default_rng(seed)
     while True:
         numbers = draw_numbers(rng)
-        kind = rng.choice(4, p=(0.42, 0.38, 0.05, 0.15))
+        kind = rng.choice(4, p=STAGES[stage])
         if kind == 3:
             yield summary_demonstration(rng, numbers, context)
         else:
@@ -167,13 +173,9 @@ def finish(products: Sequence[int], total: int, lines: Sequence[str]) -> Answer:
 def partial_products(x: int, y: int, method: str) -> str:
     """What stands between "x*y=" and the product: two parts to add or subtract, or nothing.
 
-    tens: 24*13=240+72=312, y is split. first: 24*13=260+52=312, x is split. round: 24*18=480-48=432, y is rounded up.
-    A method that does not fit the numbers gives way to the next one that does.
+    tens: 24*13=240+72=312, y is split. first: 24*13=260+52=312, x is split, also where y has no tens and units.
     """
-    if method == "round" and y > 10 and y % 10 > 5 and x > 1:
-        up = -(-y // 10) * 10
-        return f"{x * up}-{x * (up - y)}="
-    if method in ("round", "tens") and y > 10 and y % 10 and x > 1:
+    if method == "tens" and y > 10 and y % 10 and x > 1:
         return f"{x * (y // 10 * 10)}+{x * (y % 10)}="
     if method != "direct" and x > 10 and x % 10 and y > 1:
         return f"{x // 10 * 10 * y}+{x % 10 * y}="
@@ -183,7 +185,10 @@ def partial_products(x: int, y: int, method: str) -> str:
 def add_up(
     rng: np.random.Generator, numbers: Sequence[int], products: Sequence[int], rate: float
 ) -> tuple[int, list[str]]:
-    """The sum of a, d and the products in a random order: its value, and one line a step."""
+    """The sum of a, d and the products in a random order: its value, and one line a step.
+
+    Only the last step can fall below zero: the products are subtracted early only where something remains.
+    """
     a, _, _, d, _, _ = numbers
     plus, minus = products
     lines: list[str] = []
@@ -197,28 +202,29 @@ def add_up(
     match ORDERS[rng.integers(len(ORDERS))]:
         case "forward":
             total = step(step(step(a, plus), d), minus, "-")
-        case "positives":
-            total = step(step(plus, step(a, d)), minus, "-")
-        case "early":
-            total = step(step(step(a, plus), minus, "-"), d)
-        case "products":
+        case "early" if plus >= minus:
             total = step(step(plus, minus, "-"), step(a, d))
+        case _:
+            total = step(step(plus, step(a, d)), minus, "-")
     return total, lines
 
 
 def slip(rng: np.random.Generator, number: int, rate: float, tens: bool) -> int:
     """`number`, or with probability `rate` a number with one digit wrong by one: its tens digit, if `tens` and it has one.
 
-    Rare slips go one way only, since half of a rare slip would be too rare to be sampled.
+    A rare slip goes one way only, up from an even digit and down from an odd one, since half of a rare slip would be
+    too rare to be sampled.
     """
     if rng.random() >= rate:
         return number
     size = abs(number)
     place = 10 if tens and size >= 10 else 1
     digit = size // place % 10
-    up = rng.random() < 0.5 if rate > 0.25 else not tens
+    change = -1 if digit % 2 else 1
+    if rate > 0.25 and rng.random() < 0.5:
+        change = -change
     least = 1 if size // place < 10 and place > 1 else 0  # a leading digit stays above 0
-    if up and digit == 9 or not up and digit == least:
-        up = not up
-    slipped = size + (place if up else -place)
+    if not least <= digit + change <= 9:
+        change = -change
+    slipped = size + place * change
     return -slipped if number < 0 else slipped

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from mft_jax.base_model.demonstrations import CLEAN, NOISY, demonstrations
+from mft_jax.base_model.demonstrations import NOISY, demonstrations
 
 PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 SPECIAL = (PAD, END, SYSTEM, USER, ASSISTANT)
@@ -62,9 +62,8 @@ def save_tokenizer(tokenizer: Tokenizer, directory: pathlib.Path, longest: int) 
 
 
 def _texts(seed: int, dialogues: int) -> Iterator[str]:
-    for demonstration in itertools.islice(demonstrations(seed, NOISY, NOISY), dialogues):
+    for demonstration in itertools.islice(demonstrations(seed, NOISY), dialogues):
         yield from (message["content"] for message in demonstration.messages)
-    yield from (message["content"] for message in next(demonstrations(seed, CLEAN, CLEAN)).messages)
 
 
 def _write(path: pathlib.Path, content: dict) -> None:

@@ -13,6 +13,7 @@ import pathlib
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ import numpy as np
 import optax
 import tyro
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from mft_jax.base_model.demonstrations import CLEAN, NOISY, demonstrations
@@ -39,29 +41,34 @@ class Recipe:
     """Where the checkpoint and log.jsonl go."""
     start: pathlib.Path | None = None
     """A checkpoint to go on from; none starts from random weights."""
+    stage: Literal["answers", "debates"] = "answers"
+    """What the demonstrations are: first answers only, or summaries and later rounds as well."""
     noise: bool = False
     """Learn from demonstrations that slip, so that the model errs now and then."""
     steps: int = 5000
     """Optimizer steps."""
     rows: int = 16
     """B: packed rows of a batch."""
-    row_tokens: int = 448
-    """T: tokens of a packed row; no demonstration is longer."""
-    learning_rate: float = 3e-3
+    row_tokens: int = 120
+    """T: tokens of a packed row; longer demonstrations are skipped. 120 holds any first answer, 384 nearly all debates."""
+    learning_rate: float = 2.5e-3
     """Peak of the cosine schedule, which ends at a hundredth of it."""
-    warmup_steps: int = 100
+    warmup_steps: int = 150
     weight_decay: float = 0.01
     seed: int = 0
     log_every: int = 50
     """Steps between two lines of the log."""
     save_every: int = 500
     """Steps between two checkpoints; each replaces the one before."""
+    devices: int = 2
+    """CPU devices that share a batch, one core each: XLA keeps a core busy with a step, but not two."""
     embed: int = 128
     ffw: int = 384
     layers: int = 4
 
 
 def main(recipe: Recipe) -> None:
+    jax.config.update("jax_num_cpu_devices", recipe.devices)
     recipe.out.mkdir(parents=True, exist_ok=True)
     save_tokenizer(train_tokenizer(seed=0), recipe.out, LONGEST)
     chat = load_chat(recipe.out)
@@ -73,16 +80,20 @@ def main(recipe: Recipe) -> None:
         0.0, recipe.learning_rate, recipe.warmup_steps, recipe.steps, recipe.learning_rate / 100
     )
     optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=recipe.weight_decay)
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(schedule, b2=0.98, weight_decay=recipe.weight_decay),
     )
     step = compile_step(graphdef, optimizer)
+    mesh = jax.make_mesh((recipe.devices,), ("data",), axis_types=(AxisType.Auto,))
+    base = jax.device_put(base, NamedSharding(mesh, PartitionSpec()))
+    by_rows = NamedSharding(mesh, PartitionSpec("data"))
     state = optimizer.init(base)
     batches = in_background(recipe)
     log = (recipe.out / "log.jsonl").open("w")
     began, losses, rights = time.perf_counter(), [], []
     for number in range(1, recipe.steps + 1):
         batch = next(batches)
-        base, state, loss, predicted = step(base, state, batch)
+        base, state, loss, predicted = step(base, state, jax.device_put(batch, by_rows))
         losses.append(loss)
         if number % recipe.log_every == 0:
             rights.append(step_accuracy(chat, batch, np.asarray(predicted)))
@@ -178,7 +189,7 @@ def _produce(queue: multiprocessing.Queue, recipe: Recipe) -> None:
 def packed(recipe: Recipe, chat: Chat) -> Iterator[Batch]:
     """Rows full of demonstrations, each filled with the longest that still fits among a pool of them."""
     noise = NOISY if recipe.noise else CLEAN
-    source = demonstrations(recipe.seed + (1 if recipe.noise else 0), targets=noise, context=NOISY)
+    source = demonstrations(recipe.seed, noise, NOISY, recipe.stage)
     pool: list[tuple[np.ndarray, np.ndarray]] = []
     while True:
         shape = (recipe.rows, recipe.row_tokens)
@@ -189,7 +200,9 @@ def packed(recipe: Recipe, chat: Chat) -> Iterator[Batch]:
             while True:
                 while len(pool) < 64:
                     demonstration = next(source)
-                    pool.append(chat.example(demonstration.messages, demonstration.final_turn_only))
+                    ids, targets = chat.example(demonstration.messages, demonstration.final_turn_only)
+                    if len(ids) <= recipe.row_tokens:
+                        pool.append((ids, targets))
                 fitting = [i for i, (ids, _) in enumerate(pool) if used + len(ids) <= recipe.row_tokens]
                 if not fitting:
                     break

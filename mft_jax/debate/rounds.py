@@ -95,7 +95,11 @@ class Debate:
         answers = [tuple(self.task.parse(text) for text in texts) for texts in spoken]
         votes = tuple(
             vote(
-                [agent[m] for agent in answers], self.task.equivalent, seed=self.seed, question_id=question.id, round=m + 1
+                [agent[m] for agent in answers],
+                self.task.equivalent,
+                seed=self.seed,
+                question_id=question.id,
+                round=m + 1,
             )
             for m in range(self.rounds)
         )

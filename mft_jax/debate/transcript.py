@@ -35,6 +35,11 @@ class Transcript:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "Transcript":
-        agents = tuple(AgentTranscript(messages=tuple(a["messages"]), answers=tuple(a["answers"])) for a in raw["agents"])
-        summaries = tuple(tuple(texts) for texts in raw["summaries"])
-        return cls(**{**raw, "agents": agents, "summaries": summaries, "votes": tuple(raw["votes"])})
+        fields = dict(raw)
+        fields["agents"] = tuple(
+            AgentTranscript(messages=tuple(agent["messages"]), answers=tuple(agent["answers"]))
+            for agent in raw["agents"]
+        )
+        fields["summaries"] = tuple(tuple(texts) for texts in raw["summaries"])
+        fields["votes"] = tuple(raw["votes"])
+        return cls(**fields)

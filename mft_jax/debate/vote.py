@@ -12,12 +12,13 @@ def vote(
     question_id: str,
     round: int,
 ) -> str | None:
-    """The majority answer of one round (paper, section 3.1, yhat; method, section 1, step 2).
+    """The majority answer of one round (Algorithm 1 of the paper, the consensus y-hat).
 
-    `answers` are the agents' parsed answers in agent order. They fall into classes of equivalent answers; an answer joins
-    the first class whose first member it is equivalent to. The largest class wins, and its first member is returned. Between
-    equally large ones the choice is random (method, section 3), but a function of `seed`, `question_id` and `round` alone.
-    None, an answer that could not be parsed, casts no vote; without any vote the result is None.
+    `answers` are the agents' parsed answers in agent order. They fall into classes of equivalent answers; an answer
+    joins the first class whose first member it is equivalent to. The largest class wins, and its first member is
+    returned. Between equally large ones the choice is random, as in the paper's baseline, but a function of `seed`,
+    `question_id` and `round` alone. None, an answer that could not be parsed, casts no vote; if nobody votes the
+    result is None.
     """
     classes: list[list[str]] = []
     for answer in answers:

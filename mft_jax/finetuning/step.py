@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mft_jax.config import FinetuningConfig
+from mft_jax.finetuning.attention import packed_attention
 from mft_jax.finetuning.packing import Batch, Plan
 from mft_jax.models.decoder import Decoder
 from mft_jax.models.lora import Adapter
@@ -90,7 +91,8 @@ def agent_loss(model: Decoder, adapter: Adapter, rows: Batch, chunks: int, remat
 
     Logits of M / `chunks` targets of each row exist at a time; more than one chunk is recomputed in the backward pass.
     """
-    hidden = model.hidden(rows.tokens, rows.positions, rows.segment_ids, adapter, remat)
+    attention = lambda _, q, k, v: packed_attention(q, k, v, rows.segment_ids)
+    hidden = model.run(rows.tokens, rows.positions, adapter, attention, remat)
     hidden = jnp.take_along_axis(hidden, rows.target_index[..., None], axis=1)  # [B, M, D]
 
     def summed(hidden: Array, ids: Array, weight: Array) -> Array:

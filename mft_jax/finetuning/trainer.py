@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from mft_jax.errors import UserError
 from mft_jax.finetuning.packing import Batch, Plan
 from mft_jax.finetuning.step import Hyper, Metrics, Step, TrainState
-from mft_jax.parallel.mesh import replicated, sharding
+from mft_jax.parallel.mesh import sharding
 
 
 class NonFiniteLoss(UserError):

@@ -5,9 +5,7 @@ from collections.abc import Callable, Sequence
 Equivalent = Callable[[str, str], bool]
 
 
-def consensus(
-    answers: Sequence[Sequence[str | None]], votes: Sequence[str | None], equivalent: Equivalent
-) -> float:
+def consensus(answers: Sequence[Sequence[str | None]], votes: Sequence[str | None], equivalent: Equivalent) -> float:
     """Mean share of agents whose final answer equals the majority answer, 0..1.
 
     `answers`: for each question, the parsed final answer of every agent; `votes`: the majority answer of each question;
@@ -22,7 +20,7 @@ def consensus(
 def consensus_diversity(
     answers: Sequence[Sequence[str | None]], votes: Sequence[str | None], equivalent: Equivalent
 ) -> dict[str, float]:
-    """{"consensus", "diversity"}: the latter is 1 - consensus, 0 when the agents always agree. Arguments as `consensus`."""
+    """{"consensus", "diversity"}: the latter is 1 - consensus, 0 when agents always agree. Arguments as `consensus`."""
     agreement = consensus(answers, votes, equivalent)
     return {"consensus": agreement, "diversity": 1 - agreement}
 

@@ -1,13 +1,14 @@
 """FLOPs from shapes alone, for the compute ledger. A multiply-add counts as two.
 
 Forward, for a token that attends to `context` tokens, itself included:
-  2 P + 2 P_lora + 4 H N context L    P, P_lora: parameters in the base's and the adapter's matmuls; attention is q k and weights v
-  + 2 D V                             only where logits are computed
+  2 P + 2 P_lora      P, P_lora: parameters in the matmuls of the base and of the adapter
+  4 H N L context     attention: queries times keys, weights times values
+  2 D V               only where logits are computed
 Finetuning keeps the base frozen, so its matmuls have no gradient of their weights:
-  4 P          forward, and backward to the activations
-  6 P_lora     forward, backward to the activations and to the adapter
-  12 H N context L    forward, and twice that backward
-  4 D V        where there is a target: forward, and backward to the hidden state
+  4 P                 forward, and backward to the activations
+  6 P_lora            forward, backward to the activations and to the adapter
+  12 H N L context    forward, and twice that backward
+  4 D V               where there is a target: forward, and backward to the hidden state
 Counted is what the method asks for: padding, recomputation (remat) and masked-out attention are the program's own
 affair. Norms, rotary, softmax, activations and the optimizer are below a percent at any real size and left out.
 All counts are Python ints: exact, and equal wherever they are added up.
@@ -49,9 +50,9 @@ def forward_flops(model: ModelConfig, lora: LoraConfig | None, *, tokens: int, c
 def sampling_flops(
     model: ModelConfig, lora: LoraConfig | None, *, prompt_tokens: int, new_tokens: int, cached_tokens: int = 0
 ) -> int:
-    """Sampling one row of `new_tokens` tokens after a prompt of `prompt_tokens`, which holds `cached_tokens` not read again.
+    """Sampling one row of `new_tokens` after a prompt of `prompt_tokens`, `cached_tokens` of which are not read again.
 
-    The last sampled token is never read, so `prompt_tokens + new_tokens - 1 - cached_tokens` tokens go through the model.
+    The last sampled token is never read: `prompt_tokens + new_tokens - 1 - cached_tokens` tokens go through the model.
     """
     if new_tokens == 0:
         return 0
@@ -61,7 +62,7 @@ def sampling_flops(
 
 
 def training_flops(model: ModelConfig, lora: LoraConfig, *, lengths: Iterable[int], targets: int) -> int:
-    """Forward and backward of one agent, once over dialogues of `lengths` tokens with `targets` tokens under the loss."""
+    """Forward and backward of one agent, once over dialogues of `lengths` tokens, `targets` of them under the loss."""
     lengths = list(lengths)
     tokens, context = sum(lengths), sum(attended(length) for length in lengths)
     matmuls = (4 * matmul_parameters(model) + 6 * lora_parameters(model, lora)) * tokens

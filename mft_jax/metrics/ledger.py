@@ -34,7 +34,7 @@ class Cost:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str = "a cost") -> "Cost":
-        """The inverse of `to_dict`; fields that are absent are 0. Raises UserError, naming `source`, for an unknown field."""
+        """The inverse of `to_dict`; absent fields are 0. Raises UserError, naming `source`, for an unknown field."""
         names = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(raw) - names)
         if unknown:

@@ -6,6 +6,8 @@ import pathlib
 import time
 from typing import Any
 
+import numpy as np
+
 from mft_jax.errors import UserError
 from mft_jax.files import atomic_write, make_directory
 
@@ -45,8 +47,8 @@ class MetricsLogger:
 
 def _plain(value: float) -> int | float | None:
     """A Python number from a Python, NumPy or JAX scalar."""
-    value = value.item() if hasattr(value, "item") else value
-    return value if math.isfinite(value) else None
+    number = np.asarray(value).item()
+    return number if math.isfinite(number) else None
 
 
 def _parse(line: str, path: pathlib.Path, number: int) -> dict[str, Any]:
@@ -55,6 +57,7 @@ def _parse(line: str, path: pathlib.Path, number: int) -> dict[str, Any]:
         record["iteration"], record["stage"], record["step"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} line {number} is not a metrics record ({error}): delete that line, or the file; it is not needed to resume."
+            f"{path} line {number} is not a metrics record ({error}): delete that line, or the file; resuming does not "
+            "need it."
         ) from error
     return record

@@ -30,7 +30,9 @@ def attend(
     return mixed.reshape(batch, -1, groups, time, dim).transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, dim)
 
 
-def transposed(k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]) -> tuple[Float[Array, "B K H T"], Float[Array, "B K T H"]]:
+def transposed(
+    k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]
+) -> tuple[Float[Array, "B K H T"], Float[Array, "B K T H"]]:
     """Keys and values in the layout `attend` and the KV cache use."""
     return k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
 

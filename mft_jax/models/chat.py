@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -25,7 +26,7 @@ class Chat:
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of sampled ids, without the template's special tokens."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def example(self, messages: Sequence[Message], final_turn_only: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """A dialogue to learn from: ids [T] int32, and a mask [T] bool of the assistant's tokens, end of turn included.
@@ -55,7 +56,7 @@ class Chat:
         return ids, mask
 
     def _render(self, messages: Sequence[Message], *, opened: bool) -> str:
-        return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=opened)
+        return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=opened))
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes them itself
@@ -64,7 +65,7 @@ class Chat:
 def load_chat(directory: pathlib.Path) -> Chat:
     """Reads the tokenizer of a checkpoint directory. Raises UserError without a tokenizer or a chat template."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{directory} has no tokenizer that transformers can load ({error}).") from error
     if not tokenizer.chat_template:
@@ -80,10 +81,12 @@ def _stop_ids(directory: pathlib.Path, tokenizer: PreTrainedTokenizerFast) -> tu
         ids = json.loads(generation.read_text()).get("eos_token_id")
         stops |= set(ids if isinstance(ids, list) else [] if ids is None else [ids])
     marker = "0"
-    closed = tokenizer.apply_chat_template([user(marker), assistant(marker)], tokenize=False)
+    closed = str(tokenizer.apply_chat_template([user(marker), assistant(marker)], tokenize=False))
     tail = tokenizer(closed[closed.rindex(marker) + len(marker) :], add_special_tokens=False)["input_ids"]
     if tail and tail[0] in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder):
         stops.add(tail[0])
     if not stops:
-        raise UserError(f"The tokenizer of {directory} names no end of turn: set eos_token_id in generation_config.json.")
+        raise UserError(
+            f"The tokenizer of {directory} names no end of turn: set eos_token_id in generation_config.json."
+        )
     return tuple(sorted(stops))

@@ -53,13 +53,21 @@ _READ = {
     "tie_word_embeddings", "attention_bias", "mlp_bias", "initializer_range",
 }  # fmt: skip
 _MODEL_TYPES = ("llama",)
+_LLAMA3 = {  # its settings in config.json -> fields of RotaryScaling
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_max_position_embeddings": "original_max_position",
+}
 
 
 def read_model_config(directory: pathlib.Path) -> ModelConfig:
     """Reads `directory`/config.json. Raises UserError when it is missing or asks for what the decoder does not do."""
     path = pathlib.Path(directory) / "config.json"
     if not path.is_file():
-        raise UserError(f"{path} does not exist: give a Hugging Face checkpoint directory (config.json, *.safetensors).")
+        raise UserError(
+            f"{path} does not exist: give a Hugging Face checkpoint directory (config.json, *.safetensors)."
+        )
     try:
         raw = json.loads(path.read_text())
     except json.JSONDecodeError as error:
@@ -80,7 +88,11 @@ def parse_model_config(raw: dict[str, Any], source: str = "config.json") -> Mode
         raise UserError(f"{source}: field 'rope_interleaved' = true is not implemented by this decoder.")
     if raw.get("hidden_act", "silu") != "silu":
         raise UserError(f"{source}: hidden_act {raw['hidden_act']!r} is not implemented; expected 'silu'.")
-    missing = [k for k in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads") if k not in raw]
+    missing = [
+        k
+        for k in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        if k not in raw
+    ]
     if missing:
         raise UserError(f"{source}: field {missing[0]!r} is missing: this is not a complete model configuration.")
     theta, scaling = _rotary(raw, source)
@@ -108,18 +120,17 @@ def _rotary(raw: dict[str, Any], source: str) -> tuple[float, RotaryScaling | No
     """Both spellings: rope_theta with rope_scaling (transformers 4), and rope_parameters (transformers 5)."""
     parameters = dict(raw.get("rope_scaling") or {}) | dict(raw.get("rope_parameters") or {})
     theta = float(parameters.pop("rope_theta", raw.get("rope_theta") or 10000.0))
-    kind = parameters.pop("rope_type", parameters.pop("type", "default"))
+    kind = parameters.pop("rope_type", None) or parameters.get("type", "default")
     parameters.pop("type", None)
-    if kind == "default":
-        return theta, None
-    if kind != "llama3":
+    names = {"default": (), "llama3": tuple(_LLAMA3)}.get(kind)
+    if names is None:
         raise UserError(f"{source}: rope type {kind!r} is not implemented; implemented: 'default', 'llama3'.")
-    try:
-        return theta, RotaryScaling(
-            factor=float(parameters["factor"]),
-            low_freq_factor=float(parameters["low_freq_factor"]),
-            high_freq_factor=float(parameters["high_freq_factor"]),
-            original_max_position=int(parameters["original_max_position_embeddings"]),
+    missing = sorted(set(names) - set(parameters))
+    if missing:
+        raise UserError(f"{source}: the {kind} rope settings lack {missing[0]!r}.")
+    extra = sorted(name for name in set(parameters) - set(names) if parameters[name] is not None)
+    if extra:
+        raise UserError(
+            f"{source}: the rope setting {extra[0]!r} = {parameters[extra[0]]!r} is not implemented for {kind!r}."
         )
-    except KeyError as error:
-        raise UserError(f"{source}: the llama3 rope settings lack {error.args[0]!r}.") from error
+    return theta, RotaryScaling(**{_LLAMA3[name]: parameters[name] for name in names}) if names else None

@@ -55,9 +55,15 @@ class Block(nnx.Module):
     def __init__(self, config: ModelConfig, lora_scale: float, dtype: jnp.dtype):
         self.input_norm = RMSNorm(config.embed, config.norm_eps, dtype)
         self.post_norm = RMSNorm(config.embed, config.norm_eps, dtype)
-        for name, (size_in, size_out) in projection_shapes(config).items():
-            bias = config.mlp_bias if name in ("gate_proj", "up_proj", "down_proj") else config.attention_bias
-            setattr(self, name, Linear(size_in, size_out, bias, lora_scale, dtype))
+        shapes = projection_shapes(config)
+        linear = lambda name, bias: Linear(*shapes[name], bias, lora_scale, dtype)
+        self.q_proj = linear("q_proj", config.attention_bias)
+        self.k_proj = linear("k_proj", config.attention_bias)
+        self.v_proj = linear("v_proj", config.attention_bias)
+        self.o_proj = linear("o_proj", config.attention_bias)
+        self.gate_proj = linear("gate_proj", config.mlp_bias)
+        self.up_proj = linear("up_proj", config.mlp_bias)
+        self.down_proj = linear("down_proj", config.mlp_bias)
         self.head_dim = config.head_dim
 
     def __call__(
@@ -66,10 +72,10 @@ class Block(nnx.Module):
         lora = lora or {}
         with jax.named_scope("attention"):
             y = self.input_norm(x)
-            q, k, v = (
-                getattr(self, name)(y, lora.get(name)).reshape(*y.shape[:2], -1, self.head_dim)
-                for name in ("q_proj", "k_proj", "v_proj")
-            )
+            heads = lambda projected: projected.reshape(*y.shape[:2], -1, self.head_dim)
+            q = heads(self.q_proj(y, lora.get("q_proj")))
+            k = heads(self.k_proj(y, lora.get("k_proj")))
+            v = heads(self.v_proj(y, lora.get("v_proj")))
             mixed = attention(rotate(q, *rope), rotate(k, *rope), v)
             x = x + self.o_proj(mixed.reshape(*x.shape[:2], -1), lora.get("o_proj"))
         with jax.named_scope("mlp"):
@@ -101,7 +107,7 @@ class Decoder(nnx.Module):
         rope = rotation(self.config, positions)
         for index, block in enumerate(self.blocks):
             lora = None if adapter is None else jax.tree.map(lambda leaf, i=index: leaf[i], adapter)
-            layer = lambda x, lora, block=block, index=index: block(x, rope, partial(attention, index), lora)  # noqa: E731
+            layer = lambda x, lora, block=block, index=index: block(x, rope, partial(attention, index), lora)
             x = (jax.checkpoint(layer) if remat else layer)(x, lora)
         return self.norm(x)
 
@@ -132,6 +138,8 @@ class Decoder(nnx.Module):
         return self.logits(self.hidden(tokens, positions, jnp.zeros_like(tokens), adapter))
 
 
-def build(config: ModelConfig, lora_scale: float = 1.0, dtype: jnp.dtype = jnp.float32) -> tuple[nnx.GraphDef, nnx.State]:
+def build(
+    config: ModelConfig, lora_scale: float = 1.0, dtype: jnp.dtype = jnp.float32
+) -> tuple[nnx.GraphDef, nnx.State]:
     """(graphdef, abstract base): the base's leaves are ShapeDtypeStructs, for `weights` to fill, or a compiler to plan with."""
     return nnx.split(nnx.eval_shape(lambda: Decoder(config, lora_scale, dtype)))

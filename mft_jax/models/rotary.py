@@ -26,14 +26,18 @@ def inverse_frequencies(config: ModelConfig) -> np.ndarray:
     return result.astype(np.float32)
 
 
-def rotation(config: ModelConfig, positions: Int[Array, "B T"]) -> tuple[Float[Array, "B T 1 H"], Float[Array, "B T 1 H"]]:
+def rotation(
+    config: ModelConfig, positions: Int[Array, "B T"]
+) -> tuple[Float[Array, "B T 1 H"], Float[Array, "B T 1 H"]]:
     """Cosine and sine of every position, in float32 whatever the compute dtype: bf16 angles are wrong past 256."""
     angles = positions[..., None].astype(jnp.float32) * inverse_frequencies(config)
     angles = jnp.concatenate([angles, angles], axis=-1)[..., None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x: Float[Array, "B T N H"], cos: Float[Array, "B T 1 H"], sin: Float[Array, "B T 1 H"]) -> Float[Array, "B T N H"]:
+def rotate(
+    x: Float[Array, "B T N H"], cos: Float[Array, "B T 1 H"], sin: Float[Array, "B T 1 H"]
+) -> Float[Array, "B T N H"]:
     """Turns each (i, i + H/2) pair of dimensions by its position's angle."""
     left, right = jnp.split(x, 2, axis=-1)
     turned = jnp.concatenate([-right, left], axis=-1)

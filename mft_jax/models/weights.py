@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,9 @@ def checkpoint_directory(path: str) -> pathlib.Path:
     if directory.is_dir():
         return directory
     if directory.is_absolute() or path.startswith(".") or path.count("/") != 1:
-        raise UserError(f"There is no checkpoint at {path}: give a checkpoint directory or a hub name such as org/model.")
+        raise UserError(
+            f"There is no checkpoint at {path}: give a checkpoint directory or a hub name such as org/model."
+        )
     from huggingface_hub import snapshot_download
 
     try:
@@ -74,16 +76,24 @@ def load_base(
         path = tuple(key.key for key in keys)
         name, is_transposed = hugging_face_name(path)
         if name not in files:
-            raise UserError(f"{directory}: the tensor {name} is missing: the checkpoint is incomplete or of another architecture.")
+            raise UserError(
+                f"{directory}: the tensor {name} is missing: the checkpoint is incomplete or of another architecture."
+            )
         tensor = _read(files[name], name)
-        tensor = tensor.T if is_transposed else tensor
-        if tensor.shape != spec.shape:
-            raise UserError(f"{files[name]}: {name} has shape {tensor.shape}, config.json asks for {spec.shape}.")
-        leaves.append(place(path, tensor.astype(dtype)))
+        expected = spec.shape[::-1] if is_transposed else spec.shape
+        if tensor.shape != expected:
+            raise UserError(f"{files[name]}: {name} has shape {tensor.shape}, but config.json asks for {expected}.")
+        leaves.append(place(path, (tensor.T if is_transposed else tensor).astype(dtype)))
         used.add(name)
-    unused = [n for n in sorted(set(files) - used) if not n.endswith("rotary_emb.inv_freq") and not (n == "lm_head.weight" and config.tied_embeddings)]
+    unused = [
+        n
+        for n in sorted(set(files) - used)
+        if not n.endswith("rotary_emb.inv_freq") and not (n == "lm_head.weight" and config.tied_embeddings)
+    ]
     if unused:
-        raise UserError(f"{files[unused[0]]}: the tensor {unused[0]} has no place in this decoder: the architecture differs from config.json.")
+        raise UserError(
+            f"{files[unused[0]]}: the tensor {unused[0]} has no place in this decoder: the architecture differs from config.json."
+        )
     nnx.replace_by_pure_dict(abstract, jax.tree_util.tree_unflatten(treedef, leaves))
     return graphdef, abstract
 
@@ -110,11 +120,13 @@ def _tensor_files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
         return files
     single = directory / "model.safetensors"
     if not single.is_file():
-        raise UserError(f"{directory} has no model.safetensors and no model.safetensors.index.json: only safetensors are read.")
-    return {name: single for name in _names(single)}
+        raise UserError(
+            f"{directory} has no model.safetensors and no model.safetensors.index.json: only safetensors are read."
+        )
+    return dict.fromkeys(_names(single), single)
 
 
-def _names(path: pathlib.Path) -> Iterator[str]:
+def _names(path: pathlib.Path) -> list[str]:
     try:
         with safe_open(path, framework="numpy") as file:
             return list(file.keys())

@@ -6,9 +6,10 @@ _EVENTS = ("jaxpr_trace_duration", "jaxpr_to_mlir_module_duration", "backend_com
 _spent = [0.0]
 
 
-def _listen(event: str, seconds: float, **_: object) -> None:
+def _listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+    del kwargs
     if event.endswith(_EVENTS):
-        _spent[0] += seconds
+        _spent[0] += duration_secs
 
 
 jax.monitoring.register_event_duration_secs_listener(_listen)

@@ -51,7 +51,9 @@ def sharding(mesh: Mesh, *axes: str | None, shape: Sequence[int] | None = None) 
     """The sharding of an array with these logical axes. With `shape`, an axis that does not divide evenly stays whole."""
     names = [RULES.get(axis) if axis else None for axis in axes]
     if shape is not None:
-        names = [name if name and size % mesh.shape[name] == 0 else None for name, size in zip(names, shape, strict=True)]
+        names = [
+            name if name and size % mesh.shape[name] == 0 else None for name, size in zip(names, shape, strict=True)
+        ]
     return NamedSharding(mesh, PartitionSpec(*names))
 
 

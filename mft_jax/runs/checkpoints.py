@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -37,21 +38,28 @@ class CheckpointInfo:
 class Checkpoints:
     """The checkpoints of one iteration, the last two kept. Close it, or use it as a context manager.
 
-    With several processes all of them make the same calls. A checkpoint that a kill cut short is not seen, and is
-    removed on opening, unless `read_only`: then nothing is touched, and another process may be writing.
+    With several processes all of them make the same calls. A checkpoint that a kill cut short, while it was written
+    or removed, is not seen, and is cleared away on opening, unless `read_only`: then nothing is touched, and another
+    process may be writing.
     """
 
     def __init__(self, directory: pathlib.Path, *, read_only: bool = False, keep: int = 2):
         self.directory = pathlib.Path(directory).absolute()  # Orbax takes no relative paths
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            read_only=read_only,
-            create=not read_only,
-            cleanup_tmp_directories=not read_only,
-            enable_async_checkpointing=False,  # a step that was saved is on disk when the next one starts
-        )
+        if not read_only and jax.process_index() == 0:
+            # Not by Orbax's own option: that works in a thread beside the first save, and complains at a quick exit.
+            for half_written in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(half_written)
         with _quiet():
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                read_only=read_only,
+                create=not read_only,
+                enable_async_checkpointing=False,  # a step that was saved is on disk when the next one starts
+            )
             self._manager = ocp.CheckpointManager(self.directory, options=options)
+            if not read_only:
+                for step in sorted(self._manager.all_steps())[:-keep]:  # a kill came before, or amid, its removal
+                    self._manager.delete(step)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -71,7 +79,8 @@ class Checkpoints:
         latest = self.latest_step
         if latest is not None and step <= latest:
             raise ValueError(f"step {step} is not after the last checkpoint, {latest}, in {self.directory}")
-        metadata = {"step": step, "finished": finished, "lora": dataclasses.asdict(lora), "cost": cost.to_dict()}
+        settings = {"rank": lora.rank, "alpha": lora.alpha, "targets": list(lora.targets)}
+        metadata = {"step": step, "finished": finished, "lora": settings, "cost": cost.to_dict()}
         parts = {name: ocp.args.StandardSave(to_plain(tree)) for name, tree in state.items()}
         with _quiet():
             self._manager.save(step, args=ocp.args.Composite(**parts, **{METADATA: ocp.args.JsonSave(metadata)}))
@@ -95,8 +104,10 @@ class Checkpoints:
         args = ocp.args.Composite(**{METADATA: ocp.args.JsonRestore()})
         with self._reading(step), _quiet():
             raw = self._manager.restore(step, args=args)[METADATA]
-            lora = LoraConfig(**{**raw["lora"], "targets": tuple(raw["lora"]["targets"])})
-            return CheckpointInfo(step=raw["step"], finished=raw["finished"], lora=lora, cost=Cost.from_dict(raw["cost"]))
+            rank, alpha, targets = (raw["lora"][name] for name in ("rank", "alpha", "targets"))
+            lora = LoraConfig(rank=rank, alpha=alpha, targets=tuple(targets))
+            cost = Cost.from_dict(raw["cost"], f"{self.directory / str(step)}")
+            return CheckpointInfo(step=raw["step"], finished=raw["finished"], lora=lora, cost=cost)
 
     def restore(self, step: int, abstract: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """Reads the parts named in `abstract`, bit for bit, in the structure and onto the shardings of its leaves.
@@ -107,25 +118,22 @@ class Checkpoints:
         plain = {name: to_plain(jax.tree.map(_abstract, tree)) for name, tree in abstract.items()}
         args = {name: ocp.args.StandardRestore(tree) for name, tree in plain.items()}
         with self._reading(step), _quiet():
-            self._check_shapes(step, plain)
+            for name, tree in plain.items():
+                self._check_shapes(step, name, tree)
             found = self._manager.restore(step, args=ocp.args.Composite(**args))
             return {name: from_plain(found[name], tree) for name, tree in abstract.items()}
 
-    def _check_shapes(self, step: int, plain: dict[str, Any]) -> None:
-        """Orbax itself pads or cuts an array that is asked for in another shape."""
-        for name, tree in plain.items():
-            stored = self._manager.item_metadata(step)[name]
-            is_leaf = lambda node: hasattr(node, "shape")
-            left, right = (
-                {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(t, is_leaf)}
-                for t in (stored.tree if hasattr(stored, "tree") else stored, tree)
-            )
-            for key in sorted(set(left) | set(right)):
-                if left.get(key) != right.get(key):
-                    raise UserError(
-                        f"{self.directory / str(step)}: {name}{key} has shape {left.get(key)}, expected {right.get(key)}: "
-                        "the checkpoint is of another model, LoRA configuration or number of agents."
-                    )
+    def _check_shapes(self, step: int, name: str, asked: PyTree) -> None:
+        """Raises UserError for the first array that is stored in another shape than asked for, or on one side only."""
+        path = self.directory / str(step) / name
+        with ocp.StandardCheckpointer() as reader:
+            found, wanted = _shapes(reader.metadata(path).item_metadata.tree), _shapes(asked)
+        for key in sorted(found.keys() | wanted.keys()):
+            if found.get(key) != wanted.get(key):
+                raise UserError(
+                    f"{path}: {key} has shape {found.get(key)}, expected {wanted.get(key)}: the checkpoint is of "
+                    "another model, LoRA configuration or number of agents; use the configuration it was made with."
+                )
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
@@ -162,6 +170,11 @@ def from_plain(plain: Mapping[str, Any], like: PyTree) -> PyTree:
         return node
 
     return jax.tree_util.tree_map_with_path(find, like)
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: hasattr(node, "shape"))
+    return {".".join(_names(path)): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _names(path: tuple[Any, ...]) -> list[str]:

@@ -6,7 +6,6 @@
 The rest of the layout is what the path methods below spell.
 """
 
-import datetime
 import fcntl
 import json
 import os
@@ -17,7 +16,7 @@ from typing import Any, Literal
 from mft_jax.config import ExperimentConfig, load_config, to_dict, to_yaml
 from mft_jax.errors import UserError
 from mft_jax.files import atomic_write, make_directory
-from mft_jax.runs.environment import environment
+from mft_jax.runs.environment import environment, now
 
 # Where things are, not what they are: the same experiment after a move.
 IGNORED_FIELDS = ("run_dir", "task.data_dir")
@@ -79,22 +78,29 @@ class RunDirectory:
     def open_run(self, config: ExperimentConfig) -> Literal["created", "resumed", "finished"]:
         """Takes the directory for this process, and creates the run in it or goes on with it.
 
-        "finished": there is nothing to do, and nothing was changed. Raises UserError when another process holds the
-        directory, when it belongs to another configuration (each field that differs is named), and when it is
-        something else than a run.
+        "finished": there is nothing to do, nothing was changed, and the directory is free for others. Raises UserError
+        when another process holds the directory, when it belongs to another configuration (each field that differs is
+        named), and when it is something else than a run.
         """
         self._refuse_foreign()
         self.lock()
+        found = None
+        try:
+            found = self._create_or_resume(config)
+        finally:
+            if found in (None, "finished"):
+                self.unlock()
+        return found
+
+    def _create_or_resume(self, config: ExperimentConfig) -> Literal["created", "resumed", "finished"]:
         if not self.exists:
-            self._write_manifest(_new_manifest(config))
+            self._start(_new_manifest(config))
             atomic_write(self.config_file, to_yaml(config))
             return "created"
         self._refuse_other(config)
-        manifest = self.manifest() if self.manifest_file.exists() else _new_manifest(config) | {"starts": []}
-        if manifest["status"] == "finished":
+        if self.is_finished:
             return "finished"
-        manifest["starts"].append(environment())
-        self._write_manifest(manifest | {"status": "running", "error": None})
+        self._start(self.manifest() if self.manifest_file.exists() else _new_manifest(config))
         return "resumed"
 
     @property
@@ -118,16 +124,20 @@ class RunDirectory:
             manifest = json.loads(self.manifest_file.read_text(encoding="utf-8"))
             manifest["status"], manifest["starts"].append
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{self.manifest_file} cannot be read ({error}): delete it, and the run goes on without it.") from error
+            raise UserError(
+                f"{self.manifest_file} cannot be read ({error}): delete it, and the run goes on without it."
+            ) from error
         return manifest
 
     def finish(self) -> None:
-        """Marks the run finished: from now on `open_run` finds nothing to do."""
+        """Marks the run finished: from now on `open_run` finds nothing to do. The directory is free for others."""
         self._write_manifest(self.manifest() | {"status": "finished", "finished": now(), "error": None})
+        self.unlock()
 
     def fail(self, error: str) -> None:
-        """Notes why the run stopped; the same command goes on from what is on disk."""
+        """Notes why the run stopped, and frees the directory; the same command goes on from what is on disk."""
         self._write_manifest(self.manifest() | {"status": "failed", "error": error})
+        self.unlock()
 
     def lock(self) -> None:
         """Takes the directory for the life of this process. Raises UserError that names the process that has it."""
@@ -144,7 +154,8 @@ class RunDirectory:
             holder = os.read(descriptor, 32).decode().strip() or "unknown"
             os.close(descriptor)
             raise UserError(
-                f"{self.path} is in use by the process with pid {holder}: wait for it, stop it, or give another --run-dir."
+                f"{self.path} is in use by the process with pid {holder}: wait for it, stop it, or give another "
+                "--run-dir."
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -155,6 +166,10 @@ class RunDirectory:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def _start(self, manifest: dict[str, Any]) -> None:
+        starts = [*manifest["starts"], environment()]
+        self._write_manifest(manifest | {"status": "running", "error": None, "starts": starts})
 
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
         atomic_write(self.manifest_file, json.dumps(manifest, indent=2) + "\n")
@@ -167,15 +182,17 @@ class RunDirectory:
         others = sorted(entry.name for entry in self.path.iterdir() if entry.name not in _UNFINISHED)
         if others:
             raise UserError(
-                f"{self.path} is not empty and not a run (it holds {others[0]} but no config.yaml): give a new --run-dir."
+                f"{self.path} is not empty and not a run (it holds {others[0]} but no config.yaml): give a new "
+                "--run-dir."
             )
 
     def _refuse_other(self, config: ExperimentConfig) -> None:
         found = differences(self.config(), config)
         if found:
-            listed = "; ".join(f"{name} is {stored!r} there, {given!r} given" for name, (stored, given) in found.items())
+            listed = "; ".join(f"{name} is {old!r} there, {new!r} given" for name, (old, new) in found.items())
             raise UserError(
-                f"{self.path} holds a run of another configuration: {listed}: give another --run-dir, or the stored values."
+                f"{self.path} holds a run of another configuration: {listed}: give another --run-dir, or the stored "
+                "values."
             )
 
 
@@ -184,11 +201,6 @@ def differences(stored: ExperimentConfig, given: ExperimentConfig) -> dict[str, 
     left, right = dict(_leaves(to_dict(stored))), dict(_leaves(to_dict(given)))
     names = [name for name in right if name not in IGNORED_FIELDS]
     return {name: (left[name], right[name]) for name in names if left[name] != right[name]}
-
-
-def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _leaves(raw: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -206,5 +218,5 @@ def _new_manifest(config: ExperimentConfig) -> dict[str, Any]:
         "created": now(),
         "finished": None,
         "error": None,
-        "starts": [environment()],
+        "starts": [],
     }

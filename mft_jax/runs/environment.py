@@ -27,12 +27,17 @@ PACKAGES = {  # name in run.json -> distribution
 def environment() -> dict[str, Any]:
     """{"time", "pid", "versions", "git_revision", "devices"}; looking at the devices starts JAX's backend."""
     return {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "time": now(),
         "pid": os.getpid(),
         "versions": {"python": platform.python_version()} | {name: _version(dist) for name, dist in PACKAGES.items()},
         "git_revision": git_revision(pathlib.Path(mft_jax.__file__).parent.parent),
         "devices": _devices(),
     }
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def git_revision(checkout: pathlib.Path) -> str | None:

@@ -122,8 +122,8 @@ def _parse_record(line: bytes, path: pathlib.Path, before: list[Record]) -> Reco
         is_next = False
     if not is_next:
         raise UserError(
-            f"{path} line {len(before) + 1} is not the record of chunk {len(before)}: the file was changed by something "
-            "else; delete it to do this stage again."
+            f"{path} line {len(before) + 1} is not the record of chunk {len(before)}: the file was changed by "
+            "something else; delete it to do this stage again."
         )
     return record
 

@@ -1,4 +1,4 @@
-"""results.json: what a run found, built from the journals alone, so that it is the same however often a run was killed."""
+"""results.json: what a run found, built from what is journalled, so that a run that was killed reports the same."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ def make_result(
     cost: Cost,
     equivalent: Equivalent,
 ) -> Result:
-    """The result of evaluation transcripts, as parsed from their JSON lines; `equivalent` compares the task's answers."""
+    """The result of evaluation transcripts, parsed from their JSON lines; `equivalent` compares the task's answers."""
     score = accuracy([line["correct"] for line in transcripts])
     answers = [[agent["answers"][-1] for agent in line["agents"]] for line in transcripts]
     votes = [line["vote"] for line in transcripts]
@@ -81,9 +81,7 @@ def collect_results(
     for name in baselines:
         lines, cost = read_committed(run.baseline_file(name))
         if len(lines) == questions:
-            results.append(
-                make_result(lines, method=name, iteration=0, task=task, cost=cost, equivalent=equivalent)
-            )
+            results.append(make_result(lines, method=name, iteration=0, task=task, cost=cost, equivalent=equivalent))
     for iteration in range(1, iterations + 1):
         lines, cost = read_committed(run.evaluation_file(iteration))
         if len(lines) == questions:
@@ -113,6 +111,8 @@ def read_results(path: pathlib.Path) -> list[Result]:
     try:
         return [Result(**raw) for raw in json.loads(pathlib.Path(path).read_text(encoding="utf-8"))]
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give a run with results; `mft run` makes them.") from error
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): give a run with results; `mft run` makes them."
+        ) from error
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is not a list of results ({error}): run `mft run` again to rebuild it.") from error

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -71,7 +72,9 @@ class Sampler:
     ):
         self.base, self.model, self.config, self.mesh, self.dtype = base, model, config, mesh, dtype
         self.agents, self.stop_ids = agents, tuple(stop_ids)
-        self.compiles: collections.Counter[tuple] = collections.Counter()  # (phase, bucket..., adapted or base) -> traces
+        self.compiles: collections.Counter[tuple] = (
+            collections.Counter()
+        )  # (phase, bucket..., adapted or base) -> traces
         self._rows = sharding(mesh, "agent", "batch")
         slots_out = slot_shardings(mesh, model)
 
@@ -113,19 +116,19 @@ class Sampler:
         )
         queues = self._queues(requests, adapters)
         owner = np.full((self.agents, config.rows), -1)  # which request a slot holds
-        completions: list[Completion | None] = [None] * len(requests)
+        completions: dict[int, Completion] = {}
         while any(queues) or (owner >= 0).any():
             while _refillable(owner, queues, config.prefill_rows):
                 slots = self._refill(slots, adapters, requests, queues, owner, bucket(longest), config)
             slots, view = self._decode(self.base, adapters, slots, self._settings(config, queues))
             finished = _harvest(jax.device_get(view), owner, self.stop_ids)
-            for index, completion in finished:
-                completions[index] = completion
+            completions.update(finished)
             if on_progress:
                 on_progress(len(finished), sum(completion.new_tokens for _, completion in finished))
         spent = max(0.0, time.perf_counter() - started - (compile_seconds() - compiled))
-        lengths = tuple((len(request.prompt), c.new_tokens) for request, c in zip(requests, completions, strict=True))
-        return completions, Usage(adapters is not None, lengths, spent * self.mesh.size)
+        ordered = [completions[index] for index in range(len(requests))]
+        lengths = tuple((len(request.prompt), c.new_tokens) for request, c in zip(requests, ordered, strict=True))
+        return ordered, Usage(adapters is not None, lengths, spent * self.mesh.size)
 
     def _check(self, requests: Sequence[Request]) -> None:
         longest = max(len(request.prompt) for request in requests)
@@ -146,7 +149,7 @@ class Sampler:
     def _settings(self, config: SamplingConfig, queues: list[collections.deque[int]]) -> Settings:
         stop_ids = np.full(max(8, bucket(len(self.stop_ids), 8)), -1, np.int32)
         stop_ids[: len(self.stop_ids)] = self.stop_ids
-        settings = Settings(
+        values: tuple[Any, ...] = (
             np.float32(config.temperature),
             np.float32(config.top_p),
             stop_ids,
@@ -154,7 +157,7 @@ class Sampler:
             np.int32(config.prefill_rows),
             np.int32(config.steps_per_dispatch),
         )
-        return jax.device_put(settings, replicated(self.mesh))
+        return jax.device_put(Settings(*values), replicated(self.mesh))
 
     def _refill(self, slots: Slots, adapters, requests, queues, owner, length: int, config: SamplingConfig) -> Slots:
         """Fills up to `prefill_rows` free slots of every agent by one call."""

@@ -1,7 +1,7 @@
 """What is kept on the devices while rows are decoded: a grid of slots [A, B], each one sequence with its KV cache."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from mft_jax.parallel.mesh import replicated, sharding
 
 
 class Slots(NamedTuple):
-    """Column s of a row's cache holds its token s, whatever its neighbours do: sums run in the same order everywhere."""
+    """Column s of a row's cache holds its token s, whatever its neighbours do: sums run in the same order."""
 
     keys: tuple[Float[Array, "A B K H S"], ...]  # a leaf a layer, so that a step writes in place
     values: tuple[Float[Array, "A B K S H"], ...]
@@ -55,18 +55,20 @@ def bucket(size: int, smallest: int = 16) -> int:
     return power
 
 
-def slot_shardings(mesh: Mesh, config: ModelConfig) -> Slots:
+def slot_shardings(mesh: Mesh, config: ModelConfig) -> Any:
     """Every leaf over agents and rows; the cache also over kv heads, as the projections that fill it are."""
     rows = sharding(mesh, "agent", "batch")
     last = sharding(mesh, "agent", "batch", None)
     kv = NamedSharding(mesh, sharding(mesh, "kv_heads", shape=(config.kv_heads,)).spec)
     cache = NamedSharding(mesh, jax.sharding.PartitionSpec("agent", "data", *kv.spec))
     layers = (cache,) * config.layers
-    return Slots(layers, layers, rows, rows, rows, rows, rows, last, last)
+    leaves: tuple[Any, ...] = (layers, layers, rows, rows, rows, rows, rows, last, last)
+    return Slots(*leaves)
 
 
-def view_shardings(mesh: Mesh) -> View:
-    return View(*(replicated(mesh),) * 3)
+def view_shardings(mesh: Mesh) -> Any:
+    leaves: tuple[Any, ...] = (replicated(mesh),) * 3
+    return View(*leaves)
 
 
 @functools.lru_cache(maxsize=8)

@@ -69,9 +69,7 @@ def decode(
 def _advance(model: Decoder, adapters: Adapter | None, slots: Slots, settings: Settings) -> Slots:
     """One token for every active row; a free row computes too, and nothing of it is kept."""
     step = functools.partial(_write, model)
-    logits, keys, values = _over_agents(step, adapters)(
-        adapters, slots.keys, slots.values, slots.token, slots.position
-    )
+    logits, keys, values = _over_agents(step, adapters)(adapters, slots.keys, slots.values, slots.token, slots.position)
     agents, rows = slots.token.shape
     with jax.named_scope("choose"):
         token = choose(

@@ -1,7 +1,7 @@
 """The answer in a text, its canonical form, and whether two answers are mathematically the same.
 
-Conventions, those of the field's MATH and GSM8K graders: units that stand beside a number carry no meaning here, so "$5",
-"5%" and "5" are the same answer; an "x =" before an answer is dropped; a decimal is exact, so 0.333 is not 1/3.
+The conventions of the field's graders for MATH and GSM8K: a currency or percent sign beside a number has no meaning, so
+"$5", "5%" and "5" are the same answer; an "x =" before an answer is dropped; a decimal is exact: 0.333 is not 1/3.
 """
 
 import functools
@@ -11,6 +11,7 @@ from fractions import Fraction
 from mft_jax.tasks import grader
 
 MAX_LENGTH = 1000  # characters; a longer "answer" is runaway text
+MAX_LAYERS = 30  # of signs around an answer; one with more of them is runaway text too
 CPU_SECONDS = 0.5  # for one comparison by math-verify; usual ones take milliseconds
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
@@ -68,26 +69,27 @@ def parse_numeric(text: str) -> str | None:
     content = boxed(text)
     if content is not None:
         return canonical(content) if re.search(r"\d", content) else None
-    last = None
-    for last in _LAST_NUMBER.finditer(text.replace("\u2212", "-")):
-        pass
-    return None if last is None else canonical(last[0])
+    numbers = [match[0] for match in _LAST_NUMBER.finditer(text.replace("\u2212", "-"))]
+    return canonical(numbers[-1]) if numbers else None
 
 
 def canonical(text: str) -> str | None:
     """One spelling for the many of an answer: 5 for " $+5.00$. "; None for nothing, or more than MAX_LENGTH characters.
 
     A whole number becomes an integer, another decimal a decimal without trailing zeros, a fraction a reduced one p/q;
-    anything else keeps its form without what stands around it. Applying it twice changes nothing.
+    anything else keeps its form without what stands around it. A canonical form is its own canonical form.
     """
     return _canonical(text) if len(text) <= MAX_LENGTH else None
 
 
 @functools.lru_cache(maxsize=4096)
 def _canonical(text: str) -> str | None:
-    previous = None
-    while text != previous:
+    for _ in range(MAX_LAYERS):
         previous, text = text, _unwrapped(text)
+        if text == previous:
+            break
+    else:
+        return None
     value = number(text)
     if value is not None:
         text = _written(value, decimal=_DECIMAL.fullmatch(text) is not None)

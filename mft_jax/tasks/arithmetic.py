@@ -1,8 +1,8 @@
 """The arithmetic task: a + b * c + d - e * f, six integers uniform in 0..29 (method, section 3).
 
-A data set of tensorflow-datasets, built once into a directory and read without TensorFlow. Each split holds a fixed pool of
-questions, none in both; a run uses a seeded choice from them. All are reserved ones (arithmetic_split.py), which the shipped
-base model has not been trained on.
+A data set of tensorflow-datasets, built once into a directory and read without TensorFlow. Each split holds a fixed
+pool of questions, none in both; a run uses a seeded choice from them. All are reserved ones (arithmetic_split.py), on
+which the shipped base model has not been trained.
 """
 
 import contextlib
@@ -98,7 +98,9 @@ def data_dir(config: TaskConfig) -> pathlib.Path:
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
         return (cache if cache.is_absolute() else pathlib.Path.home() / ".cache") / "mft_jax" / "datasets"
     if "://" in config.data_dir:
-        raise UserError(f"task.data_dir is {config.data_dir!r}, expected a local directory: each host builds its own data set.")
+        raise UserError(
+            f"task.data_dir is {config.data_dir!r}, expected a local directory: every host builds its own data."
+        )
     return pathlib.Path(config.data_dir).expanduser()
 
 
@@ -108,8 +110,9 @@ def _build_and_read(directory: pathlib.Path, chosen: dict[str, tuple[int, ...]])
         with _locked(directory):
             with contextlib.suppress(DamagedError):
                 return _read(directory, chosen)  # another process has built it meanwhile
-            for leftover in (directory / MftArithmetic.name).glob(f"{MftArithmetic.VERSION}*"):
-                shutil.rmtree(leftover)  # damaged, or the unfinished work of a process that was killed
+            for name in (f"{MftArithmetic.VERSION}", f"incomplete.*_{MftArithmetic.VERSION}"):
+                for leftover in (directory / MftArithmetic.name).glob(name):
+                    shutil.rmtree(leftover)  # damaged, or the unfinished work of a process that was killed
             _build(directory)
             return _read(directory, chosen)
     except (OSError, DamagedError) as error:
@@ -129,11 +132,10 @@ def _locked(directory: pathlib.Path) -> Iterator[None]:
 
 
 def _build(directory: pathlib.Path) -> None:
-    """Into a temporary directory that takes its name at the end (tensorflow-datasets does that): whole, or not there."""
+    """Whole or not at all: tensorflow-datasets writes into a temporary directory that gets its name at the end."""
     tfds.disable_progress_bar()
     builder = MftArithmetic(data_dir=directory, file_format="array_record")
-    # Nothing is downloaded, but the library makes a directory for downloads (in the home, by default) and prints that it
-    # downloads.
+    # Nothing is downloaded, but the library makes a directory for downloads, by default in the home, and prints.
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(
             download_dir=scratch, download_config=tfds.download.DownloadConfig(try_download_gcs=False)

@@ -1,9 +1,9 @@
 """math-verify in a process of its own, so that a comparison that runs away can be stopped, from any thread.
 
-math-verify's own time limit is a signal: it works in the main thread only, and cannot interrupt 9**9**9. Here the limit is on
-the CPU time of the process, so a busy machine grades as an idle one does, and a run that is repeated gets the same grades.
+math-verify's own time limit is a signal: it works in the main thread only, and cannot interrupt 9**9**9. Here the limit
+is on the CPU time of the process, so a busy machine grades as an idle one, and a repeated run gets the same grades.
 The process starts with the first comparison that needs it. It is a fresh interpreter, not a fork: forking after JAX has
-started its threads can deadlock. It reads its standard input to the end, so it does not outlive this process, however this ends.
+started its threads can deadlock. It ends with its standard input, so it does not outlive this process, even killed.
 """
 
 import atexit
@@ -20,6 +20,7 @@ import time
 
 START_SECONDS = 120.0  # wall time for the imports, on a machine with a slow disk
 WALL_FACTOR = 20.0  # wall time for a comparison, as a multiple of its CPU time, in case the process sleeps for ever
+LATE = b"late"
 
 _WORKER = pathlib.Path(__file__).with_name("grader_worker.py")
 
@@ -34,19 +35,14 @@ class Grader:
     def same_formula(self, a: str, b: str, cpu_seconds: float) -> bool:
         """Whether math-verify finds `a` and `b` equal; False if it takes more than `cpu_seconds`, or crashes on them.
 
-        Raises RuntimeError if the process cannot start.
+        Raises RuntimeError if the process cannot start, or something outside keeps ending it.
         """
+        request = json.dumps([a, b, cpu_seconds]).encode() + b"\n"
         with self._lock:
-            process = self._running()
-            try:
-                _send(process, json.dumps([a, b, cpu_seconds]).encode() + b"\n")
-                answer = _receive(process, WALL_FACTOR * cpu_seconds)
-            except BaseException:  # an interrupt here would leave an answer in the pipe for the next question
-                self._stop()
-                raise
-            if answer not in (b"0", b"1"):
-                self._stop()
-            return answer == b"1"
+            answer = self._ask(request, WALL_FACTOR * cpu_seconds) or self._ask(request, WALL_FACTOR * cpu_seconds)
+        if not answer:
+            raise RuntimeError("The grading process was ended from outside, twice: is the machine short of memory?")
+        return answer == b"1"
 
     def close(self) -> None:
         with self._lock:
@@ -55,6 +51,17 @@ class Grader:
     def forget(self) -> None:
         """In a forked child: the process is the parent's."""
         self._lock, self._process = threading.Lock(), None
+
+    def _ask(self, request: bytes, wall_seconds: float) -> bytes:
+        process = self._running()
+        answer = b""
+        try:
+            _send(process, request)
+            answer = _receive(process, wall_seconds)
+        finally:
+            if answer not in (b"0", b"1"):  # an interrupt, too: its answer must not be taken for the next question's
+                self._stop()
+        return answer
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is not None:
@@ -104,14 +111,14 @@ def _send(process: subprocess.Popen[bytes], data: bytes) -> None:
 
 
 def _receive(process: subprocess.Popen[bytes], wall_seconds: float) -> bytes:
-    """One byte, or none: the process has ended or is late."""
+    """One byte, LATE, or nothing if the process has ended."""
     assert process.stdout is not None
     poll = select.poll()
     poll.register(process.stdout, select.POLLIN)
     deadline = time.monotonic() + wall_seconds
     while not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
         if time.monotonic() >= deadline:
-            return b""
+            return LATE
     return process.stdout.read(1) or b""
 
 

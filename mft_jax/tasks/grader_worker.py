@@ -1,8 +1,8 @@
 """The grading process (see grader.py): run as a script, never imported by the package.
 
-It reads lines [a, b, cpu_seconds] from its standard input and answers each with one byte, 1 for equal and 0 for not, after
-an r once it is ready. The comparing is done by a child; where that takes more than its CPU time, or crashes, the answer is
-0 and the next child takes over.
+It writes an r once it is ready, then answers each line [a, b, cpu_seconds] of its standard input with one byte, 1 for
+equal and 0 for not. A child does the comparing; where that takes more than its CPU time, or crashes, the answer is 0,
+and the next child takes over.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ def parsed(text):
     from math_verify import parse
 
     # The box tells the parser that all of the text is the answer. No time limit of its own: see `main`.
-    return parse(rf"\boxed{{{text}}}", fallback_mode="no_fallback", parsing_timeout=None)
+    return parse(rf"\boxed{{{text}}}", fallback_mode="no_fallback", parsing_timeout=0)
 
 
 def same(a, b):

@@ -1,7 +1,7 @@
 """People's own questions: a file of {"question": text, "answer": text or number} lines.
 
-Blank lines and other fields are ignored. A question that comes twice in a file is kept once, the first time, so that it does
-not count double; two different answers to one question are an error. A question's id holds its line number.
+Blank lines and other fields are ignored. A question that comes twice in a file is kept once, the first time, so that it
+does not count double; two different answers to one question are an error. A question's id holds its line number.
 """
 
 import decimal
@@ -20,16 +20,22 @@ EXAMPLE = '{"question": "What is 2+3?", "answer": 5}'
 def load(config: TaskConfig, seed: int) -> Task:
     """Reads `train_path`, and `eval_path` or as many held-out lines of `train_path`. Raises UserError for bad files.
 
+    With `train_questions` 0 and an `eval_path`, for an evaluation without training, no `train_path` is needed.
+
     If every answer is a number, an answer's last number counts where it has no box (method, section 3).
     """
-    if config.train_path is None:
+    if config.train_questions == 0 and config.eval_path is not None:
+        train = ()  # evaluation alone
+    elif config.train_path is None:
         raise UserError(f"The task jsonl needs task.train_path: give a file of lines such as {EXAMPLE}.")
-    train = read(config.train_path, "train")
+    else:
+        train = read(config.train_path, "train")
     if config.eval_path is None:
         evaluation, train = _hold_out(train, config, seed)
     else:
         evaluation = read(config.eval_path, "eval")
-        check_enough(config.train_questions, len(train), "task.train_questions", config.train_path)
+        if config.train_questions:
+            check_enough(config.train_questions, len(train), "task.train_questions", str(config.train_path))
         check_enough(config.eval_questions, len(evaluation), "task.eval_questions", config.eval_path)
         evaluation = seeded_order(evaluation, seed, "jsonl-eval")
         train = seeded_order(train, seed, "jsonl-train")
@@ -60,7 +66,9 @@ def read(path: str | pathlib.Path, split: str) -> tuple[Question, ...]:
     try:
         data = pathlib.Path(path).expanduser().read_bytes()
     except OSError as error:
-        raise UserError(f"Cannot read the questions {path} ({error.strerror}): give a file of lines such as {EXAMPLE}.") from error
+        raise UserError(
+            f"Cannot read the questions {path} ({error.strerror}): give a file of lines such as {EXAMPLE}."
+        ) from error
     kept: dict[str, tuple[int, Question]] = {}
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not line.strip():
@@ -69,8 +77,8 @@ def read(path: str | pathlib.Path, split: str) -> tuple[Question, ...]:
         first, same = kept.setdefault(normalised(question.text), (number, question))
         if not answers.equivalent(same.gold or "", question.gold or ""):
             raise UserError(
-                f"{path}, line {number}: the answer is {question.gold!r}, but line {first} has the same question with the "
-                f"answer {same.gold!r}: keep the right one."
+                f"{path}, line {number}: the answer is {question.gold!r}, but line {first} has the same question with "
+                f"the answer {same.gold!r}: keep the right one."
             )
     return tuple(question for _, question in kept.values())
 
@@ -90,7 +98,8 @@ def _question(line: bytes, where: str, identity: str) -> Question:
     # A worked solution that ends in a box is a usual form of gold answer.
     gold = answers.parse_boxed(answer) if "boxed{" in str(answer) else answers.canonical(str(answer))
     if gold is None:
-        raise UserError(f'{where}: "answer" is empty or longer than {answers.MAX_LENGTH} characters: give the bare answer.')
+        limit = answers.MAX_LENGTH
+        raise UserError(f'{where}: "answer" is empty or longer than {limit} characters: give the answer alone.')
     return Question(identity, text.strip(), gold)
 
 
@@ -102,7 +111,7 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
         # Decimal keeps a number as it is written: 0.1 stays 0.1.
         record = json.loads(line.decode(), parse_float=decimal.Decimal, parse_constant=refuse)
         json.dumps(record, ensure_ascii=False, default=str).encode()  # a lone surrogate could not be written out again
-    except UnicodeError as error:
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise UserError(f"{where}: not valid UTF-8 ({error.reason}): save the file as UTF-8.") from error
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
@@ -114,5 +123,5 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
 
 def _kind(value: object) -> str:
     """The type of a JSON value, as JSON calls it."""
-    names = {str: "a string", bool: "a boolean", int: "a number", decimal.Decimal: "a number", list: "an array", dict: "an object"}
-    return names.get(type(value), "null")
+    names = {str: "a string", bool: "a boolean", list: "an array", dict: "an object", type(None): "null"}
+    return names.get(type(value), "a number")

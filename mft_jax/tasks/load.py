@@ -12,7 +12,7 @@ NAMES = ("arithmetic", "jsonl")
 def load_task(config: TaskConfig, seed: int) -> Task:
     """The task's questions and its grading; `seed` chooses which of the available questions are used, and their order.
 
-    Raises UserError for an unknown name, too few or no questions, a file that cannot be read, and for a question that is
+    Raises UserError for an unknown name, too few or no questions, a file that cannot be read, and a question that is
     both in the training and in the evaluation set.
     """
     if config.name == "arithmetic":

@@ -1,4 +1,4 @@
-"""What a task is: questions to train on, held-out questions to evaluate on, and how answers to them are read and compared."""
+"""What a task is: questions to train on, held-out ones to evaluate on, and how their answers are read and compared."""
 
 import dataclasses
 import random
@@ -39,11 +39,11 @@ def seeded_order(items: Sequence[T], seed: int, name: str) -> tuple[T, ...]:
     # Only random() itself is promised to give the same stream in every version of Python; shuffle and sample are not.
     draws = random.Random(f"{seed}/{name}")
     keys = [draws.random() for _ in items]
-    return tuple(items[index] for index in sorted(range(len(items)), key=keys.__getitem__))
+    return tuple(items[index] for index in sorted(range(len(items)), key=lambda index: keys[index]))
 
 
 def normalised(text: str) -> str:
-    """A question's text without differences of case, spacing or Unicode composition, which do not make it another one."""
+    """A question's text without case, spacing and Unicode composition: texts that are equal then are one question."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
@@ -57,16 +57,15 @@ def check_enough(asked: int, available: int, field: str, source: str) -> None:
 
 def check_splits(train: Sequence[Question], evaluation: Sequence[Question]) -> None:
     """Raises UserError for an empty split, and where a question is in both: its accuracy would measure memory."""
-    for field, questions in (("task.train_questions", train), ("task.eval_questions", evaluation)):
-        if not questions:
-            raise UserError(f"{field} gives no questions: set it to at least 1.")
+    if not evaluation:
+        raise UserError("task.eval_questions gives no questions: set it to at least 1.")
     seen = {normalised(question.text): question for question in train}
     for question in evaluation:
         twin = seen.get(normalised(question.text))
         if twin is not None:
             raise UserError(
-                f"The question {_shortened(question.text)} is both a training question ({twin.id}) and an evaluation question "
-                f"({question.id}): remove it from one of the two sets."
+                f"The question {_shortened(question.text)} is both a training question ({twin.id}) and an evaluation "
+                f"question ({question.id}): remove it from one of the two sets."
             )
 
 

@@ -1,0 +1,111 @@
+"""The `mft` command: reads arguments, calls the library, prints. A user's mistake is one sentence, never a traceback."""
+
+import dataclasses
+import os
+import sys
+from typing import Annotated
+
+# Before anything imports them: what these libraries print about themselves is not what a user asked for.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import tyro
+from rich.console import Console
+
+from mft_jax.config import ExperimentConfig, TaskConfig, load_config, validate
+from mft_jax.errors import UserError
+
+USAGE = """usage: mft COMMAND ...
+
+commands:
+  mft run CONFIG.yaml [--field value ...] [--run-dir DIR]   the whole experiment; goes on with one that was stopped
+  mft eval RUN_DIR --task NAME [...]                        the agents of a run on another task
+
+`mft COMMAND --help` explains every option.
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """Evaluates the finetuned society of a run on another task, or on other questions, without training."""
+
+    run_dir: Annotated[str, tyro.conf.Positional]
+    """Directory of the run."""
+    task: str
+    """arithmetic, or jsonl for your own questions."""
+    eval_questions: int | None = None
+    """How many questions; none: as many as the run was evaluated on."""
+    eval_path: str | None = None
+    """jsonl only: file of {"question", "answer"} lines."""
+    iteration: int | None = None
+    """Which society; none: the last one."""
+    label: str | None = None
+    """Name of this evaluation in results.json; none: the task's."""
+
+
+def run_command(arguments: list[str], console: Console) -> None:
+    from mft_jax.experiment import run
+    from mft_jax.report.progress import TerminalReporter
+    from mft_jax.report.table import results_table
+
+    path = next((a for a in arguments if a.endswith((".yaml", ".yml"))), None)
+    if path is None and not {"-h", "--help"} & set(arguments):
+        raise UserError("mft run needs a configuration: mft run CONFIG.yaml, for example configs/quickstart.yaml.")
+    default = ExperimentConfig() if path is None else load_config(path)
+    rest = [a for a in arguments if a is not path]
+    config = tyro.cli(ExperimentConfig, default=default, args=rest, prog="mft run CONFIG.yaml")
+    validate(config, "command line")
+    results = run(config, TerminalReporter(console))
+    console.print(results_table(results, title=f"{config.task.name}, {results[0].n} held-out questions"))
+    console.print(f"Everything is in {config.run_dir}.", highlight=False, soft_wrap=True)
+
+
+def eval_command(arguments: list[str], console: Console) -> None:
+    from mft_jax.experiment import evaluate
+    from mft_jax.report.progress import TerminalReporter
+    from mft_jax.report.table import results_table
+    from mft_jax.runs.directory import RunDirectory
+
+    options = tyro.cli(EvalOptions, args=arguments, prog="mft eval")
+    trained = RunDirectory(options.run_dir).config()
+    questions = options.eval_questions or trained.task.eval_questions
+    if options.task == "jsonl" and not (options.eval_path or trained.task.eval_path):
+        raise UserError("mft eval --task jsonl needs the questions: give --eval-path FILE.")
+    if options.task == trained.task.name:  # its training questions stay known, so that none of them is asked
+        task = dataclasses.replace(
+            trained.task, eval_questions=questions, eval_path=options.eval_path or trained.task.eval_path
+        )
+    else:
+        task = TaskConfig(
+            name=options.task,
+            train_questions=0,
+            eval_questions=questions,
+            eval_path=options.eval_path,
+            data_dir=trained.task.data_dir,
+        )
+    reporter = TerminalReporter(console)
+    result = evaluate(options.run_dir, task, iteration=options.iteration, label=options.label, reporter=reporter)
+    console.print(results_table([result], title=f"{result.task}, {result.n} questions"))
+
+
+COMMANDS = {"run": run_command, "eval": eval_command}
+
+
+def main() -> None:
+    """Entry point: exit code 0 only on success."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        sys.exit(0 if arguments else 2)
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        print(f"mft: there is no command {name!r}; the commands are {', '.join(COMMANDS)}.", file=sys.stderr)
+        sys.exit(2)
+    try:
+        COMMANDS[name](rest, Console())
+    except UserError as error:
+        print(f"mft: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("mft: stopped; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,99 @@
+"""From a configuration to what an experiment computes with: mesh, model, tokenizer, questions, compiled programs."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from mft_jax.base_model import CHECKPOINT
+from mft_jax.config import ExperimentConfig
+from mft_jax.debate import Debate, Society
+from mft_jax.errors import UserError
+from mft_jax.finetuning.step import Step, TrainState, make_train_step
+from mft_jax.models.chat import Chat, load_chat
+from mft_jax.models.config import ModelConfig, read_model_config
+from mft_jax.models.lora import Adapter, init_adapters
+from mft_jax.models.weights import checkpoint_directory, load_base
+from mft_jax.parallel.mesh import adapter_shardings, base_sharding, make_mesh
+from mft_jax.sampling import Sampler
+from mft_jax.tasks import Task, load_task
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What does not change during a run."""
+
+    config: ExperimentConfig
+    mesh: Mesh
+    model: ModelConfig
+    base: nnx.State
+    chat: Chat
+    task: Task
+    sampler: Sampler
+    train_step: Step
+
+    def fresh_adapters(self) -> Adapter:
+        """Adapters of 2N agents, generators then critics, that still are the base model; split over agents."""
+        agents, key = 2 * self.config.debate.agents, jax.random.key(self.config.seed)
+        init = functools.partial(init_adapters, self.model, self.config.lora, agents=agents)
+        return jax.jit(init, out_shardings=adapter_shardings(self.mesh, jax.eval_shape(init, key)))(key)
+
+    def place_state(self, state: TrainState) -> TrainState:
+        """Adapters and optimizer state on the devices that the rules give them."""
+        return jax.device_put(state, adapter_shardings(self.mesh, state))
+
+    def society(self, adapters: Adapter) -> Society:
+        """The speakers of a debate: the first N adapters are generators, the last N critics."""
+        agents = self.config.debate.agents
+        half = lambda part: jax.tree.map(lambda leaf: leaf[part], adapters)
+        parts = half(slice(None, agents)), half(slice(agents, None))
+        return Society(*jax.device_put(parts, adapter_shardings(self.mesh, parts)))
+
+    def debate(self, society: Society, name: str, agents: int | None = None, rounds: int | None = None) -> Debate:
+        """A debate of `society`; N and M as configured, unless a method has others."""
+        config = self.config
+        return Debate(
+            sampler=self.sampler,
+            chat=self.chat,
+            task=self.task,
+            society=society,
+            agents=agents or config.debate.agents,
+            rounds=rounds or config.debate.rounds,
+            seed=config.seed,
+            name=name,
+        )
+
+
+def prepare(config: ExperimentConfig) -> Setup:
+    """Loads everything and writes nothing. Raises UserError for what the configuration asks for and is not there."""
+    task = load_task(config.task, config.seed)
+    mesh = make_mesh(config.mesh)
+    directory = CHECKPOINT if config.model.path is None else checkpoint_directory(config.model.path)
+    model = read_model_config(directory)
+    chat = load_chat(directory)
+    if len(chat.tokenizer) > model.vocab_size:
+        raise UserError(
+            f"{directory}: the tokenizer has {len(chat.tokenizer)} tokens, but the embedding only {model.vocab_size} rows: "
+            "the two are of different models."
+        )
+    graphdef, base = load_base(
+        directory,
+        model,
+        lora_scale=config.lora.scale,
+        dtype=jnp.dtype(config.model.dtype),
+        place=lambda path, tensor: jax.device_put(tensor, base_sharding(mesh, path, tensor.shape)),
+    )
+    sampler = Sampler(
+        graphdef,
+        base,
+        model,
+        config.sampling,
+        agents=config.debate.agents,
+        stop_ids=chat.stop_ids,
+        mesh=mesh,
+        dtype=config.model.dtype,
+    )
+    return Setup(config, mesh, model, base, chat, task, sampler, make_train_step(graphdef, config.finetuning, mesh))

@@ -1,0 +1,84 @@
+"""The checkpoint that ships with the package, as transformers and this project read it."""
+
+import importlib.util
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mft_jax import prompts
+from mft_jax.base_model import CHECKPOINT
+from mft_jax.base_model.demonstrations import NOISY, demonstrations
+from mft_jax.models.chat import load_chat
+from mft_jax.models.config import read_model_config
+from mft_jax.models.weights import load_base
+
+
+@pytest.fixture(scope="module")
+def chat():
+    return load_chat(CHECKPOINT)
+
+
+def test_it_is_small():
+    assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) <= 6_000_000
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="transformers computes with torch")
+def test_transformers_agrees(chat):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    reference = AutoModelForCausalLM.from_pretrained(CHECKPOINT, local_files_only=True, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, local_files_only=True)
+    dialogue = next(d for d in demonstrations(11, NOISY) if len(d.messages) == 4).messages
+    text = tokenizer.apply_chat_template(dialogue, tokenize=False)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert ids == chat.example(dialogue)[0].tolist()
+    with torch.no_grad():
+        expected = reference(torch.tensor([ids])).logits.numpy()
+    graphdef, base = load_base(CHECKPOINT, read_model_config(CHECKPOINT))
+    logits = jax.jit(lambda base, tokens: nnx.merge(graphdef, base)(tokens))(base, jnp.asarray([ids]))
+    np.testing.assert_allclose(np.asarray(logits), expected, atol=1e-4)
+    assert expected.std() > 1  # a trained model: its logits are not all alike
+
+
+def test_every_digit_and_sign_is_one_token(chat):
+    text = "What is 17+24*13+5-8*29?\n24*13=240+72=312\n-407"
+    tokens = [chat.tokenizer.decode([i]) for i in chat.tokenizer(text, add_special_tokens=False)["input_ids"]]
+    assert "".join(tokens) == text
+    assert all(len(token) == 1 for token in tokens if set(token) & set("0123456789+-*=\n?"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["24*13=240+72=312\n\\boxed{102}", "two  spaces,\ttabs\r\nand Ünïcödé 漢字 🙂", "<|end|> in a text", "x²≠½ 007"],
+)
+def test_any_text_comes_back(chat, text):
+    ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert chat.tokenizer.decode(ids) == text
+
+
+def test_prompts_and_answers_round_trip(chat):
+    for demonstration in itertools.islice(demonstrations(7, NOISY), 50):
+        *before, last = demonstration.messages
+        prompt, (ids, mask) = chat.prompt(before), chat.example(demonstration.messages, final_turn_only=True)
+        assert ids[: len(prompt)].tolist() == prompt  # training and sampling see the same tokens
+        assert mask.sum() == len(ids) - len(prompt)
+        assert chat.text(ids[mask]) == last["content"]
+        assert ids[mask][-1] in chat.stop_ids
+
+
+def test_spans_are_the_assistants_turns(chat):
+    messages = [
+        prompts.first("What is 1+2*3+4-5*0?"),
+        prompts.assistant("2*3=6\n\\boxed{11}"),
+        prompts.later("Answers: 11"),
+        prompts.assistant("\\boxed{11}"),
+    ]
+    ids, mask = chat.example(messages)
+    assert chat.tokenizer.decode(ids[mask]) == "2*3=6\n\\boxed{11}<|end|>\\boxed{11}<|end|>"
+    system = [{"role": "system", "content": "Be brief."}, *messages]
+    assert chat.tokenizer.decode(chat.example(system)[0]).startswith("<|system|>Be brief.<|end|><|user|>What is")

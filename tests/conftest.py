@@ -1,0 +1,82 @@
+"""Shared by all tests: four virtual CPU devices, and tiny random models of the Llama family."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mft_jax.config import LoraConfig, MeshConfig
+from mft_jax.models.config import ModelConfig, parse_model_config
+from mft_jax.models.decoder import build
+from mft_jax.models.lora import init_adapters
+from mft_jax.parallel.mesh import base_sharding, make_mesh
+
+TINY = {
+    "model_type": "llama",
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": True,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiny:
+    """A random model with random adapters of three agents, none of them zero."""
+
+    config: ModelConfig
+    lora: LoraConfig
+    graphdef: nnx.GraphDef
+    base: nnx.State
+    adapters: dict
+
+    def agent(self, index):
+        return jax.tree.map(lambda leaf: leaf[index], self.adapters)
+
+
+def random_base(config, lora_scale=1.0, seed=0, scale=0.3):
+    """Weights large enough that logits, and so sampled texts, differ much from prompt to prompt."""
+    graphdef, abstract = build(config, lora_scale)
+    rng = np.random.default_rng(seed)
+    draw = lambda leaf: jnp.asarray(
+        rng.normal(0, scale, leaf.shape) if len(leaf.shape) > 1 else rng.uniform(0.5, 1.5, leaf.shape), jnp.float32
+    )
+    return graphdef, jax.tree.map(draw, abstract)
+
+
+def place_base(mesh, base):
+    """The base on the devices of a mesh, as `setup.prepare` places it."""
+    place = lambda path, leaf: jax.device_put(leaf, base_sharding(mesh, tuple(key.key for key in path), leaf.shape))
+    placed = jax.tree_util.tree_map_with_path(place, nnx.to_pure_dict(base))
+    base = jax.tree.map(lambda leaf: leaf, base)  # its own variables: replacing must not reach the given ones
+    nnx.replace_by_pure_dict(base, placed)
+    return base
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    config, lora = parse_model_config(TINY), LoraConfig(rank=4, alpha=8.0)
+    graphdef, base = random_base(config, lora.scale)
+    adapters = jax.jit(lambda key: init_adapters(config, lora, key, 3))(jax.random.key(0))
+    rng = np.random.default_rng(1)
+    noisy = jax.tree.map(lambda leaf: leaf + jnp.asarray(rng.normal(0, 0.1, leaf.shape), jnp.float32), adapters)
+    return Tiny(config, lora, graphdef, base, noisy)
+
+
+@pytest.fixture(scope="session")
+def one_device():
+    return make_mesh(MeshConfig())

@@ -1,0 +1,104 @@
+import dataclasses
+import itertools
+
+import numpy as np
+
+from mft_jax.finetuning.datasets import random_stream
+from mft_jax.finetuning.packing import encode, make_plan, pack_rows
+from tests.finetuning.conftest import CONFIG, example
+
+
+def segments(batch, agent):
+    """(ids, {offset of target: id}) of every segment of an agent's rows, read back from the arrays alone."""
+    found = []
+    for row in range(batch.tokens.shape[1]):
+        tokens, positions, ids = (x[agent, row] for x in (batch.tokens, batch.positions, batch.segment_ids))
+        used = batch.target_weight[agent, row] > 0
+        targets = dict(zip(batch.target_index[agent, row][used], batch.target_ids[agent, row][used], strict=True))
+        for segment in range(1, ids.max() + 1):
+            where = np.flatnonzero(ids == segment)
+            assert (np.diff(where) == 1).all()
+            assert (positions[where] == np.arange(len(where))).all()
+            own = {int(at - where[0]): int(id) for at, id in targets.items() if where[0] <= at <= where[-1]}
+            found.append((tokens[where].tolist(), own))
+    return found
+
+
+def test_targets_are_the_assistants_tokens(chat):
+    """Predicted are exactly both answers and their ends of turn, each from the token before it."""
+    dialogue = example("q", "1+1", "it is 2", "sure?", "yes")
+    plan = make_plan(chat, [[dialogue]], ("critic_0",), (CONFIG.critic,), CONFIG, seed=0, iteration=1)
+    (ids, targets), = segments(plan.batch(0), 0)
+    assert chat.tokenizer.decode(list(targets.values())) == "it is 2<|end|>yes<|end|>"
+    assert all(ids[at + 1] == id for at, id in targets.items())
+    final = dataclasses.replace(CONFIG, final_turn_only=True)
+    plan = make_plan(chat, [[dialogue]], ("critic_0",), (CONFIG.critic,), final, seed=0, iteration=1)
+    (_, targets), = segments(plan.batch(0), 0)
+    assert chat.tokenizer.decode(list(targets.values())) == "yes<|end|>"
+
+
+def test_every_epoch_holds_every_example_once(plan, examples, chat):
+    for agent, (own, epochs) in enumerate(zip(examples, (2, 1, 1), strict=True)):
+        seen = sorted(ids for step in range(plan.total) for ids, _ in segments(plan.batch(step), agent))
+        assert seen == sorted([ids.tolist() for ids, _ in encode(chat, own, CONFIG)] * epochs)
+
+
+def test_steps_and_rows_of_agents(plan):
+    """Agents with less data stop early; rows are spread so that the steps of an agent differ by one row at most."""
+    assert plan.total == max(plan.steps)
+    assert plan.steps[0] > plan.steps[2] == 1
+    for index, agent in enumerate(plan.agents):
+        rows = [(plan.batch(step).segment_ids[index, :, 0] > 0).sum() for step in range(plan.total)]
+        assert sum(rows) == len(agent.rows)
+        own = rows[: plan.steps[index]]
+        assert max(own) - min(own) <= 1
+        assert not any(rows[plan.steps[index] :])
+        assert not plan.batch(plan.total - 1).target_weight[2].any()
+    assert plan.row_targets % 64 == 0
+
+
+def test_the_same_inputs_give_the_same_bytes(plan, chat, examples):
+    names, roles = [a.name for a in plan.agents], [a.role for a in plan.agents]
+    again = make_plan(chat, examples, names, roles, CONFIG, seed=1, iteration=2)
+    for step in (plan.total - 1, 0):
+        for a, b in zip(plan.batch(step), again.batch(step), strict=True):
+            assert a.tobytes() == b.tobytes()
+    for changed in ({"seed": 2, "iteration": 2}, {"seed": 1, "iteration": 3}):
+        other = make_plan(chat, examples, names, roles, CONFIG, **changed)
+        assert [a.rows for a in other.agents] != [a.rows for a in plan.agents]
+
+
+def test_an_agents_rows_do_not_depend_on_the_others(plan, chat, examples):
+    names, roles = [a.name for a in plan.agents], [a.role for a in plan.agents]
+    alone = make_plan(chat, [examples[0], [], []], names, roles, CONFIG, seed=1, iteration=2)
+    assert alone.agents[0].rows == plan.agents[0].rows
+    assert alone.steps.tolist() == [plan.steps[0], 0, 0]
+
+
+def test_long_dialogues_are_left_out_whole_and_counted(chat):
+    dialogues = [example("short", "1+1", "2"), example("long", "1+1", "2" * 200), example("other", "2+2", "4")]
+    plan = make_plan(chat, [dialogues], ("generator_0",), (CONFIG.generator,), CONFIG, seed=0, iteration=1)
+    assert plan.left_out.tolist() == [1]
+    texts = {chat.tokenizer.decode(ids) for ids, _ in plan.agents[0].examples}
+    assert texts == {f"<|user|>{a}<|end|>\n<|assistant|>{b}<|end|>\n" for a, b in [("1+1", "2"), ("2+2", "4")]}
+    fitting = dataclasses.replace(CONFIG, row_tokens=max(len(ids) for ids, _ in plan.agents[0].examples))
+    assert make_plan(chat, [dialogues], ("generator_0",), (CONFIG.generator,), fitting, seed=0, iteration=1).left_out == [1]
+
+
+def test_agents_without_examples_make_no_steps(chat):
+    plan = make_plan(chat, [[], []], ("generator_0", "critic_0"), (CONFIG.generator,) * 2, CONFIG, seed=0, iteration=1)
+    assert plan.total == 0
+    assert plan.steps.tolist() == [0, 0]
+
+
+def test_first_fit():
+    """Each example is in the first row that had room for it when it came."""
+    lengths = [50, 30, 20, 70, 10, 60, 40, 100]
+    rows = pack_rows(lengths, 100, random_stream(0, 1))
+    assert sorted(itertools.chain(*rows)) == list(range(8))
+    assert all(sum(lengths[i] for i in row) <= 100 for row in rows)
+    order = random_stream(0, 1).permutation(8).tolist()
+    for row, example_ in ((row, i) for row in range(1, len(rows)) for i in rows[row]):
+        for earlier in rows[:row]:
+            there = sum(lengths[i] for i in earlier if order.index(i) < order.index(example_))
+            assert there + lengths[example_] > 100

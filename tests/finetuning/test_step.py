@@ -1,0 +1,226 @@
+"""The stacked step against plain ways to compute the same: one agent at a time, one dialogue at a time, optax itself."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from mft_jax.config import MeshConfig
+from mft_jax.finetuning import step as steps
+from mft_jax.finetuning.attention import packed_attention
+from mft_jax.finetuning.trainer import place_batch
+from mft_jax.models.attention import attend, causal_mask, transposed
+from mft_jax.parallel.mesh import adapter_shardings, make_mesh
+from tests.conftest import place_base
+from tests.finetuning.conftest import CONFIG
+
+
+@pytest.fixture(scope="module")
+def train_step(tiny):
+    return steps.make_train_step(tiny.graphdef, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def hyper(plan):
+    return steps.hyper_of(plan, CONFIG)
+
+
+@pytest.fixture
+def state(tiny):
+    """Fresh buffers each time: a step takes those of the state it is given."""
+    return steps.init_state(jax.tree.map(jnp.array, tiny.adapters))
+
+
+def agent_of(tree, agent):
+    """One agent's part of a stacked tree, the axis kept."""
+    return jax.tree.map(lambda leaf: leaf[agent : agent + 1] if np.ndim(leaf) else leaf, tree)
+
+
+def three_steps(train_step, tiny, state, plan, hyper, part=lambda tree: tree):
+    losses = []
+    for index in range(3):
+        state, metrics = train_step(tiny.base, state, part(plan.batch(index)), np.int32(index), hyper)
+        losses.append(np.asarray(metrics.loss))
+    return state, np.stack(losses)
+
+
+def close(a, b, tolerance=1e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
+
+
+@pytest.fixture(scope="module")
+def naive(tiny):
+    """(loss, gradient) of an adapter: each dialogue in a forward of its own, full logits, log-softmax, no packing."""
+
+    @jax.jit
+    @jax.value_and_grad
+    def summed(adapter, ids, mask):
+        scores = jax.nn.log_softmax(nnx.merge(tiny.graphdef, tiny.base)(ids[None], adapter)[0])
+        return -jnp.sum(jnp.take_along_axis(scores[:-1], ids[1:, None], axis=1)[:, 0] * mask[1:])
+
+    def mean(adapter, dialogues):
+        # Zeros after the end change nothing before it, and spare a compilation for each length.
+        padded = lambda x: np.pad(x, (0, CONFIG.row_tokens - len(x)))
+        parts = [summed(adapter, padded(ids), padded(mask)) for ids, mask in dialogues]
+        count = sum(mask[1:].sum() for _, mask in dialogues)
+        return jax.tree.map(lambda *leaves: sum(leaves) / count, *parts)
+
+    return mean
+
+
+def dialogues_of(plan, agent, index):
+    own = plan.agents[agent]
+    return [own.examples[i] for row in own.rows_of(index) for i in row]
+
+
+def test_stacked_equals_separate(train_step, tiny, state, plan, hyper):
+    together, losses = three_steps(train_step, tiny, state, plan, hyper)
+    for agent in range(3):
+        part = lambda tree, agent=agent: agent_of(tree, agent)
+        alone, own = three_steps(train_step, tiny, part(steps.init_state(tiny.adapters)), plan, part(hyper), part)
+        close(agent_of(together, agent), alone)
+        close(losses[:, agent], own[:, 0])
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(axis=(1, 2, 3)), together.adapters, tiny.adapters)
+    assert all((leaf > 1e-3).all() for leaf in jax.tree.leaves(moved))
+
+
+def test_packed_equals_unpacked(tiny, plan, naive):
+    """Loss and gradient of rows with several segments, in chunks or not, equal those of the dialogues one by one."""
+    assert any(len(row) > 1 for row in plan.agents[0].rows_of(0))
+    adapter, rows = tiny.agent(0), jax.tree.map(lambda x: x[0], plan.batch(0))
+    expected = naive(adapter, dialogues_of(plan, 0, 0))
+    for chunks, remat in ((1, False), (4, True)):
+        model = lambda: nnx.merge(tiny.graphdef, tiny.base)
+        loss = lambda a, chunks=chunks, remat=remat: steps.agent_loss(model(), a, rows, chunks, remat)
+        close(jax.jit(jax.value_and_grad(loss))(adapter), expected)
+
+
+def test_a_step_equals_optax(train_step, tiny, state, plan, hyper, naive):
+    """Clip, schedule, AdamW: three steps of agent 0 against optax's own chain on unpacked dialogues."""
+    rates = [hyper.peak[0] * expected_share(t, int(hyper.warmup_steps[0]), plan.steps[0]) for t in range(3)]
+    chain = optax.chain(
+        optax.clip_by_global_norm(CONFIG.clip_norm), optax.adamw(lambda t: jnp.asarray(rates)[t], weight_decay=CONFIG.weight_decay, eps=CONFIG.eps)
+    )
+    adapter, norms = tiny.agent(0), []
+    optimizer, update_of = chain.init(adapter), jax.jit(chain.update)
+    for index in range(3):
+        dialogues = dialogues_of(plan, 0, index)
+        loss, gradient = naive(adapter, dialogues)
+        norms.append(float(optax.tree.norm(gradient)))
+        update, optimizer = update_of(gradient, optimizer, adapter)
+        adapter = optax.apply_updates(adapter, update)
+        state, metrics = train_step(tiny.base, state, plan.batch(index), np.int32(index), hyper)
+        np.testing.assert_allclose(metrics.loss[0], loss, rtol=1e-5)
+        np.testing.assert_allclose(metrics.grad_norm[0], norms[-1], rtol=1e-4)
+        np.testing.assert_allclose(metrics.targets[0], sum(mask[1:].sum() for _, mask in dialogues))
+    assert max(norms) > CONFIG.clip_norm  # or the clip would not be tested
+    close(jax.tree.map(lambda leaf: leaf[0], state.adapters), adapter)
+
+
+@pytest.mark.parametrize("only", range(3))
+def test_agents_without_data_are_left_alone(train_step, tiny, state, plan, hyper, only):
+    """Bit for bit, adapter and optimizer, with momentum from a step before and weight decay on."""
+    state, _ = train_step(tiny.base, state, plan.batch(0), np.int32(0), hyper)
+    before = jax.device_get(state)
+    assert all(np.abs(leaf).reshape(3, -1).max(axis=1).all() for leaf in jax.tree.leaves(before.optimizer))
+    batch = jax.tree.map(np.copy, plan.batch(0))
+    for agent in {0, 1, 2} - {only}:
+        batch.target_weight[agent] = 0
+    state, metrics = train_step(tiny.base, state, batch, np.int32(1), hyper)
+    assert metrics.active.tolist() == [agent == only for agent in range(3)]
+    for new, old in zip(jax.tree.leaves(jax.device_get(state)), jax.tree.leaves(before), strict=True):
+        for agent in range(3):
+            assert (new[agent].tobytes() == old[agent].tobytes()) == (agent != only)
+
+
+def test_a_non_finite_agent_keeps_its_state(train_step, tiny, state, plan, hyper):
+    """And the others learn as if it were not there."""
+    adapters = jax.tree.map(jnp.array, tiny.adapters)
+    adapters["q_proj"]["a"] = adapters["q_proj"]["a"].at[1].set(jnp.inf)
+    broken, metrics = train_step(tiny.base, steps.init_state(adapters), plan.batch(0), np.int32(0), hyper)
+    sound, _ = train_step(tiny.base, state, plan.batch(0), np.int32(0), hyper)
+    assert metrics.finite.tolist() == [True, False, True]
+    assert broken.optimizer.count.tolist() == [1, 0, 1]
+    assert np.array_equal(broken.adapters["k_proj"]["b"][1], tiny.adapters["k_proj"]["b"][1])
+    close(agent_of(broken, 0), agent_of(sound, 0))
+
+
+def expected_share(step, warmup, total):
+    """The schedule, written down a second time."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return (1 + np.cos(np.pi * (step - warmup) / (total - warmup))) / 2
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(3, 10), (0, 4), (1, 1), (4, 5)])
+def test_schedule(warmup, total):
+    rate = jax.jit(steps.learning_rate)
+    shares = [float(rate(t, np.float32([1.0]), np.int32([warmup]), np.int32([total]))[0]) for t in range(total)]
+    np.testing.assert_allclose(shares, [expected_share(t, warmup, total) for t in range(total)], atol=1e-6)
+    assert max(shares) == 1
+    assert min(shares) > 0  # no step is wasted
+    assert rate(total, np.float32([1.0]), np.int32([warmup]), np.int32([total]))[0] == pytest.approx(0, abs=1e-6) or (
+        warmup == total
+    )
+
+
+def test_warmup_follows_each_agents_own_steps(plan, hyper):
+    assert hyper.total_steps.tolist() == plan.steps.tolist()
+    assert hyper.warmup_steps.tolist() == [int(np.ceil(0.3 * steps)) for steps in plan.steps]
+    assert hyper.peak.tolist() == pytest.approx([1e-2, 5e-3, 5e-3])
+
+
+def test_changed_settings_do_not_compile_again(tiny, state, plan, hyper):
+    train_step = steps.make_train_step(tiny.graphdef, CONFIG)
+    state, first = train_step(tiny.base, state, plan.batch(0), np.int32(0), hyper)
+    other = dataclasses.replace(CONFIG, weight_decay=0.0, beta1=0.8, clip_norm=2.0, warmup=0.0)
+    changed = steps.hyper_of(plan, other)._replace(peak=np.float32([1.0, 2.0, 3.0]))
+    _, second = train_step(tiny.base, state, plan.batch(1), np.int32(0), changed)
+    assert train_step._cache_size() == 1
+    assert first.learning_rate.tolist() == pytest.approx([0.005, 0.005, 0.005])  # half of the way up for generator_0
+    assert second.learning_rate.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("chunk", [4, 7, 24, None])
+def test_packed_attention_equals_dense(chunk):
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, 24, heads, 8)), jnp.float32) for heads in (4, 2, 2))
+    segment_ids = jnp.asarray([[1] * 5 + [2] * 11 + [3] * 8, [1] * 20 + [0] * 4])
+    dense = lambda q, k, v: attend(q, *transposed(k, v), causal_mask(segment_ids))
+    chunked = lambda q, k, v: packed_attention(q, k, v, segment_ids, chunk)
+    probe = jnp.asarray(rng.normal(size=(2, 24, 4, 8)), jnp.float32)
+    for function in (dense, chunked):
+        scored = lambda *args, function=function: (jnp.sum(function(*args) * probe), function(*args))
+        gradients, value = jax.grad(scored, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+        expected = (gradients, value) if function is dense else expected
+    close((gradients, value), expected)
+
+
+@pytest.mark.parametrize(
+    ("targets", "vocab", "expected"), [((6, 4, 448), 512, 1), ((6, 4, 1024), 2**17, 64), ((1, 1, 64), 2**30, 64)]
+)
+def test_logit_chunks(targets, vocab, expected):
+    """The whole when it fits; else the fewest equal parts; at worst one target at a time."""
+    assert steps.logit_chunks(targets, vocab) == expected
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (1, 2, 2)])
+def test_on_a_mesh(train_step, tiny, state, plan, hyper, shape):
+    """The same adapters as on one device, split over agents as the rules say."""
+    expected, _ = three_steps(train_step, tiny, state, plan, hyper)
+    mesh = make_mesh(MeshConfig(agent=shape[0], data=shape[1], model=shape[2]))
+    base, start = place_base(mesh, tiny.base), steps.init_state(jax.tree.map(jnp.array, tiny.adapters))
+    start = jax.device_put(start, adapter_shardings(mesh, start))
+    meshed = steps.make_train_step(tiny.graphdef, CONFIG, mesh)
+    for index in range(3):
+        batch = place_batch(plan.batch(index), mesh)
+        start, metrics = meshed(base, start, batch, np.int32(index), hyper)
+    close(jax.device_get(start), jax.device_get(expected))
+    leaf = start.optimizer.mu["q_proj"]["a"]
+    assert leaf.addressable_shards[0].data.shape[0] == 3 // shape[0]
+    assert metrics.loss.sharding.is_fully_replicated
+    assert meshed._cache_size() == 1

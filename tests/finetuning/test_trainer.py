@@ -1,0 +1,130 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mft_jax.config import MeshConfig
+from mft_jax.finetuning.packing import make_plan
+from mft_jax.finetuning.step import Metrics, TrainState, hyper_of, init_state, make_train_step
+from mft_jax.finetuning.trainer import NonFiniteLoss, train
+from mft_jax.parallel.mesh import make_mesh
+from tests.finetuning.conftest import CONFIG, example
+
+
+@pytest.fixture(scope="module")
+def long_plan(chat, examples):
+    """Seven steps for agent 0, one for agent 2, none for agent 1."""
+    generator = dataclasses.replace(CONFIG.generator, epochs=6)
+    names, roles = ("generator_0", "critic_0", "critic_1"), (generator, CONFIG.critic, CONFIG.critic)
+    return make_plan(chat, [examples[0], [], examples[2]], names, roles, CONFIG, seed=1, iteration=2)
+
+
+@pytest.fixture(scope="module")
+def run(tiny, long_plan):
+    """Trains from a state, and keeps copies of what is saved on the way."""
+    step, hyper = make_train_step(tiny.graphdef, CONFIG), hyper_of(long_plan, CONFIG)
+
+    def run(state, start=0, step=step):
+        heard, saved = [], {}
+        result = train(
+            step, tiny.base, jax.tree.map(jnp.array, state), long_plan, hyper, start=start, save_every=3,
+            on_step=lambda done, metrics: heard.append((done, metrics)),
+            on_save=lambda done, state: saved.update({done: jax.device_get(state)}),
+        )  # fmt: skip
+        return jax.device_get(result), heard, saved
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(run, tiny):
+    return run(init_state(tiny.adapters))
+
+
+def same_bytes(a, b):
+    return all(x.tobytes() == y.tobytes() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_callbacks(whole, long_plan):
+    """Every step is heard of once and in order; states are saved between steps, the last one is returned."""
+    result, heard, saved = whole
+    assert long_plan.steps.tolist()[1:] == [0, 1]
+    assert [done for done, _ in heard] == list(range(1, long_plan.total + 1))
+    assert list(saved) == [done for done in range(3, long_plan.total, 3)] != []
+    assert heard[0][1].active.tolist() == [True, False, True]
+    assert heard[-1][1].active.tolist() == [True, False, False]
+    assert isinstance(heard[0][1].loss, np.ndarray)
+    assert result.optimizer.count.tolist() == [long_plan.total, 0, 1]
+
+
+def test_it_learns(whole):
+    losses = [metrics.loss[0] for _, metrics in whole[1]]
+    assert np.mean(losses[-2:]) < 0.8 * np.mean(losses[:2])
+
+
+def test_an_agent_without_examples_keeps_its_weights(whole, tiny):
+    assert same_bytes(*(jax.tree.map(lambda x: np.asarray(x)[1], t) for t in (whole[0].adapters, tiny.adapters)))
+
+
+def test_going_on_from_a_save_repeats_the_same_bytes(run, whole):
+    result, heard, saved = whole
+    again, heard_again, _ = run(saved[3], start=3)
+    assert same_bytes(again, result)
+    assert same_bytes([metrics for _, metrics in heard_again], [metrics for _, metrics in heard[3:]])
+
+
+def test_nothing_to_learn(run, whole, long_plan):
+    result, heard, _ = run(whole[0], start=long_plan.total)
+    assert heard == []
+    assert same_bytes(result, whole[0])
+
+
+def test_a_non_finite_loss_stops_before_anything_of_it_is_saved(run, tiny, long_plan):
+    """One sentence that names agent, iteration, step and remedy. Step 3 is the bad one, and the first to be saved."""
+    good = make_train_step(tiny.graphdef, CONFIG)
+
+    def bad_at_the_third(base, state, batch, index, hyper):
+        if index == 2:
+            adapters = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), state.adapters)
+            state = TrainState(adapters, state.optimizer)
+        return good(base, state, batch, index, hyper)
+
+    heard = []
+    with pytest.raises(NonFiniteLoss, match=r"generator_0 .* step 3 of iteration 2.*finetuning\.generator\.learning_rate"):
+        train(
+            bad_at_the_third, tiny.base, init_state(jax.tree.map(jnp.array, tiny.adapters)), long_plan,
+            hyper_of(long_plan, CONFIG), save_every=3, on_step=lambda done, _: heard.append(done),
+            on_save=lambda done, _: pytest.fail("a bad step was saved"),
+        )  # fmt: skip
+    assert heard == [1, 2]
+
+
+def test_metrics_are_fetched_one_step_behind(tiny, long_plan):
+    """When a step is heard of, the next one has been given to the device."""
+    order = []
+
+    def step(base, state, batch, index, hyper):
+        order.append(f"start {index + 1}")
+        value = jnp.ones(3)
+        return state, Metrics(value, value, value, value, value > 0, value > 0)
+
+    train(step, None, None, long_plan, None, on_step=lambda done, _: order.append(f"heard {done}"))
+    assert order[:4] == ["start 1", "start 2", "heard 1", "start 3"]
+    assert order[-1] == f"heard {long_plan.total}"
+
+
+def test_rows_are_placed_by_the_rules(chat, tiny):
+    """Agents and rows of a batch are split over the mesh before the step sees them."""
+    mesh, seen = make_mesh(MeshConfig(agent=2, data=2)), []
+    dialogues = [[example("q", "1+1", "2")]] * 2
+    plan = make_plan(chat, dialogues, ("generator_0", "critic_0"), (CONFIG.critic,) * 2, CONFIG, seed=0, iteration=1)
+
+    def step(base, state, batch, index, hyper):
+        seen.append(batch)
+        value = jnp.ones(2)
+        return state, Metrics(value, value, value, value, value > 0, value > 0)
+
+    train(step, None, None, plan, None, mesh=mesh)
+    assert {shard.data.shape[:2] for array in seen[0] for shard in array.addressable_shards} == {(1, 1)}

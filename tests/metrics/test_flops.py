@@ -1,0 +1,53 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from mft_jax.config import LoraConfig
+from mft_jax.metrics import flops
+from mft_jax.models.config import ModelConfig
+from mft_jax.models.decoder import Decoder
+from mft_jax.models.lora import init_adapter
+
+TINY = ModelConfig(
+    vocab_size=11, embed=4, ffw=6, layers=2, heads=2, kv_heads=1, head_dim=3, max_positions=64, norm_eps=1e-5,
+    rope_theta=1e4, rope_scaling=None, tied_embeddings=True, attention_bias=False, mlp_bias=False, init_range=0.02,
+)  # fmt: skip
+LORA = LoraConfig(rank=5, targets=("q_proj", "down_proj"))
+
+
+def test_parameters_by_hand():
+    # q 4x6, k 4x3, v 4x3, o 6x4, gate 4x6, up 4x6, down 6x4
+    assert flops.matmul_parameters(TINY) == 2 * (24 + 12 + 12 + 24 + 24 + 24 + 24)
+    assert flops.lora_parameters(TINY, LORA) == 2 * 5 * ((4 + 6) + (6 + 4))
+
+
+def test_sampling_by_hand():
+    # A prompt of 3 and 2 new tokens: tokens 1..4 are read, they see 1 + 2 + 3 + 4; logits after tokens 3 and 4.
+    base = 2 * 288 * 4 + 4 * 3 * 2 * 2 * 10 + 2 * 4 * 11 * 2
+    assert flops.sampling_flops(TINY, None, prompt_tokens=3, new_tokens=2) == base
+    assert flops.sampling_flops(TINY, LORA, prompt_tokens=3, new_tokens=2) == base + 2 * 200 * 4
+    # 2 of the prompt's tokens are in the cache: tokens 3 and 4 are read, they see 3 + 4.
+    cached = 2 * 288 * 2 + 4 * 3 * 2 * 2 * 7 + 2 * 4 * 11 * 2
+    assert flops.sampling_flops(TINY, None, prompt_tokens=3, new_tokens=2, cached_tokens=2) == cached
+    assert flops.sampling_flops(TINY, LORA, prompt_tokens=3, new_tokens=0) == 0
+
+
+def test_training_by_hand():
+    # Dialogues of 3 and 2 tokens see 6 and 3 tokens, each only its own; 2 targets.
+    expected = (4 * 288 + 6 * 200) * 5 + 12 * 3 * 2 * 2 * 9 + 4 * 4 * 11 * 2
+    assert flops.training_flops(TINY, LORA, lengths=[3, 2], targets=2) == expected
+
+
+def test_forward_agrees_with_the_compiler():
+    """XLA's own count of the real decoder, which adds norms, softmax and the like, and attends to masked tokens too."""
+    config = dataclasses.replace(TINY, embed=64, ffw=128, heads=4, kv_heads=2, head_dim=16, vocab_size=128)
+    lora = LoraConfig(rank=8)
+    model, adapter = Decoder(config, lora.scale), init_adapter(config, lora, jax.random.key(0))
+    graphdef, base = nnx.split(model)
+    forward = jax.jit(lambda base, adapter, tokens: nnx.merge(graphdef, base)(tokens, adapter))
+    compiled = forward.lower(base, adapter, jnp.zeros((1, 32), jnp.int32)).compile()
+    counted = flops.forward_flops(config, lora, tokens=32, context=32 * 32, logits=32)
+    assert counted == pytest.approx(compiled.cost_analysis()["flops"], rel=0.06)

@@ -1,0 +1,88 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from mft_jax.errors import UserError
+from mft_jax.models.config import parse_model_config, read_model_config
+from mft_jax.models.weights import checkpoint_directory, load_base, save_base
+from tests.conftest import TINY
+
+
+@pytest.fixture
+def checkpoint(tmp_path, tiny):
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    save_base(tiny.base, tmp_path)
+    return tmp_path
+
+
+def test_saved_weights_come_back_bit_for_bit(checkpoint, tiny):
+    _, base = load_base(checkpoint, read_model_config(checkpoint))
+    for left, right in zip(jax.tree.leaves(base), jax.tree.leaves(tiny.base), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": 64}, r"down_proj\.weight has shape \(32, 64\), but config\.json asks for \(64, 64\)"),
+        ({"num_hidden_layers": 3}, r"model\.layers\.2\.\S+ is missing"),
+        ({"num_hidden_layers": 1}, r"model\.layers\.1\.\S+ has no place"),
+        ({"tie_word_embeddings": False}, r"lm_head\.weight is missing"),
+    ],
+)
+def test_weights_that_do_not_fit_their_configuration(checkpoint, change, message):
+    (checkpoint / "config.json").write_text(json.dumps(TINY | change))
+    with pytest.raises(UserError, match=message):
+        load_base(checkpoint, read_model_config(checkpoint))
+
+
+def test_a_truncated_file_is_named(checkpoint):
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"model\.safetensors is not a complete safetensors file"):
+        load_base(checkpoint, read_model_config(checkpoint))
+
+
+def test_shards_are_read_and_a_missing_one_is_named(tmp_path, tiny):
+    from safetensors.numpy import load_file, save_file
+
+    save_base(tiny.base, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, own in parts.items():
+        save_file({name: tensors[name] for name in own}, tmp_path / file)
+    weight_map = {name: file for file, own in parts.items() for name in own}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (tmp_path / "model.safetensors").unlink()
+    _, base = load_base(tmp_path, tiny.config)
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), base, tiny.base)))
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(UserError, match=r"b\.safetensors, which does not exist"):
+        load_base(tmp_path, tiny.config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"quantization_config": {"bits": 4}}, "field 'quantization_config'"),
+        ({"sliding_window": 4096}, "field 'sliding_window' = 4096"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "lack 'high_freq_factor'"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+    ],
+)
+def test_a_field_that_is_not_implemented_is_named(change, message):
+    with pytest.raises(UserError, match=message):
+        parse_model_config(TINY | change)
+
+
+def test_a_missing_checkpoint_names_the_remedy(tmp_path):
+    with pytest.raises(UserError, match="give a checkpoint directory or a hub name"):
+        checkpoint_directory(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"config\.json does not exist"):
+        read_model_config(tmp_path)
