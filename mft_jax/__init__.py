@@ -1,1 +1,45 @@
-""""""
+"""Multiagent finetuning: a society of language-model agents that debates, votes, and finetunes itself.
+
+    import mft_jax
+    config = mft_jax.load_config("configs/quickstart.yaml")
+    results = mft_jax.run(config)
+
+`run` is the whole experiment; `prepare` gives its parts (model, tokenizer, questions, sampler) to work with by hand.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Where each public name lives. They are imported when first asked for, so that `mft --help` need not wait for JAX.
+_PUBLIC = {
+    "mft_jax.config": (
+        "DebateConfig", "ExperimentConfig", "FinetuningConfig", "LoraConfig", "MeshConfig", "ModelSource", "RoleConfig",
+        "SamplingConfig", "TaskConfig", "from_dict", "load_config",
+    ),
+    "mft_jax.debate": ("AgentTranscript", "Debate", "Society", "Transcript"),
+    "mft_jax.errors": ("UserError",),
+    "mft_jax.experiment": ("evaluate", "run"),
+    "mft_jax.metrics.accuracy": ("paired_test",),
+    "mft_jax.report.progress": ("SilentReporter", "TerminalReporter"),
+    "mft_jax.report.table": ("results_table",),
+    "mft_jax.runs.directory": ("RunDirectory",),
+    "mft_jax.runs.results": ("Result", "read_results"),
+    "mft_jax.sampling": ("Completion", "Request", "Sampler", "row_key"),
+    "mft_jax.setup": ("Setup", "prepare"),
+    "mft_jax.tasks": ("Question", "Task", "load_task"),
+}  # fmt: skip
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mft_jax' has no attribute {name!r}; it has {', '.join(__all__)}.")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

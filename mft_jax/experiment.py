@@ -18,6 +18,7 @@ from mft_jax.finetuning import datasets
 from mft_jax.finetuning.packing import Plan, make_plan
 from mft_jax.finetuning.step import Metrics, TrainState, hyper_of, init_state
 from mft_jax.finetuning.trainer import train
+from mft_jax.methods.untuned import untuned_shape
 from mft_jax.metrics.accuracy import accuracy
 from mft_jax.metrics.costs import finetuning_cost, sampling_cost
 from mft_jax.metrics.ledger import Cost
@@ -86,9 +87,8 @@ class Experiment:
 
     def evaluate_baseline(self, method: str) -> None:
         """The untuned model on the held-out questions: alone, by vote, or in a debate."""
-        agents = 1 if method == "base" else self.config.debate.agents
-        rounds = self.config.debate.rounds if method == "debate" else 1
-        debate = self.setup.debate(Society(), name=f"{method}/eval/0", agents=agents, rounds=rounds)
+        shape = untuned_shape(method, self.config.debate)
+        debate = self.setup.debate(Society(), name=f"{method}/eval/0", agents=shape.agents, rounds=shape.rounds)
         self._hold(debate, self.setup.task.eval, self.directory.baseline_file(method), f"{method} (untuned)")
         self._publish()
 
@@ -149,7 +149,7 @@ class Experiment:
                     journal.commit([transcript.to_json() for transcript in transcripts], cost)
                     correct += [transcript.correct for transcript in transcripts]
                     score = accuracy(correct)
-                    stage.note(f"accuracy {100 * score.value:.1f} ± {100 * score.stderr:.1f} %")
+                    stage.note(f"{score.n} questions, accuracy {100 * score.value:.1f} ± {100 * score.stderr:.1f} %")
         return [Transcript.from_dict(line) for line in journal.lines()]
 
     def _remark_on(self, plan: Plan) -> None:

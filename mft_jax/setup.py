@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from mft_jax import prompts
 from mft_jax.base_model import CHECKPOINT
 from mft_jax.config import ExperimentConfig
 from mft_jax.debate import Debate, Society
@@ -67,6 +68,17 @@ class Setup:
         )
 
 
+def check_questions(task: Task, chat: Chat, model: ModelConfig) -> None:
+    """Raises UserError for a question that alone fills the model's context, before anything is sampled or written."""
+    for question in (*task.train, *task.eval):
+        length = len(chat.prompt([prompts.first(question.text)]))
+        if length >= model.max_positions:
+            raise UserError(
+                f"The question {question.id} makes a prompt of {length} tokens, but the model's context holds "
+                f"{model.max_positions}, answer included: shorten or remove it, or take a model with a longer context."
+            )
+
+
 def prepare(config: ExperimentConfig) -> Setup:
     """Loads everything and writes nothing. Raises UserError for what the configuration asks for and is not there."""
     task = load_task(config.task, config.seed)
@@ -79,6 +91,7 @@ def prepare(config: ExperimentConfig) -> Setup:
             f"{directory}: the tokenizer has {len(chat.tokenizer)} tokens, but the embedding only {model.vocab_size} rows: "
             "the two are of different models."
         )
+    check_questions(task, chat, model)
     graphdef, base = load_base(
         directory,
         model,

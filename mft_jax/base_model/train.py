@@ -1,12 +1,11 @@
-"""Trains the shipped base model from scratch, on two CPU cores, in two runs:
+"""Trains the shipped base model from scratch, on two CPU cores, in three runs.
 
-  python -m mft_jax.base_model.train --out clean                                       # learns to compute
-  python -m mft_jax.base_model.train --out noisy --start clean --noise --steps 1200    # learns to slip
-
-Each writes an ordinary Hugging Face checkpoint directory, and its curve to log.jsonl. docs/base_model.md has the details.
+It learns to compute, then to summarize and check what others say, then to slip now and then; docs/base_model.md gives the
+three commands. Each writes an ordinary Hugging Face checkpoint directory, and its curve to log.jsonl.
 """
 
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import pathlib
@@ -32,6 +31,7 @@ from mft_jax.models.decoder import build
 from mft_jax.models.weights import load_base, save_base
 
 LONGEST = 1024  # positions the checkpoint is declared for
+POOL = 64  # demonstrations among which packing chooses
 Batch = dict[str, np.ndarray]  # tokens, positions, segment_ids: [B, T] int32; targets: [B, T] bool
 
 
@@ -69,56 +69,63 @@ class Recipe:
 
 def main(recipe: Recipe) -> None:
     jax.config.update("jax_num_cpu_devices", recipe.devices)
-    recipe.out.mkdir(parents=True, exist_ok=True)
-    save_tokenizer(train_tokenizer(seed=0), recipe.out, LONGEST)
-    chat = load_chat(recipe.out)
-    raw = describe(recipe, len(chat.tokenizer), chat)
-    (recipe.out / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
-    config = parse_model_config(raw)
+    chat, config = prepare(recipe)
     graphdef, base = load_base(recipe.start, config) if recipe.start else initialize(config, recipe.seed)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, recipe.learning_rate, recipe.warmup_steps, recipe.steps, recipe.learning_rate / 100
-    )
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(schedule, b2=0.98, weight_decay=recipe.weight_decay),
-    )
-    step = compile_step(graphdef, optimizer)
     mesh = jax.make_mesh((recipe.devices,), ("data",), axis_types=(AxisType.Auto,))
     base = jax.device_put(base, NamedSharding(mesh, PartitionSpec()))
     by_rows = NamedSharding(mesh, PartitionSpec("data"))
-    state = optimizer.init(base)
-    batches = in_background(recipe)
-    log = (recipe.out / "log.jsonl").open("w")
-    began, losses, rights = time.perf_counter(), [], []
-    for number in range(1, recipe.steps + 1):
-        batch = next(batches)
-        base, state, loss, predicted = step(base, state, jax.device_put(batch, by_rows))
-        losses.append(loss)
-        if number % recipe.log_every == 0:
-            rights.append(step_accuracy(chat, batch, np.asarray(predicted)))
-            mean = float(jnp.stack(losses).mean())
-            if not np.isfinite(mean):
-                raise FloatingPointError(f"The loss is {mean} at step {number}: lower --learning-rate.")
-            seconds = time.perf_counter() - began
-            tokens = number * recipe.rows * recipe.row_tokens
-            line = {"step": number, "tokens": tokens, "seconds": round(seconds), "loss": round(mean, 4)}
-            line |= {"steps_right": round(rights[-1], 4), "tokens_per_second": round(tokens / seconds)}
-            print(json.dumps(line), flush=True)
-            log.write(json.dumps(line) + "\n")
-            log.flush()
-            losses = []
-        if number % recipe.save_every == 0 or number == recipe.steps:
-            save_base(base, recipe.out)
-    log.close()
+    optimizer = make_optimizer(recipe)
+    step, state = compile_step(graphdef, optimizer), optimizer.init(base)
+    began, losses = time.perf_counter(), []
+    with (recipe.out / "log.jsonl").open("w") as log:
+        for number, batch in enumerate(itertools.islice(in_background(recipe), recipe.steps), start=1):
+            base, state, loss, predicted = step(base, state, jax.device_put(batch, by_rows))
+            losses.append(loss)
+            if number % recipe.log_every == 0:
+                seconds = time.perf_counter() - began
+                line = summary_of(recipe, number, losses, step_accuracy(chat, batch, np.asarray(predicted)), seconds)
+                print(line, file=log, flush=True)
+                print(line, flush=True)
+                losses = []
+            if number % recipe.save_every == 0 or number == recipe.steps:
+                save_base(base, recipe.out)
 
 
-def describe(recipe: Recipe, vocabulary: int, chat: Chat) -> dict:
+def prepare(recipe: Recipe) -> tuple[Chat, ModelConfig]:
+    """Writes everything of the checkpoint but its weights."""
+    save_tokenizer(train_tokenizer(seed=0), recipe.out, LONGEST)
+    chat = load_chat(recipe.out)
+    raw = describe(recipe, chat)
+    (recipe.out / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+    return chat, parse_model_config(raw)
+
+
+def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, recipe.learning_rate, recipe.warmup_steps, recipe.steps, recipe.learning_rate / 100
+    )
+    adamw = optax.adamw(schedule, b2=0.98, weight_decay=recipe.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(1.0), adamw)
+
+
+def summary_of(recipe: Recipe, number: int, losses: list[Array], steps_right: float, seconds: float) -> str:
+    """One line of the log, in JSON; the loss is the mean since the last line. Stops at a loss that is not finite."""
+    loss = float(jnp.stack(losses).mean())
+    if not np.isfinite(loss):
+        raise FloatingPointError(
+            f"The loss is {loss} at step {number}: choose a lower --learning-rate than {recipe.learning_rate}."
+        )
+    tokens = number * recipe.rows * recipe.row_tokens
+    values = {"step": number, "tokens": tokens, "seconds": round(seconds), "loss": round(loss, 4)}
+    return json.dumps(values | {"steps_right": round(steps_right, 4), "tokens_per_second": round(tokens / seconds)})
+
+
+def describe(recipe: Recipe, chat: Chat) -> dict:
     """The config.json of a Hugging Face Llama."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": vocabulary,
+        "vocab_size": len(chat.tokenizer),
         "hidden_size": recipe.embed,
         "intermediate_size": recipe.ffw,
         "num_hidden_layers": recipe.layers,
@@ -187,27 +194,24 @@ def _produce(queue: multiprocessing.Queue, recipe: Recipe) -> None:
 
 
 def packed(recipe: Recipe, chat: Chat) -> Iterator[Batch]:
-    """Rows full of demonstrations, each filled with the longest that still fits among a pool of them."""
+    """Rows full of demonstrations: each takes the longest of a pool that still fits, until none does."""
     noise = NOISY if recipe.noise else CLEAN
     source = demonstrations(recipe.seed, noise, NOISY, recipe.stage)
-    pool: list[tuple[np.ndarray, np.ndarray]] = []
+    encoded = (chat.example(demonstration.messages, demonstration.final_turn_only) for demonstration in source)
+    fitting = (example for example in encoded if len(example[0]) <= recipe.row_tokens)
+    pool = list(itertools.islice(fitting, POOL))
     while True:
         shape = (recipe.rows, recipe.row_tokens)
         batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "segment_ids")}
         batch["targets"] = np.zeros(shape, bool)
         for row in range(recipe.rows):
-            used, segment = 0, 0
-            while True:
-                while len(pool) < 64:
-                    demonstration = next(source)
-                    ids, targets = chat.example(demonstration.messages, demonstration.final_turn_only)
-                    if len(ids) <= recipe.row_tokens:
-                        pool.append((ids, targets))
-                fitting = [i for i, (ids, _) in enumerate(pool) if used + len(ids) <= recipe.row_tokens]
-                if not fitting:
+            used = 0
+            for segment in itertools.count(1):
+                sizes = [len(ids) if used + len(ids) <= recipe.row_tokens else 0 for ids, _ in pool]
+                if not any(sizes):
                     break
-                ids, targets = pool.pop(max(fitting, key=lambda i: len(pool[i][0])))
-                segment += 1
+                ids, targets = pool.pop(int(np.argmax(sizes)))
+                pool.append(next(fitting))
                 place = (row, slice(used, used + len(ids)))
                 batch["tokens"][place], batch["targets"][place] = ids, targets
                 batch["positions"][place], batch["segment_ids"][place] = np.arange(len(ids)), segment

@@ -42,7 +42,9 @@ def _attend(
 ) -> Float[Array, "B K G T H"]:
     """One chunk. The weights are divided by their sum after they have met the values: H numbers instead of S."""
     batch, kv_heads, groups, time, dim = q.shape
-    scores = jnp.einsum("bkth,bkhs->bkts", q.reshape(batch, kv_heads, -1, dim), keys, preferred_element_type=jnp.float32)
+    scores = jnp.einsum(
+        "bkth,bkhs->bkts", q.reshape(batch, kv_heads, -1, dim), keys, preferred_element_type=jnp.float32
+    )
     scores = scores.reshape(batch, kv_heads, groups, time, -1)
     scores = jnp.where(mask[:, None, None], scores, NEGATIVE)
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))

@@ -15,6 +15,7 @@ from mft_jax.finetuning.datasets import PACK, Example, random_stream
 from mft_jax.models.chat import Chat
 
 Encoded = tuple[np.ndarray, np.ndarray]  # ids [T] int32 and the mask [T] bool of the tokens to learn
+AnyArray = Array | np.ndarray  # the host makes numpy arrays, compiled functions see JAX's
 
 
 class Batch(NamedTuple):
@@ -24,12 +25,12 @@ class Batch(NamedTuple):
     logits are computed where there is something to learn and nowhere else.
     """
 
-    tokens: Int[Array, "A B T"]
-    positions: Int[Array, "A B T"]  # restart in every segment
-    segment_ids: Int[Array, "A B T"]  # 1, 2, .. within a row
-    target_index: Int[Array, "A B M"]
-    target_ids: Int[Array, "A B M"]
-    target_weight: Float[Array, "A B M"]  # 1 for a target, 0 for padding
+    tokens: Int[AnyArray, "A B T"]
+    positions: Int[AnyArray, "A B T"]  # restart in every segment
+    segment_ids: Int[AnyArray, "A B T"]  # 1, 2, .. within a row
+    target_index: Int[AnyArray, "A B M"]
+    target_ids: Int[AnyArray, "A B M"]
+    target_weight: Float[AnyArray, "A B M"]  # 1 for a target, 0 for padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +105,9 @@ def make_plan(
     for index, (own, name, role) in enumerate(zip(examples, names, roles, strict=True)):
         encoded = tuple(encode(chat, own, config))
         epochs = [
-            pack_rows([len(ids) for ids, _ in encoded], config.row_tokens, random_stream(seed, iteration, index, PACK, epoch))
+            pack_rows(
+                [len(ids) for ids, _ in encoded], config.row_tokens, random_stream(seed, iteration, index, PACK, epoch)
+            )
             for epoch in range(role.epochs)
         ]
         rows = tuple(row for epoch in epochs for row in epoch)
@@ -139,7 +142,9 @@ def pack_rows(lengths: Sequence[int], row_tokens: int, rng: np.random.Generator)
 def _row_targets(agents: Sequence[AgentPlan], row_tokens: int) -> int:
     """M: room for the targets of the fullest row, in quarters of a row: the next iteration's M is then mostly the same."""
     counts = [[int(mask[1:].sum()) for _, mask in agent.examples] for agent in agents]
-    most = max((sum(own[i] for i in row) for agent, own in zip(agents, counts, strict=True) for row in agent.rows), default=1)
+    most = max(
+        (sum(own[i] for i in row) for agent, own in zip(agents, counts, strict=True) for row in agent.rows), default=1
+    )
     bucket = max(64, row_tokens // 256 * 64)
     return min(-(-most // bucket) * bucket, max(64, -(-row_tokens // 64) * 64))
 

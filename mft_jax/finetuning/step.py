@@ -18,10 +18,10 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mft_jax.config import FinetuningConfig
 from mft_jax.finetuning.attention import packed_attention
-from mft_jax.finetuning.packing import Batch, Plan
+from mft_jax.finetuning.packing import AnyArray, Batch, Plan
 from mft_jax.models.decoder import Decoder
 from mft_jax.models.lora import Adapter
-from mft_jax.parallel.mesh import adapter_shardings, replicated
+from mft_jax.parallel.mesh import replicated, sharding
 
 MAX_LOGITS = 2**26  # elements of [A, B, chunk, V] that may exist at once: 256 MiB in float32
 
@@ -30,20 +30,20 @@ class TrainState(NamedTuple):
     """What a step changes and a checkpoint keeps. Every leaf has the agent axis first."""
 
     adapters: Adapter  # float32 whatever the base's type
-    optimizer: optax.ScaleByAdamState
+    optimizer: PyTree  # optax.ScaleByAdamState: step count and moments
 
 
 class Hyper(NamedTuple):
     """Settings as arrays: changing them does not compile again."""
 
-    peak: Float[Array, "A"]  # learning rate at the end of the warm-up
-    warmup_steps: Int[Array, "A"]
-    total_steps: Int[Array, "A"]
-    weight_decay: Float[Array, ""]
-    beta1: Float[Array, ""]
-    beta2: Float[Array, ""]
-    eps: Float[Array, ""]
-    clip_norm: Float[Array, ""]
+    peak: Float[AnyArray, "A"]  # learning rate at the end of the warm-up
+    warmup_steps: Int[AnyArray, "A"]
+    total_steps: Int[AnyArray, "A"]
+    weight_decay: Float[AnyArray, ""]
+    beta1: Float[AnyArray, ""]
+    beta2: Float[AnyArray, ""]
+    eps: Float[AnyArray, ""]
+    clip_norm: Float[AnyArray, ""]
 
 
 class Metrics(NamedTuple):
@@ -57,7 +57,7 @@ class Metrics(NamedTuple):
     finite: Bool[Array, "A"]  # loss and gradient; where not, the agent's state was left as it was
 
 
-Step = Callable[[nnx.State, TrainState, Batch, Array, Hyper], tuple[TrainState, Metrics]]
+Step = Callable[[nnx.State, TrainState, Batch, AnyArray, Hyper], tuple[TrainState, Metrics]]
 
 
 def init_state(adapters: Adapter) -> TrainState:
@@ -72,18 +72,21 @@ def hyper_of(plan: Plan, config: FinetuningConfig) -> Hyper:
         np.array([agent.role.learning_rate for agent in plan.agents], np.float32),
         np.array([math.ceil(round(config.warmup * agent.steps, 6)) for agent in plan.agents], np.int32),
         plan.steps,
-        *(np.float32(value) for value in scalars),
+        *(np.asarray(value, np.float32) for value in scalars),
     )
 
 
 def learning_rate(
-    step: Int[Array, ""], peak: Float[Array, "A"], warmup_steps: Int[Array, "A"], total_steps: Int[Array, "A"]
+    step: Int[AnyArray, ""],
+    peak: Float[AnyArray, "A"],
+    warmup_steps: Int[AnyArray, "A"],
+    total_steps: Int[AnyArray, "A"],
 ) -> Float[Array, "A"]:
     """Linear warm-up, whose first step already learns, then a cosine that would be 0 one step after the agent's last."""
     rising = (step + 1) / jnp.maximum(warmup_steps, 1)
     progress = (step - warmup_steps) / jnp.maximum(total_steps - warmup_steps, 1)
     falling = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
-    return peak * jnp.where(step < warmup_steps, rising, falling)
+    return jnp.asarray(peak) * jnp.where(step < warmup_steps, rising, falling)
 
 
 def agent_loss(model: Decoder, adapter: Adapter, rows: Batch, chunks: int, remat: bool) -> Float[Array, ""]:
@@ -91,9 +94,10 @@ def agent_loss(model: Decoder, adapter: Adapter, rows: Batch, chunks: int, remat
 
     Logits of M / `chunks` targets of each row exist at a time; more than one chunk is recomputed in the backward pass.
     """
-    attention = lambda _, q, k, v: packed_attention(q, k, v, rows.segment_ids)
-    hidden = model.run(rows.tokens, rows.positions, adapter, attention, remat)
-    hidden = jnp.take_along_axis(hidden, rows.target_index[..., None], axis=1)  # [B, M, D]
+    tokens, positions, segment_ids, index, ids, weight = (jnp.asarray(x) for x in rows)
+    attention = lambda _, q, k, v: packed_attention(q, k, v, segment_ids)
+    hidden = model.run(tokens, positions, adapter, attention, remat)
+    hidden = jnp.take_along_axis(hidden, index[..., None], axis=1)  # [B, M, D]
 
     def summed(hidden: Array, ids: Array, weight: Array) -> Array:
         logits = model.logits(hidden)
@@ -101,20 +105,23 @@ def agent_loss(model: Decoder, adapter: Adapter, rows: Batch, chunks: int, remat
         return jnp.sum(weight * (jax.nn.logsumexp(logits, axis=-1) - chosen))
 
     if chunks == 1:
-        total = summed(hidden, rows.target_ids, rows.target_weight)
+        total = summed(hidden, ids, weight)
     else:
         split = lambda x: jnp.moveaxis(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]), 1, 0)
-        parts = (split(hidden), split(rows.target_ids), split(rows.target_weight))
+        parts = (split(hidden), split(ids), split(weight))
         add = lambda total, part: (total + jax.checkpoint(summed)(*part), None)
         total = jax.lax.scan(add, jnp.zeros(()), parts)[0]
-    return total / jnp.maximum(jnp.sum(rows.target_weight), 1)
+    return total / jnp.maximum(jnp.sum(weight), 1)
 
 
-def make_train_step(graphdef: nnx.GraphDef, config: FinetuningConfig, mesh: Mesh | None = None) -> Step:
+def make_train_step(
+    graphdef: nnx.GraphDef, config: FinetuningConfig, mesh: Mesh | None = None, agents: int | None = None
+) -> Step:
     """The jitted step(base, state, batch, step, hyper) -> (state, metrics). The state is donated.
 
     Of `config` only `remat` is compiled in. With a mesh, the state stays split over agents and the metrics are
-    replicated; base and batch are computed with where they lie.
+    replicated; base and batch are computed with where they lie. `agents`, A, is needed only where the mesh's agent
+    axis may not divide it: the state is then whole on every device.
     """
 
     def step(
@@ -130,16 +137,16 @@ def make_train_step(graphdef: nnx.GraphDef, config: FinetuningConfig, mesh: Mesh
         active, finite = targets > 0, jnp.isfinite(loss) & jnp.isfinite(norm)
         learnt = jax.vmap(_adamw, in_axes=(0, 0, 0, 0, None))(state, gradient, norm, rate, hyper)
         state = jax.tree.map(lambda new, old: jnp.where(_like(active & finite, old), new, old), learnt, state)
-        metrics = Metrics(loss, norm, rate, targets, active, finite)
-        if mesh is not None:
-            state = jax.lax.with_sharding_constraint(state, adapter_shardings(mesh, state))
-            metrics = jax.lax.with_sharding_constraint(metrics, replicated(mesh))
-        return state, metrics
+        return state, Metrics(loss, norm, rate, targets, active, finite)
 
-    return jax.jit(step, donate_argnames="state")
+    if mesh is None:
+        return jax.jit(step, donate_argnames="state")
+    # By name, not as constraints inside: those come out in another spelling, and the second call would compile again.
+    over_agents = sharding(mesh, "agent", shape=None if agents is None else (agents,))
+    return jax.jit(step, donate_argnames="state", out_shardings=(over_agents, replicated(mesh)))
 
 
-def logit_chunks(targets: tuple[int, int, int], vocab: int, most: int = MAX_LOGITS) -> int:
+def logit_chunks(targets: tuple[int, ...], vocab: int, most: int = MAX_LOGITS) -> int:
     """The fewest equal parts of M, for targets [A, B, M], that keep the logits of a part within `most` elements."""
     agents, rows, per_row = targets
     fits = [n for n in range(1, per_row + 1) if per_row % n == 0 and agents * rows * (per_row // n) * vocab <= most]

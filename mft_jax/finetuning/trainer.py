@@ -41,7 +41,7 @@ def train(
     pending = None
     for index in range(start, plan.total):
         batch = place_batch(plan.batch(index), mesh)
-        state, metrics = step(base, state, batch, np.int32(index), hyper)
+        state, metrics = step(base, state, batch, np.asarray(index, np.int32), hyper)
         if pending is not None:
             _settle(*pending, plan, on_step)
         pending = (index, metrics)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.table import Table
 
 from mft_jax.runs.results import Result
@@ -13,11 +14,11 @@ def results_table(results: Sequence[Result], title: str | None = None) -> Table:
     Accuracies are in percent with their standard error, seconds are on the clock, diversity is 1 - consensus.
     """
     has_tasks = len({result.task for result in results}) > 1
-    table = Table(title=title)
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("method", no_wrap=True)
     if has_tasks:
         table.add_column("task", no_wrap=True)
-    for name in ("iteration", "accuracy %", "prompt tokens", "new tokens", "seconds", "diversity"):
+    for name in ("iter.", "accuracy\n%", "prompt\ntokens", "new\ntokens", "seconds", "diversity"):
         table.add_column(name, justify="right")
     for result in results:
         table.add_row(result.method, *([result.task] if has_tasks else []), *_numbers(result))

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mft_jax.config import FinetuningConfig, RoleConfig
 from mft_jax.finetuning.packing import make_plan
+from mft_jax.finetuning.step import make_train_step
 from mft_jax.models.chat import Chat
 from mft_jax.prompts import assistant, user
 
@@ -57,3 +58,9 @@ def examples():
 def plan(chat, examples):
     names, roles = ("generator_0", "critic_0", "critic_1"), (CONFIG.generator, CONFIG.critic, CONFIG.critic)
     return make_plan(chat, examples, names, roles, CONFIG, seed=1, iteration=2)
+
+
+@pytest.fixture(scope="session")
+def train_step(tiny):
+    """Compiled once for all tests that train three agents."""
+    return make_train_step(tiny.graphdef, CONFIG)

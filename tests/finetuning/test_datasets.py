@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from mft_jax.config import FinetuningConfig
@@ -29,7 +31,9 @@ def transcript(id, first, last):
         )
         for n in range(3)
     ]
-    votes = tuple(vote(said, equivalent, seed=0, question_id=id, round=m) for m, said in enumerate((first, last), start=1))
+    votes = tuple(
+        vote(said, equivalent, seed=0, question_id=id, round=m) for m, said in enumerate((first, last), start=1)
+    )
     return Transcript(
         id=id, question=id, gold=GOLD[id], agents=tuple(agents), summaries=(("",) * 3,), votes=votes, vote=votes[-1],
         correct=equivalent(votes[-1], GOLD[id]),
@@ -73,7 +77,9 @@ def test_training_sets_of_the_worked_example(debates):
 def test_all_rounds_stay_in_a_critics_dialogue():
     messages = tuple(f(str(i)) for i in range(3) for f in (user, assistant))
     said = AgentTranscript(messages=messages, answers=("1", "3", "2"))
-    debate = Transcript(id="q", question="q", gold=None, agents=(said,), summaries=(), votes=(), vote="2", correct=False)
+    debate = Transcript(
+        id="q", question="q", gold=None, agents=(said,), summaries=(), votes=(), vote="2", correct=False
+    )
     corrected, kept = datasets.critic_data([debate], 0, equivalent)
     assert kept == []
     assert corrected[0]["messages"] == list(messages)
@@ -81,7 +87,9 @@ def test_all_rounds_stay_in_a_critics_dialogue():
 
 def test_nothing_agrees_without_a_vote():
     said = AgentTranscript(messages=(user("q"), assistant("?")) * 2, answers=(None, None))
-    debate = Transcript(id="q", question="q", gold=None, agents=(said,), summaries=(), votes=(), vote=None, correct=False)
+    debate = Transcript(
+        id="q", question="q", gold=None, agents=(said,), summaries=(), votes=(), vote=None, correct=False
+    )
     sets = datasets.training_sets([debate], equivalent, FinetuningConfig(critic_mix=0.0), seed=0, iteration=1)
     assert sets.agents == ([], [])
 
@@ -131,5 +139,5 @@ def test_rule_released_code():
     assert [id for id in chosen if id.startswith("corrected")] == [f"corrected{i}" for i in range(400)]
     after = [id for id in chosen if id.startswith("kept")]
     assert 160 < len(after) < 240
-    assert all(before.startswith("corrected") for before, id in zip(chosen, chosen[1:], strict=False) if id in after)
+    assert all(before.startswith("corrected") for before, id in itertools.pairwise(chosen) if id in after)
     assert mixed("released_code", 0, 1, 0, corrected=3, kept=0) == ["corrected0", "corrected1", "corrected2"]

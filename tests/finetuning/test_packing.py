@@ -28,12 +28,12 @@ def test_targets_are_the_assistants_tokens(chat):
     """Predicted are exactly both answers and their ends of turn, each from the token before it."""
     dialogue = example("q", "1+1", "it is 2", "sure?", "yes")
     plan = make_plan(chat, [[dialogue]], ("critic_0",), (CONFIG.critic,), CONFIG, seed=0, iteration=1)
-    (ids, targets), = segments(plan.batch(0), 0)
+    ((ids, targets),) = segments(plan.batch(0), 0)
     assert chat.tokenizer.decode(list(targets.values())) == "it is 2<|end|>yes<|end|>"
     assert all(ids[at + 1] == id for at, id in targets.items())
     final = dataclasses.replace(CONFIG, final_turn_only=True)
     plan = make_plan(chat, [[dialogue]], ("critic_0",), (CONFIG.critic,), final, seed=0, iteration=1)
-    (_, targets), = segments(plan.batch(0), 0)
+    ((_, targets),) = segments(plan.batch(0), 0)
     assert chat.tokenizer.decode(list(targets.values())) == "yes<|end|>"
 
 
@@ -82,7 +82,9 @@ def test_long_dialogues_are_left_out_whole_and_counted(chat):
     texts = {chat.tokenizer.decode(ids) for ids, _ in plan.agents[0].examples}
     assert texts == {f"<|user|>{a}<|end|>\n<|assistant|>{b}<|end|>\n" for a, b in [("1+1", "2"), ("2+2", "4")]}
     fitting = dataclasses.replace(CONFIG, row_tokens=max(len(ids) for ids, _ in plan.agents[0].examples))
-    assert make_plan(chat, [dialogues], ("generator_0",), (CONFIG.generator,), fitting, seed=0, iteration=1).left_out == [1]
+    assert make_plan(
+        chat, [dialogues], ("generator_0",), (CONFIG.generator,), fitting, seed=0, iteration=1
+    ).left_out == [1]
 
 
 def test_agents_without_examples_make_no_steps(chat):
@@ -98,7 +100,7 @@ def test_first_fit():
     assert sorted(itertools.chain(*rows)) == list(range(8))
     assert all(sum(lengths[i] for i in row) <= 100 for row in rows)
     order = random_stream(0, 1).permutation(8).tolist()
-    for row, example_ in ((row, i) for row in range(1, len(rows)) for i in rows[row]):
-        for earlier in rows[:row]:
-            there = sum(lengths[i] for i in earlier if order.index(i) < order.index(example_))
-            assert there + lengths[example_] > 100
+    for place, row in enumerate(rows):
+        for own, earlier in itertools.product(row, rows[:place]):
+            there = sum(lengths[i] for i in earlier if order.index(i) < order.index(own))
+            assert there + lengths[own] > 100

@@ -7,7 +7,7 @@ import pytest
 
 from mft_jax.config import MeshConfig
 from mft_jax.finetuning.packing import make_plan
-from mft_jax.finetuning.step import Metrics, TrainState, hyper_of, init_state, make_train_step
+from mft_jax.finetuning.step import Metrics, TrainState, hyper_of, init_state
 from mft_jax.finetuning.trainer import NonFiniteLoss, train
 from mft_jax.parallel.mesh import make_mesh
 from tests.finetuning.conftest import CONFIG, example
@@ -22,14 +22,14 @@ def long_plan(chat, examples):
 
 
 @pytest.fixture(scope="module")
-def run(tiny, long_plan):
+def run(train_step, tiny, long_plan):
     """Trains from a state, and keeps copies of what is saved on the way."""
-    step, hyper = make_train_step(tiny.graphdef, CONFIG), hyper_of(long_plan, CONFIG)
+    hyper = hyper_of(long_plan, CONFIG)
 
-    def run(state, start=0, step=step):
+    def run(state, start=0):
         heard, saved = [], {}
         result = train(
-            step, tiny.base, jax.tree.map(jnp.array, state), long_plan, hyper, start=start, save_every=3,
+            train_step, tiny.base, jax.tree.map(jnp.array, state), long_plan, hyper, start=start, save_every=3,
             on_step=lambda done, metrics: heard.append((done, metrics)),
             on_save=lambda done, state: saved.update({done: jax.device_get(state)}),
         )  # fmt: skip
@@ -52,7 +52,7 @@ def test_callbacks(whole, long_plan):
     result, heard, saved = whole
     assert long_plan.steps.tolist()[1:] == [0, 1]
     assert [done for done, _ in heard] == list(range(1, long_plan.total + 1))
-    assert list(saved) == [done for done in range(3, long_plan.total, 3)] != []
+    assert list(saved) == list(range(3, long_plan.total, 3)) != []
     assert heard[0][1].active.tolist() == [True, False, True]
     assert heard[-1][1].active.tolist() == [True, False, False]
     assert isinstance(heard[0][1].loss, np.ndarray)
@@ -81,18 +81,19 @@ def test_nothing_to_learn(run, whole, long_plan):
     assert same_bytes(result, whole[0])
 
 
-def test_a_non_finite_loss_stops_before_anything_of_it_is_saved(run, tiny, long_plan):
+def test_a_non_finite_loss_stops_before_anything_of_it_is_saved(train_step, tiny, long_plan):
     """One sentence that names agent, iteration, step and remedy. Step 3 is the bad one, and the first to be saved."""
-    good = make_train_step(tiny.graphdef, CONFIG)
 
     def bad_at_the_third(base, state, batch, index, hyper):
         if index == 2:
             adapters = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), state.adapters)
             state = TrainState(adapters, state.optimizer)
-        return good(base, state, batch, index, hyper)
+        return train_step(base, state, batch, index, hyper)
 
     heard = []
-    with pytest.raises(NonFiniteLoss, match=r"generator_0 .* step 3 of iteration 2.*finetuning\.generator\.learning_rate"):
+    with pytest.raises(
+        NonFiniteLoss, match=r"generator_0 .* step 3 of iteration 2.*finetuning\.generator\.learning_rate"
+    ):
         train(
             bad_at_the_third, tiny.base, init_state(jax.tree.map(jnp.array, tiny.adapters)), long_plan,
             hyper_of(long_plan, CONFIG), save_every=3, on_step=lambda done, _: heard.append(done),

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 from rich.console import Console
 
@@ -18,13 +19,14 @@ def rendered(results: list[Result]) -> list[list[str]]:
     console = Console(width=120)
     with console.capture() as capture:
         console.print(results_table(results))
-    rows = [line for line in capture.get().splitlines() if line.startswith(("┃", "│"))]
-    return [[cell.strip() for cell in row.strip("┃│").replace("┃", "│").split("│")] for row in rows]
+    above, *rows = [line for line in capture.get().splitlines() if line.strip() and "─" not in line]
+    assert above.split() == ["accuracy", "prompt", "new"]
+    return [re.split(r"\s{2,}", row.strip()) for row in rows]
 
 
 def test_a_row_per_result():
     assert rendered([BASE, TUNED]) == [
-        ["method", "iteration", "accuracy %", "prompt tokens", "new tokens", "seconds", "diversity"],
+        ["method", "iter.", "%", "tokens", "tokens", "seconds", "diversity"],
         ["base", "0", "54.0 ± 3.5", "12,345", "67", "1,234.6", "-"],
         ["multiagent_ft", "2", "72.0 ± 3.5", "12,345", "67", "1,234.6", "0.25"],
     ]

@@ -1,0 +1,15 @@
+"""The quickstart must have improved: the finetuned society beats the untuned debate and every other baseline."""
+
+import sys
+
+from mft_jax.runs.directory import RunDirectory
+from mft_jax.runs.results import read_results
+
+results = read_results(RunDirectory(sys.argv[1]).results_file)
+untuned = [result for result in results if result.iteration == 0]
+last = max(results, key=lambda result: result.iteration)
+assert [result.method for result in untuned] == ["base", "majority", "debate"], untuned
+assert last.iteration == 2, last
+for result in untuned:
+    assert last.accuracy > result.accuracy, f"{last.accuracy} after finetuning, {result.accuracy} by {result.method}"
+print(f"quickstart: {100 * last.accuracy:.1f} % after finetuning, {100 * untuned[-1].accuracy:.1f} % by untuned debate")
