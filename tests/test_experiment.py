@@ -143,7 +143,9 @@ def test_a_finished_run_does_nothing_and_another_configuration_is_refused(finish
 def test_agents_of_a_run_on_other_questions(finished, tmp_path):
     directory, results, _ = finished
     file = tmp_path / "own.jsonl"
-    file.write_text("".join(json.dumps({"question": f"What is 1+2*{i}+3-1*2?", "answer": 2 + 2 * i}) + "\n" for i in range(4)))
+    file.write_text(
+        "".join(json.dumps({"question": f"What is 1+2*{i}+3-1*2?", "answer": 2 + 2 * i}) + "\n" for i in range(4))
+    )
     task = TaskConfig(name="jsonl", train_questions=0, eval_questions=4, eval_path=str(file))
     result = evaluate(directory.path, task)
     assert (result.method, result.iteration, result.task, result.n) == ("multiagent_ft", 2, "jsonl", 4)

@@ -23,6 +23,7 @@ ORDERS = ("forward", "positives", "early")  # how to add up
 STAGES = {  # shares of first answers, second-round answers, third-round answers, and summaries
     "answers": (1.0, 0.0, 0.0, 0.0),
     "debates": (0.40, 0.40, 0.05, 0.15),
+    "critics": (0.22, 0.49, 0.05, 0.24),
 }
 
 

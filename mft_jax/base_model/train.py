@@ -41,8 +41,8 @@ class Recipe:
     """Where the checkpoint and log.jsonl go."""
     start: pathlib.Path | None = None
     """A checkpoint to go on from; none starts from random weights."""
-    stage: Literal["answers", "debates"] = "answers"
-    """What the demonstrations are: first answers only, or summaries and later rounds as well."""
+    stage: Literal["answers", "debates", "critics"] = "answers"
+    """What the demonstrations are: first answers only, or summaries and later rounds as well, or more of these."""
     noise: bool = False
     """Learn from demonstrations that slip, so that the model errs now and then."""
     steps: int = 5000

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+_FEW = 8  # queries of a kv head
 NEGATIVE = -1e30  # finite: a fully masked row (padding) then gives a uniform average instead of NaN
 
 
@@ -22,12 +23,21 @@ def attend(
     groups = heads // keys.shape[1]
     q = (q * dim**-0.5).reshape(batch, time, -1, groups, dim).transpose(0, 2, 3, 1, 4)  # [B, K, G, T, H]
     q = q.reshape(batch, -1, groups * time, dim)
-    scores = jnp.einsum("bkth,bkhs->bkts", q, keys, preferred_element_type=jnp.float32)
+    scores = _scores(q, keys)
     scores = scores.reshape(batch, -1, groups, time, scores.shape[-1])
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, NEGATIVE), axis=-1).astype(values.dtype)
     weights = weights.reshape(batch, -1, groups * time, weights.shape[-1])
     mixed = jnp.einsum("bkts,bksh->bkth", weights, values)
     return mixed.reshape(batch, -1, groups, time, dim).transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, dim)
+
+
+def _scores(q: Float[Array, "B K T H"], keys: Float[Array, "B K H S"]) -> Float[Array, "B K T S"]:
+    """q k, in float32. XLA's CPU matmul is slow for the one or few queries of a decode step: there, multiply and sum."""
+    matmul = lambda q, keys: jnp.einsum("bkth,bkhs->bkts", q, keys, preferred_element_type=jnp.float32)
+    if q.shape[2] > _FEW:
+        return matmul(q, keys)
+    sums = lambda q, keys: jnp.sum((q[..., None] * keys[:, :, None]).astype(jnp.float32), axis=3)
+    return jax.lax.platform_dependent(q, keys, cpu=sums, default=matmul)
 
 
 def transposed(

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import jax
@@ -136,7 +136,7 @@ class Checkpoints:
                 )
 
     @contextlib.contextmanager
-    def _reading(self, step: int) -> Iterator[None]:
+    def _reading(self, step: int) -> Generator[None]:
         try:
             yield
         except UserError:
@@ -186,7 +186,7 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Orbax reports every save through absl's logger; a user's terminal shows progress instead. Errors still show."""
     logger = logging.getLogger("absl")
     level = logger.level

@@ -14,7 +14,7 @@ import pathlib
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import tensorflow_datasets as tfds
 
@@ -123,7 +123,7 @@ def _build_and_read(directory: pathlib.Path, chosen: dict[str, tuple[int, ...]])
 
 
 @contextlib.contextmanager
-def _locked(directory: pathlib.Path) -> Iterator[None]:
+def _locked(directory: pathlib.Path) -> Generator[None]:
     """Holds a lock that the system drops with the process, so a kill leaves none behind."""
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / "arithmetic.lock", "w") as file:

@@ -21,9 +21,7 @@ def test_greedy_decoding_equals_transformers(one_device):
     chat, config = load_chat(CHECKPOINT), read_model_config(CHECKPOINT)
     graphdef, base = load_base(CHECKPOINT, config)
     settings = SamplingConfig(temperature=0.0, max_new_tokens=96, rows=4, prefill_rows=4)
-    sampler = Sampler(
-        graphdef, base, config, settings, agents=1, stop_ids=chat.stop_ids, mesh=one_device
-    )
+    sampler = Sampler(graphdef, base, config, settings, agents=1, stop_ids=chat.stop_ids, mesh=one_device)
     firsts = [[prompts.first(question)] for question in QUESTIONS]
     texts = ["14*25=350\n2*7=14\n3+350=353\n\\boxed{348}", "14*25=340\n\\boxed{338}"]
     later = [[prompts.first(QUESTIONS[0]), prompts.assistant(texts[0]), prompts.later("\n".join(texts))]]
