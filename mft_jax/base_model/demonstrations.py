@@ -20,11 +20,6 @@ from mft_jax.tasks.arithmetic_split import LARGEST, question_text, reserved
 
 METHODS = ("direct", "tens", "first")  # how to multiply
 ORDERS = ("forward", "positives", "early")  # how to add up
-STAGES = {  # shares of first answers, second-round answers, third-round answers, and summaries
-    "answers": (1.0, 0.0, 0.0, 0.0),
-    "debates": (0.40, 0.40, 0.05, 0.15),
-    "critics": (0.22, 0.49, 0.05, 0.24),
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,17 +31,45 @@ class Noise:
     split: float = 0.0
     """The last sum of a product that was split, and a product by a single digit."""
     sum: float = 0.0
-    """A sum or difference of two numbers above 9."""
+    """A sum of two numbers above 9."""
+    difference: float = 0.0
+    """A difference of two numbers above 9."""
     differ: float = 0.0
     """A later round takes over a wrong product, where somebody has another one."""
     agreed: float = 0.0
     """A later round takes over a wrong product that everybody has."""
     later_sum: float = 0.0
     """As `sum`, in a later round, where the answers differ."""
+    later_difference: float = 0.0
+    """As `difference`, in a later round, where the answers differ."""
 
 
 CLEAN = Noise()
-NOISY = Noise(direct=0.30, split=0.15, sum=0.14, differ=0.30, agreed=0.6, later_sum=0.14)
+NOISY = Noise(
+    direct=0.30, split=0.15, sum=0.14, difference=0.14, differ=0.30, agreed=0.6, later_sum=0.14, later_difference=0.14
+)
+# What the shipped model ends with. Its differences need no slips: they are what it knows least, and err by themselves.
+CALMER = dataclasses.replace(NOISY, difference=0.0, differ=0.25, later_sum=0.12, later_difference=0.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What one training run learns from."""
+
+    shares: tuple[float, float, float, float]
+    """Of first answers, second-round answers, third-round answers, and summaries."""
+    targets: Noise
+    """In the turns to learn."""
+    context: Noise
+    """In the turns they answer to; these are learnt too where their noise is the targets'."""
+
+
+STAGES = {
+    "answers": Stage(shares=(1.0, 0.0, 0.0, 0.0), targets=CLEAN, context=NOISY),
+    "debates": Stage(shares=(0.40, 0.40, 0.05, 0.15), targets=NOISY, context=NOISY),
+    "critics": Stage(shares=(0.22, 0.49, 0.05, 0.24), targets=NOISY, context=NOISY),
+    "polish": Stage(shares=(0.30, 0.45, 0.05, 0.20), targets=CALMER, context=CALMER),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,18 +89,16 @@ class Demonstration:
     final_turn_only: bool
 
 
-def demonstrations(
-    seed: int, targets: Noise, context: Noise = NOISY, stage: str = "debates"
-) -> Iterator[Demonstration]:
-    """An endless stream: `targets` is the noise of the turns to learn, `context` that of the turns they answer to."""
+def demonstrations(seed: int, stage: Stage) -> Iterator[Demonstration]:
+    """An endless stream."""
     rng = np.random.default_rng(seed)
     while True:
         numbers = draw_numbers(rng)
-        kind = rng.choice(4, p=STAGES[stage])
+        kind = rng.choice(4, p=stage.shares)
         if kind == 3:
-            yield summary_demonstration(rng, numbers, context)
+            yield summary_demonstration(rng, numbers, stage.context)
         else:
-            yield debate_demonstration(rng, numbers, 1 + kind, targets, context)
+            yield debate_demonstration(rng, numbers, 1 + kind, stage.targets, stage.context)
 
 
 def draw_numbers(rng: np.random.Generator) -> tuple[int, ...]:
@@ -144,7 +165,7 @@ def first_answer(rng: np.random.Generator, numbers: Sequence[int], noise: Noise)
         product = slip(rng, x * y, rate, tens=True)
         products.append(product)
         lines.append(f"{x}*{y}={partial}{product}")
-    total, sums = add_up(rng, numbers, products, noise.sum)
+    total, sums = add_up(rng, numbers, products, noise.sum, noise.difference)
     return finish(products, total, lines + sums)
 
 
@@ -163,7 +184,8 @@ def later_answer(rng: np.random.Generator, numbers: Sequence[int], seen: Sequenc
         products.append(product)
         lines.append(f"{x}*{y}={partial_products(x, y, method)}{product}")
     agree = len({answer.result for answer in seen}) == 1
-    total, sums = add_up(rng, numbers, products, 0.0 if agree else noise.later_sum)
+    rates = (0.0, 0.0) if agree else (noise.later_sum, noise.later_difference)
+    total, sums = add_up(rng, numbers, products, *rates)
     return finish(products, total, lines + sums)
 
 
@@ -184,7 +206,7 @@ def partial_products(x: int, y: int, method: str) -> str:
 
 
 def add_up(
-    rng: np.random.Generator, numbers: Sequence[int], products: Sequence[int], rate: float
+    rng: np.random.Generator, numbers: Sequence[int], products: Sequence[int], sum_rate: float, difference_rate: float
 ) -> tuple[int, list[str]]:
     """The sum of a, d and the products in a random order: its value, and one line a step.
 
@@ -196,7 +218,8 @@ def add_up(
 
     def step(x: int, y: int, sign: str = "+") -> int:
         true = x + y if sign == "+" else x - y
-        result = slip(rng, true, rate if min(abs(x), abs(y)) > 9 else 0.0, tens=False)
+        rate = 0.0 if min(abs(x), abs(y)) < 10 else sum_rate if sign == "+" else difference_rate
+        result = slip(rng, true, rate, tens=False)
         lines.append(f"{x}{sign}{y}={result}")
         return result
 

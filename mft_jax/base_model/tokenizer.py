@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from mft_jax.base_model.demonstrations import NOISY, demonstrations
+from mft_jax.base_model.demonstrations import STAGES, demonstrations
 
 PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 SPECIAL = (PAD, END, SYSTEM, USER, ASSISTANT)
@@ -62,7 +62,7 @@ def save_tokenizer(tokenizer: Tokenizer, directory: pathlib.Path, longest: int) 
 
 
 def _texts(seed: int, dialogues: int) -> Iterator[str]:
-    for demonstration in itertools.islice(demonstrations(seed, NOISY), dialogues):
+    for demonstration in itertools.islice(demonstrations(seed, STAGES["debates"]), dialogues):
         yield from (message["content"] for message in demonstration.messages)
 
 

@@ -23,7 +23,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from mft_jax.base_model.demonstrations import CLEAN, NOISY, demonstrations
+from mft_jax.base_model.demonstrations import STAGES, demonstrations
 from mft_jax.base_model.tokenizer import save_tokenizer, train_tokenizer
 from mft_jax.models.chat import Chat, load_chat
 from mft_jax.models.config import ModelConfig, parse_model_config
@@ -41,10 +41,8 @@ class Recipe:
     """Where the checkpoint and log.jsonl go."""
     start: pathlib.Path | None = None
     """A checkpoint to go on from; none starts from random weights."""
-    stage: Literal["answers", "debates", "critics"] = "answers"
-    """What the demonstrations are: first answers only, or summaries and later rounds as well, or more of these."""
-    noise: bool = False
-    """Learn from demonstrations that slip, so that the model errs now and then."""
+    stage: Literal["answers", "debates", "critics", "polish"] = "answers"
+    """What the demonstrations are: see STAGES in demonstrations.py."""
     steps: int = 5000
     """Optimizer steps."""
     rows: int = 16
@@ -195,8 +193,7 @@ def _produce(queue: multiprocessing.Queue, recipe: Recipe) -> None:
 
 def packed(recipe: Recipe, chat: Chat) -> Iterator[Batch]:
     """Rows full of demonstrations: each takes the longest of a pool that still fits, until none does."""
-    noise = NOISY if recipe.noise else CLEAN
-    source = demonstrations(recipe.seed, noise, NOISY, recipe.stage)
+    source = demonstrations(recipe.seed, STAGES[recipe.stage])
     encoded = (chat.example(demonstration.messages, demonstration.final_turn_only) for demonstration in source)
     fitting = (example for example in encoded if len(example[0]) <= recipe.row_tokens)
     pool = list(itertools.islice(fitting, POOL))

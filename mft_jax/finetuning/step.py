@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mft_jax.config import FinetuningConfig
-from mft_jax.finetuning.attention import packed_attention
 from mft_jax.finetuning.packing import AnyArray, Batch, Plan
 from mft_jax.models.decoder import Decoder
 from mft_jax.models.lora import Adapter
@@ -95,8 +94,7 @@ def agent_loss(model: Decoder, adapter: Adapter, rows: Batch, chunks: int, remat
     Logits of M / `chunks` targets of each row exist at a time; more than one chunk is recomputed in the backward pass.
     """
     tokens, positions, segment_ids, index, ids, weight = (jnp.asarray(x) for x in rows)
-    attention = lambda _, q, k, v: packed_attention(q, k, v, segment_ids)
-    hidden = model.run(tokens, positions, adapter, attention, remat)
+    hidden = model.hidden(tokens, positions, segment_ids, adapter, remat)
     hidden = jnp.take_along_axis(hidden, index[..., None], axis=1)  # [B, M, D]
 
     def summed(hidden: Array, ids: Array, weight: Array) -> Array:

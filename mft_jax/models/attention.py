@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+CHUNK = 128  # queries that meet their keys together; longer rows have longer chunks, ...
+MOST_CHUNKS = 8  # ... so that there are never more than these to compile
+_NEGATIVE = -1e30  # finite: a fully masked row (padding) then gives an average instead of NaN
 _FEW = 8  # queries of a kv head
-NEGATIVE = -1e30  # finite: a fully masked row (padding) then gives a uniform average instead of NaN
 
 
 def attend(
@@ -20,15 +22,47 @@ def attend(
 ) -> Float[Array, "B T N H"]:
     """softmax(q k / sqrt(H)) v where `mask` allows it; the softmax is in float32."""
     batch, time, heads, dim = q.shape
-    groups = heads // keys.shape[1]
-    q = (q * dim**-0.5).reshape(batch, time, -1, groups, dim).transpose(0, 2, 3, 1, 4)  # [B, K, G, T, H]
-    q = q.reshape(batch, -1, groups * time, dim)
-    scores = _scores(q, keys)
-    scores = scores.reshape(batch, -1, groups, time, scores.shape[-1])
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, NEGATIVE), axis=-1).astype(values.dtype)
-    weights = weights.reshape(batch, -1, groups * time, weights.shape[-1])
-    mixed = jnp.einsum("bkts,bksh->bkth", weights, values)
-    return mixed.reshape(batch, -1, groups, time, dim).transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, dim)
+    kv_heads, groups = keys.shape[1], heads // keys.shape[1]
+    q = (q * dim**-0.5).reshape(batch, time, kv_heads, groups, dim).transpose(0, 2, 3, 1, 4)  # [B, K, G, T, H]
+    scores = _scores(q.reshape(batch, kv_heads, groups * time, dim), keys)
+    scores = jnp.where(mask[:, None, None], scores.reshape(batch, kv_heads, groups, time, -1), _NEGATIVE)
+    # Divided by their sum after they have met the values: H numbers instead of S. The sum is at least exp(0).
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    flat = weights.astype(values.dtype).reshape(batch, kv_heads, groups * time, -1)
+    mixed = jnp.einsum("bkts,bksh->bkth", flat, values, preferred_element_type=jnp.float32)
+    mixed = (mixed.reshape(q.shape) / total).astype(q.dtype)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, dim)
+
+
+def causal_attention(
+    q: Float[Array, "B T N H"],
+    keys: Float[Array, "B K H T"],
+    values: Float[Array, "B K T H"],
+    segment_ids: Int[Array, "B T"],
+    chunk: int | None = None,
+) -> Float[Array, "B T N H"]:
+    """A token sees itself and earlier tokens of its own segment; packed dialogues never see each other.
+
+    A chunk of queries meets only the keys up to its own end, which leaves out almost half of the T x T scores, in
+    pieces small enough for a cache: on CPUs a training step takes less than half the time that it takes with all scores.
+    """
+    time = q.shape[1]
+    chunk = chunk or max(CHUNK, -(-time // MOST_CHUNKS))
+    mixed = []
+    for start in range(0, time, chunk):
+        end = min(start + chunk, time)
+        same = segment_ids[:, start:end, None] == segment_ids[:, None, :end]
+        mask = same & (jnp.arange(start, end)[:, None] >= jnp.arange(end))
+        mixed.append(attend(q[:, start:end], keys[..., :end], values[:, :, :end], mask))
+    return jnp.concatenate(mixed, axis=1)
+
+
+def transposed(
+    k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]
+) -> tuple[Float[Array, "B K H T"], Float[Array, "B K T H"]]:
+    """Keys and values in the layout that attention and the KV cache use."""
+    return k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
 
 
 def _scores(q: Float[Array, "B K T H"], keys: Float[Array, "B K H S"]) -> Float[Array, "B K T S"]:
@@ -38,17 +72,3 @@ def _scores(q: Float[Array, "B K T H"], keys: Float[Array, "B K H S"]) -> Float[
         return matmul(q, keys)
     sums = lambda q, keys: jnp.sum((q[..., None] * keys[:, :, None]).astype(jnp.float32), axis=3)
     return jax.lax.platform_dependent(q, keys, cpu=sums, default=matmul)
-
-
-def transposed(
-    k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]
-) -> tuple[Float[Array, "B K H T"], Float[Array, "B K T H"]]:
-    """Keys and values in the layout `attend` and the KV cache use."""
-    return k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
-
-
-def causal_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
-    """A token sees itself and earlier tokens of its own segment; packed dialogues never see each other."""
-    time = segment_ids.shape[1]
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    return same & jnp.tril(jnp.ones((time, time), bool))

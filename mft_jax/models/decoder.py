@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mft_jax.models.attention import attend, causal_mask, transposed
+from mft_jax.models.attention import causal_attention, transposed
 from mft_jax.models.config import ModelConfig
 from mft_jax.models.lora import Adapter, projection_shapes
 from mft_jax.models.rotary import rotate, rotation
@@ -120,8 +120,8 @@ class Decoder(nnx.Module):
         remat: bool = False,
     ) -> Float[Array, "B T D"]:
         """Whole sequences at once: causal attention within each segment of a row."""
-        mask = causal_mask(segment_ids)
-        return self.run(tokens, positions, adapter, lambda _, q, k, v: attend(q, *transposed(k, v), mask), remat)
+        attention = lambda _, q, k, v: causal_attention(q, *transposed(k, v), segment_ids)
+        return self.run(tokens, positions, adapter, attention, remat)
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Scores over the vocabulary, in float32."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt32
 
-from mft_jax.models.attention import attend, causal_mask, transposed
+from mft_jax.models.attention import attend, causal_attention, transposed
 from mft_jax.models.decoder import Decoder
 from mft_jax.models.lora import Adapter
 from mft_jax.sampling.choose import choose
@@ -104,13 +104,13 @@ def _over_agents(function, adapters: Adapter | None):
 def _read(model: Decoder, adapter: Adapter | None, tokens: Int[Array, "P T"]):
     """Keys and values of whole prompts, for one agent: a [P, K, H, T] and a [P, K, T, H] leaf for every layer."""
     keys, values = [], []
-    mask = causal_mask(jnp.zeros_like(tokens))
+    one_segment = jnp.zeros_like(tokens)
 
     def attention(_, q, k, v):
         k, v = transposed(k, v)
         keys.append(k)
         values.append(v)
-        return attend(q, k, v, mask)
+        return causal_attention(q, k, v, one_segment)
 
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     with jax.named_scope("prefill"):

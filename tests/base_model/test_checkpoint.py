@@ -11,7 +11,7 @@ from flax import nnx
 
 from mft_jax import prompts
 from mft_jax.base_model import CHECKPOINT
-from mft_jax.base_model.demonstrations import NOISY, demonstrations
+from mft_jax.base_model.demonstrations import STAGES, demonstrations
 from mft_jax.models.chat import load_chat
 from mft_jax.models.config import read_model_config
 from mft_jax.models.weights import load_base
@@ -33,7 +33,7 @@ def test_transformers_agrees(chat):
 
     reference = AutoModelForCausalLM.from_pretrained(CHECKPOINT, local_files_only=True, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, local_files_only=True)
-    dialogue = next(d for d in demonstrations(11, NOISY) if len(d.messages) == 4).messages
+    dialogue = next(d for d in demonstrations(11, STAGES["debates"]) if len(d.messages) == 4).messages
     text = tokenizer.apply_chat_template(dialogue, tokenize=False)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert ids == chat.example(dialogue)[0].tolist()
@@ -62,7 +62,7 @@ def test_any_text_comes_back(chat, text):
 
 
 def test_prompts_and_answers_round_trip(chat):
-    for demonstration in itertools.islice(demonstrations(7, NOISY), 50):
+    for demonstration in itertools.islice(demonstrations(7, STAGES["debates"]), 50):
         *before, last = demonstration.messages
         prompt, (ids, mask) = chat.prompt(before), chat.example(demonstration.messages, final_turn_only=True)
         assert ids[: len(prompt)].tolist() == prompt  # training and sampling see the same tokens

@@ -10,6 +10,7 @@ import pytest
 from mft_jax.base_model.demonstrations import (
     CLEAN,
     NOISY,
+    STAGES,
     Noise,
     demonstrations,
     draw_numbers,
@@ -39,7 +40,9 @@ def questions_in(text: str) -> list[tuple[int, ...]]:
 
 def test_every_step_is_true_without_slips():
     seen = 0
-    for demonstration in itertools.islice(demonstrations(3, CLEAN, CLEAN), 400):
+    for demonstration in itertools.islice(
+        demonstrations(3, dataclasses.replace(STAGES["debates"], targets=CLEAN, context=CLEAN)), 400
+    ):
         numbers = questions_in(demonstration.messages[0]["content"])[0]
         for message in demonstration.messages:
             if message["role"] == "assistant" and "boxed" in message["content"]:
@@ -51,11 +54,11 @@ def test_every_step_is_true_without_slips():
     assert seen > 300
 
 
-@pytest.mark.parametrize("stage", ["answers", "debates"])
+@pytest.mark.parametrize("stage", sorted(STAGES))
 def test_no_reserved_question_appears(stage):
     found = [
         numbers
-        for demonstration in itertools.islice(demonstrations(5, NOISY, NOISY, stage), 2000)
+        for demonstration in itertools.islice(demonstrations(5, STAGES[stage]), 2000)
         for message in demonstration.messages
         for numbers in questions_in(message["content"])
     ]
@@ -130,7 +133,7 @@ def test_a_summary_tells_what_was_written():
 
 
 def test_the_same_seed_gives_the_same_demonstrations():
-    one, two, other = (list(itertools.islice(demonstrations(seed, NOISY), 20)) for seed in (1, 1, 2))
+    one, two, other = (list(itertools.islice(demonstrations(seed, STAGES["debates"]), 20)) for seed in (1, 1, 2))
     assert one == two
     assert one != other
 

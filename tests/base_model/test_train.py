@@ -12,7 +12,16 @@ from mft_jax.base_model import CHECKPOINT
 from mft_jax.base_model.train import Recipe, packed, step_accuracy
 from mft_jax.models.chat import load_chat
 
-TINY = "--steps 20 --log-every 10 --rows 4 --embed 64 --ffw 64 --layers 1 --warmup-steps 2 --learning-rate 0.01".split()
+TINY = {
+    "steps": 20,
+    "log-every": 10,
+    "rows": 4,
+    "embed": 64,
+    "ffw": 64,
+    "layers": 1,
+    "warmup-steps": 2,
+    "learning-rate": 0.01,
+}
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +31,7 @@ def chat():
 
 @pytest.fixture(scope="module")
 def batch(chat):
-    recipe = Recipe(out=pathlib.Path("unused"), stage="debates", noise=True, rows=6, row_tokens=384)
+    recipe = Recipe(out=pathlib.Path("unused"), stage="debates", rows=6, row_tokens=384)
     return next(packed(recipe, chat))
 
 
@@ -53,7 +62,8 @@ def test_step_accuracy_counts_whole_results(chat, batch):
 @pytest.mark.slow
 def test_a_tiny_run_learns_and_repeats(tmp_path):
     for name in ("one", "two"):
-        command = [sys.executable, "-m", "mft_jax.base_model.train", "--out", str(tmp_path / name), *TINY]
+        command = [sys.executable, "-m", "mft_jax.base_model.train", "--out", str(tmp_path / name)]
+        command += [f"--{field}={setting}" for field, setting in TINY.items()]
         subprocess.run(command, check=True, capture_output=True, timeout=300)
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two

@@ -11,9 +11,8 @@ from flax import nnx
 
 from mft_jax.config import MeshConfig
 from mft_jax.finetuning import step as steps
-from mft_jax.finetuning.attention import packed_attention
 from mft_jax.finetuning.trainer import place_batch
-from mft_jax.models.attention import attend, causal_mask, transposed
+from mft_jax.models.attention import attend, causal_attention, transposed
 from mft_jax.parallel.mesh import adapter_shardings, make_mesh
 from tests.conftest import place_base
 from tests.finetuning.conftest import CONFIG
@@ -182,12 +181,13 @@ def test_changed_settings_do_not_compile_again(train_step, tiny, state, plan, hy
 
 
 @pytest.mark.parametrize("chunk", [7, 24])
-def test_packed_attention_equals_dense(chunk):
+def test_attention_in_chunks_equals_all_at_once(chunk):
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(2, 24, heads, 8)), jnp.float32) for heads in (4, 2, 2))
     segment_ids = jnp.asarray([[1] * 5 + [2] * 11 + [3] * 8, [1] * 20 + [0] * 4])
-    dense = lambda q, k, v: attend(q, *transposed(k, v), causal_mask(segment_ids))
-    chunked = lambda q, k, v: packed_attention(q, k, v, segment_ids, chunk)
+    mask = (segment_ids[:, :, None] == segment_ids[:, None]) & jnp.tril(jnp.ones((24, 24), bool))
+    dense = lambda q, k, v: attend(q, *transposed(k, v), mask)
+    chunked = lambda q, k, v: causal_attention(q, *transposed(k, v), segment_ids, chunk)
     probe = jnp.asarray(rng.normal(size=(2, 24, 4, 8)), jnp.float32)
     for function in (dense, chunked):
         scored = lambda *args, function=function: (jnp.sum(function(*args) * probe), function(*args))
