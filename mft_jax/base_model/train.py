@@ -41,7 +41,7 @@ class Recipe:
     """Where the checkpoint and log.jsonl go."""
     start: pathlib.Path | None = None
     """A checkpoint to go on from; none starts from random weights."""
-    stage: Literal["answers", "debates", "critics", "polish"] = "answers"
+    stage: Literal["answers", "debates", "critics", "polish", "shipped"] = "answers"
     """What the demonstrations are: see STAGES in demonstrations.py."""
     steps: int = 5000
     """Optimizer steps."""
