@@ -14,6 +14,7 @@ from rich.console import Console
 
 from mft_jax.config import ExperimentConfig, TaskConfig, load_config, validate
 from mft_jax.errors import UserError
+from mft_jax.parallel.memory import keep_freed_memory
 
 USAGE = """usage: mft COMMAND ...
 
@@ -97,6 +98,7 @@ def main() -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         sys.exit(0 if arguments else 2)
+    keep_freed_memory()
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         print(f"mft: there is no command {name!r}; the commands are {', '.join(COMMANDS)}.", file=sys.stderr)

@@ -105,7 +105,9 @@ def save_base(base: nnx.State, directory: pathlib.Path) -> None:
         name, is_transposed = hugging_face_name(tuple(key.key for key in keys))
         tensor = np.asarray(leaf)
         tensors[name] = np.ascontiguousarray(tensor.T if is_transposed else tensor)
-    save_file(tensors, str(pathlib.Path(directory) / "model.safetensors"), metadata={"format": "pt"})
+    path = pathlib.Path(directory) / "model.safetensors"
+    save_file(tensors, str(path), metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors makes it readable by its owner alone
 
 
 def _tensor_files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
