@@ -178,13 +178,16 @@ def test_kill_9_and_run_again_gives_the_same_bytes(finished, tmp_path):
     config = tmp_path / "small.yaml"
     config.write_text(to_yaml(SMALL))
     command = [sys.executable, "-m", "mft_jax", "run", str(config), "--run-dir", str(directory.path)]
+    # Four starts of the same programs: compiled by the first one, read by the others.
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment = os.environ | cache
     midway = [
         (directory.iteration(1) / "debate" / "train.journal.jsonl", 1),  # lines that must be there
         (directory.checkpoint(1) / "1" / "_CHECKPOINT_METADATA", 0),
         (directory.iteration(2) / "eval" / "eval.journal.jsonl", 1),
     ]
     for path, count in midway:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
         while not (path.exists() and path.read_bytes().count(b"\n") >= count):
             assert process.poll() is None, process.stdout.read().decode()
             time.sleep(0.002)
@@ -192,7 +195,7 @@ def test_kill_9_and_run_again_gives_the_same_bytes(finished, tmp_path):
         process.wait()
         assert not directory.is_finished
     assert len(lines(directory.debate_file(1))) == 12
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert "Going on with the run" in done.stdout
     assert run_files(directory) == run_files(finished[0])
@@ -202,7 +205,10 @@ def test_kill_9_and_run_again_gives_the_same_bytes(finished, tmp_path):
 @pytest.mark.parametrize("shape", [(2, 2, 1), (1, 2, 2)])
 def test_a_mesh_of_four_devices_makes_the_same_run(finished, tmp_path, shape):
     mesh = MeshConfig(agent=shape[0], data=shape[1], model=shape[2])
-    config = dataclasses.replace(SMALL, run_dir=str(tmp_path / "mesh"), mesh=mesh, iterations=1)
+    task = dataclasses.replace(SMALL.task, eval_questions=2)
+    config = dataclasses.replace(
+        SMALL, run_dir=str(tmp_path / "mesh"), mesh=mesh, iterations=1, baselines=(), task=task
+    )
     run(config)
     directory, single = RunDirectory(config.run_dir), finished[0]
     assert directory.debate_file(1).read_bytes() == single.debate_file(1).read_bytes()

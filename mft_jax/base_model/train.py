@@ -218,7 +218,7 @@ def packed(recipe: Recipe, chat: Chat) -> Iterator[Batch]:
 
 def step_accuracy(chat: Chat, batch: Batch, predicted: np.ndarray) -> float:
     """Share of the lines to learn whose result, all that follows the last "=", is likeliest in the model's eyes."""
-    equals, newline = (chat.tokenizer.convert_tokens_to_ids(chat.tokenizer.tokenize(sign))[0] for sign in "=\n")
+    equals, newline = (chat.tokenizer(sign, add_special_tokens=False)["input_ids"][0] for sign in "=\n")
     right = total = 0
     for tokens, targets, guesses in zip(batch["tokens"], batch["targets"], predicted, strict=True):
         begin = None
