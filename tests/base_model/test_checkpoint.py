@@ -1,6 +1,5 @@
 """The checkpoint that ships with the package, as transformers and this project read it."""
 
-import importlib.util
 import itertools
 
 import jax
@@ -26,7 +25,7 @@ def test_it_is_small():
     assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) <= 6_000_000
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="transformers computes with torch")
+@pytest.mark.torch
 def test_transformers_agrees(chat):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

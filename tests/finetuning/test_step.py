@@ -42,7 +42,7 @@ def three_steps(train_step, tiny, state, plan, hyper, part=lambda tree: tree):
     return state, np.stack(losses)
 
 
-def close(a, b, tolerance=1e-5):
+def assert_close(a, b, tolerance=1e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
 
 
@@ -76,8 +76,8 @@ def test_stacked_equals_separate(train_step, tiny, state, plan, hyper):
     for agent in range(3):
         part = lambda tree, agent=agent: agent_of(tree, agent)
         alone, own = three_steps(train_step, tiny, part(steps.init_state(tiny.adapters)), plan, part(hyper), part)
-        close(agent_of(together, agent), alone)
-        close(losses[:, agent], own[:, 0])
+        assert_close(agent_of(together, agent), alone)
+        assert_close(losses[:, agent], own[:, 0])
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(axis=(1, 2, 3)), together.adapters, tiny.adapters)
     assert all((leaf > 1e-3).all() for leaf in jax.tree.leaves(moved))
 
@@ -91,7 +91,7 @@ def test_packed_equals_unpacked(tiny, plan, naive):
         loss = lambda a, chunks=chunks, remat=remat: steps.agent_loss(
             nnx.merge(tiny.graphdef, tiny.base), a, rows, chunks, remat
         )
-        close(jax.jit(jax.value_and_grad(loss))(adapter), expected)
+        assert_close(jax.jit(jax.value_and_grad(loss))(adapter), expected)
 
 
 def test_a_step_equals_optax(train_step, tiny, state, plan, hyper, naive):
@@ -114,7 +114,7 @@ def test_a_step_equals_optax(train_step, tiny, state, plan, hyper, naive):
         np.testing.assert_allclose(metrics.grad_norm[0], norms[-1], rtol=1e-4)
         np.testing.assert_allclose(metrics.targets[0], sum(mask[1:].sum() for _, mask in dialogues))
     assert max(norms) > CONFIG.clip_norm  # or the clip would not be tested
-    close(jax.tree.map(lambda leaf: leaf[0], state.adapters), adapter)
+    assert_close(jax.tree.map(lambda leaf: leaf[0], state.adapters), adapter)
 
 
 @pytest.mark.parametrize("only", range(3))
@@ -142,7 +142,7 @@ def test_a_non_finite_agent_keeps_its_state(train_step, tiny, state, plan, hyper
     assert metrics.finite.tolist() == [True, False, True]
     assert broken.optimizer.count.tolist() == [1, 0, 1]
     assert np.array_equal(broken.adapters["k_proj"]["b"][1], tiny.adapters["k_proj"]["b"][1])
-    close(agent_of(broken, 0), agent_of(sound, 0))
+    assert_close(agent_of(broken, 0), agent_of(sound, 0))
 
 
 def expected_share(step, warmup, total):
@@ -193,7 +193,7 @@ def test_attention_in_chunks_equals_all_at_once(chunk):
         scored = lambda *args, function=function: (jnp.sum(function(*args) * probe), function(*args))
         gradients, value = jax.jit(jax.grad(scored, argnums=(0, 1, 2), has_aux=True))(q, k, v)
         expected = (gradients, value) if function is dense else expected
-    close((gradients, value), expected)
+    assert_close((gradients, value), expected)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_on_a_mesh(train_step, tiny, state, plan, hyper, shape):
     for index in range(3):
         batch = place_batch(plan.batch(index), mesh)
         start, metrics = meshed(base, start, batch, np.int32(index), hyper)
-    close(jax.device_get(start), jax.device_get(expected))
+    assert_close(jax.device_get(start), jax.device_get(expected))
     leaf = start.optimizer.mu["q_proj"]["a"]
     assert leaf.addressable_shards[0].data.shape[0] == 3 // shape[0]
     assert metrics.loss.sharding.is_fully_replicated
