@@ -29,8 +29,16 @@ def _numbers(result: Result) -> tuple[str, ...]:
     return (
         str(result.iteration),
         f"{100 * result.accuracy:.1f} ± {100 * result.stderr:.1f}",
-        f"{result.prompt_tokens:,}",
-        f"{result.new_tokens:,}",
+        _short(result.prompt_tokens),
+        _short(result.new_tokens),
         f"{result.wall_seconds:,.1f}",
         "-" if result.diversity is None else f"{result.diversity['diversity']:.2f}",
     )
+
+
+def _short(count: int) -> str:
+    """A count of tokens in at most seven characters, so that the table fits a terminal: 812, 94.2 k, 1.11 M."""
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= 0.9995 * size:  # else 999,999 would read 1e+03 k
+            return f"{count / size:.3g} {unit}"
+    return str(count)

@@ -27,8 +27,8 @@ def rendered(results: list[Result]) -> list[list[str]]:
 def test_a_row_per_result():
     assert rendered([BASE, TUNED]) == [
         ["method", "iter.", "%", "tokens", "tokens", "seconds", "diversity"],
-        ["base", "0", "54.0 ± 3.5", "12,345", "67", "1,234.6", "-"],
-        ["multiagent_ft", "2", "72.0 ± 3.5", "12,345", "67", "1,234.6", "0.25"],
+        ["base", "0", "54.0 ± 3.5", "12.3 k", "67", "1,234.6", "-"],
+        ["multiagent_ft", "2", "72.0 ± 3.5", "12.3 k", "67", "1,234.6", "0.25"],
     ]
 
 
