@@ -192,7 +192,6 @@ def validate(config: ExperimentConfig, source: str = "configuration") -> None:
         "debate.agents": config.debate.agents,
         "debate.rounds": config.debate.rounds,
         "lora.rank": config.lora.rank,
-        "task.train_questions": config.task.train_questions,
         "task.eval_questions": config.task.eval_questions,
         "sampling.max_new_tokens": config.sampling.max_new_tokens,
         "sampling.rows": config.sampling.rows,
@@ -210,6 +209,8 @@ def validate(config: ExperimentConfig, source: str = "configuration") -> None:
     }
     for name, value in at_least_one.items():
         _check(value >= 1, source, name, value, "at least 1")
+    # 0 is an evaluation without training.
+    _check(config.task.train_questions >= 0, source, "task.train_questions", config.task.train_questions, "0 or more")
     _check(config.sampling.temperature >= 0, source, "sampling.temperature", config.sampling.temperature, "0 or more")
     _check(0 < config.sampling.top_p <= 1, source, "sampling.top_p", config.sampling.top_p, "above 0 and at most 1")
     _check(

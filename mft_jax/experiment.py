@@ -41,12 +41,18 @@ def run(config: ExperimentConfig, reporter: Reporter | None = None) -> list[Resu
     Raises UserError for whatever a user can mend; what was done until then is kept.
     """
     validate(config)
+    if not config.task.train_questions:
+        raise UserError("task.train_questions is 0, expected at least 1 to debate and finetune on.")
     reporter = reporter or SilentReporter()
     directory = RunDirectory(config.run_dir)
     if directory.exists and directory.open_run(config) == "finished":
         reporter.say(f"The run in {directory.path} is finished; nothing to do. Another one needs another --run-dir.")
         return read_results(directory.results_file)
-    setup = prepare(config)  # before anything is written: a mistake in the configuration leaves no directory behind
+    try:
+        setup = prepare(config)  # before anything is written: a mistake in the configuration leaves no directory behind
+    except BaseException:
+        directory.unlock()
+        raise
     if not directory.exists:
         directory.open_run(config)
     elif directory.manifest()["status"] == "running":
@@ -278,7 +284,8 @@ def evaluate(
     config = dataclasses.replace(trained, task=task, run_dir=str(place))
     setup = prepare(config)
     nested = RunDirectory(place)
-    nested.open_run(config)
+    if nested.open_run(config) == "finished":  # for another iteration, perhaps: its own is read, not sampled again
+        nested.lock()
     try:
         experiment = Experiment(setup, nested, reporter or SilentReporter())
         with Checkpoints(directory.checkpoint(iteration), read_only=True) as checkpoints:
@@ -286,9 +293,11 @@ def evaluate(
             assert done is not None, "the iteration was found finished above"
             adapters = checkpoints.restore(done.step, {"adapters": setup.fresh_adapters()})["adapters"]
         experiment.evaluate(iteration, adapters)
-        result = dataclasses.replace(read_results(nested.results_file)[-1], task=label)
+        found = next(r for r in read_results(nested.results_file) if r.iteration == iteration)
+        nested.finish()
     finally:
         nested.unlock()
+    result = dataclasses.replace(found, task=label)
     known = read_results(directory.results_file)
     kept = [r for r in known if (r.method, r.iteration, r.task) != (result.method, iteration, label)]
     write_results(directory.results_file, [*kept, result])

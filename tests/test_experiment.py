@@ -158,6 +158,8 @@ def test_agents_of_a_run_on_other_questions(finished, tmp_path):
     assert (result.method, result.iteration, result.task, result.n) == ("multiagent_ft", 2, "jsonl", 4)
     stored = json.loads(directory.results_file.read_text())
     assert stored == [dataclasses.asdict(r) for r in [*results, result]]
+    earlier = evaluate(directory.path, task, iteration=1)
+    assert (earlier.iteration, earlier.task, earlier.n) == (1, "jsonl", 4)
     with pytest.raises(UserError, match="no finished iteration 3: there are 1, 2"):
         evaluate(directory.path, task, iteration=3)
 
