@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from mft_jax.models.config import ModelConfig
-from mft_jax.parallel.mesh import replicated, sharding
+from mft_jax.parallel.mesh import RULES, replicated, sharding
 
 
 class Slots(NamedTuple):
@@ -59,8 +59,8 @@ def slot_shardings(mesh: Mesh, config: ModelConfig) -> Any:
     """Every leaf over agents and rows; the cache also over kv heads, as the projections that fill it are."""
     rows = sharding(mesh, "agent", "batch")
     last = sharding(mesh, "agent", "batch", None)
-    kv = NamedSharding(mesh, sharding(mesh, "kv_heads", shape=(config.kv_heads,)).spec)
-    cache = NamedSharding(mesh, jax.sharding.PartitionSpec("agent", "data", *kv.spec))
+    kv_heads = "kv_heads" if config.kv_heads % mesh.shape[RULES["kv_heads"]] == 0 else None  # one head is never split
+    cache = sharding(mesh, "agent", "batch", kv_heads)
     layers = (cache,) * config.layers
     leaves: tuple[Any, ...] = (layers, layers, rows, rows, rows, rows, rows, last, last)
     return Slots(*leaves)
