@@ -12,6 +12,7 @@ import yaml
 from mft_jax.errors import UserError
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # Phi-3's
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -19,8 +20,12 @@ Dtype = Literal["float32", "bfloat16"]
 class ModelSource:
     path: str | None = None
     """Checkpoint directory or hub name of the base model; none: the small model shipped in the package."""
-    dtype: Dtype = "float32"
-    """Type of the base's weights and of its computation."""
+    param_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the frozen base's weights; auto: bfloat16 on accelerators, as the checkpoint stores them on CPUs."""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of activations and of the KV cache; auto: bfloat16 on accelerators, float32 on CPUs."""
+    chat_template: str | None = None
+    """File with a Jinja chat template, for checkpoints without one, or in place of theirs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +35,9 @@ class LoraConfig:
     alpha: float = 32.0
     """An adapter's delta is scaled by alpha / rank."""
     targets: tuple[str, ...] = TARGETS
-    """The linear layers that are adapted."""
+    """The linear layers that are adapted; where a model fuses some into one (Phi-3), that one."""
+    dtype: Dtype = "float32"
+    """Type of adapters and optimizer state."""
 
     @property
     def scale(self) -> float:
@@ -228,7 +235,8 @@ def validate(config: ExperimentConfig, source: str = "configuration") -> None:
         rate = getattr(config.finetuning, role).learning_rate
         _check(rate > 0, source, f"finetuning.{role}.learning_rate", rate, "above 0")
     for target in config.lora.targets:
-        _check(target in TARGETS, source, "lora.targets", target, f"among {', '.join(TARGETS)}")
+        known = (*TARGETS, *FUSED)
+        _check(target in known, source, "lora.targets", target, f"among {', '.join(known)}")
     _check(len(config.lora.targets) > 0, source, "lora.targets", list(config.lora.targets), "at least one layer")
     sizes = {"sampling.rows": config.sampling.rows, "sampling.prefill_rows": config.sampling.prefill_rows,
              "finetuning.batch_rows": config.finetuning.batch_rows}  # fmt: skip

@@ -10,13 +10,13 @@ from jax.sharding import Mesh
 
 from mft_jax import prompts
 from mft_jax.base_model import CHECKPOINT
-from mft_jax.config import ExperimentConfig
+from mft_jax.config import ExperimentConfig, ModelSource
 from mft_jax.debate import Debate, Society
 from mft_jax.errors import UserError
 from mft_jax.finetuning.step import Step, TrainState, make_train_step
 from mft_jax.models.chat import Chat, load_chat
 from mft_jax.models.config import ModelConfig, read_model_config
-from mft_jax.models.lora import Adapter, init_adapters
+from mft_jax.models.lora import Adapter, init_adapters, resolve_targets
 from mft_jax.models.weights import checkpoint_directory, load_base
 from mft_jax.parallel.mesh import adapter_shardings, base_sharding, make_mesh
 from mft_jax.sampling import Sampler
@@ -79,24 +79,37 @@ def check_questions(task: Task, chat: Chat, model: ModelConfig) -> None:
             )
 
 
+def dtypes(source: ModelSource, mesh: Mesh) -> tuple[jnp.dtype | None, jnp.dtype]:
+    """(of the base's weights, None: as they are stored; of computation) on the mesh's devices."""
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    stored = source.param_dtype if source.param_dtype != "auto" else None if on_cpu else "bfloat16"
+    compute = source.compute_dtype if source.compute_dtype != "auto" else "float32" if on_cpu else "bfloat16"
+    return None if stored is None else jnp.dtype(stored), jnp.dtype(compute)
+
+
 def prepare(config: ExperimentConfig) -> Setup:
     """Loads everything and writes nothing. Raises UserError for what the configuration asks for and is not there."""
     task = load_task(config.task, config.seed)
     mesh = make_mesh(config.mesh)
     directory = CHECKPOINT if config.model.path is None else checkpoint_directory(config.model.path)
     model = read_model_config(directory)
-    chat = load_chat(directory)
+    chat = load_chat(directory, config.model.chat_template)
+    config = dataclasses.replace(
+        config, lora=dataclasses.replace(config.lora, targets=resolve_targets(model, config.lora.targets))
+    )
     if len(chat.tokenizer) > model.vocab_size:
         raise UserError(
             f"{directory}: the tokenizer has {len(chat.tokenizer)} tokens, but the embedding only {model.vocab_size} rows: "
             "the two are of different models."
         )
     check_questions(task, chat, model)
+    stored, compute = dtypes(config.model, mesh)
     graphdef, base = load_base(
         directory,
         model,
         lora_scale=config.lora.scale,
-        dtype=jnp.dtype(config.model.dtype),
+        dtype=stored,
+        compute_dtype=compute,
         place=lambda path, tensor: jax.device_put(tensor, base_sharding(mesh, path, tensor.shape)),
     )
     sampler = Sampler(
@@ -107,6 +120,6 @@ def prepare(config: ExperimentConfig) -> Setup:
         agents=config.debate.agents,
         stop_ids=chat.stop_ids,
         mesh=mesh,
-        dtype=config.model.dtype,
+        dtype=compute.name,
     )
     return Setup(config, mesh, model, base, chat, task, sampler, make_train_step(graphdef, config.finetuning, mesh))

@@ -86,7 +86,7 @@ def main(recipe: Recipe) -> None:
                 print(line, flush=True)
                 losses = []
             if number % recipe.save_every == 0 or number == recipe.steps:
-                save_base(base, recipe.out)
+                save_base(base, recipe.out, config)
 
 
 def prepare(recipe: Recipe) -> tuple[Chat, ModelConfig]:

@@ -56,21 +56,52 @@ class Chat:
         return ids, mask
 
     def _render(self, messages: Sequence[Message], *, opened: bool) -> str:
-        return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=opened))
+        return _apply(self.tokenizer, messages, opened)
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes them itself
 
 
-def load_chat(directory: pathlib.Path) -> Chat:
-    """Reads the tokenizer of a checkpoint directory. Raises UserError without a tokenizer or a chat template."""
+def load_chat(directory: pathlib.Path, chat_template: str | None = None) -> Chat:
+    """Reads the tokenizer of a checkpoint directory; `chat_template` names a file that replaces its template.
+
+    Raises UserError without a tokenizer or a chat template, and for one that cannot render a dialogue.
+    """
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{directory} has no tokenizer that transformers can load ({error}).") from error
+    if chat_template is not None:
+        tokenizer.chat_template = _read_template(chat_template)
     if not tokenizer.chat_template:
-        raise UserError(f"The tokenizer of {directory} has no chat template: use an instruct model.")
+        raise UserError(
+            f"The tokenizer of {directory} has no chat template: give one with --model.chat-template FILE (Jinja), or use an "
+            "instruct model."
+        )
     return Chat(tokenizer, _stop_ids(directory, tokenizer))
+
+
+def _read_template(path: str) -> str:
+    try:
+        return pathlib.Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"Cannot read the chat template {path} ({error}): give a file with a Jinja template."
+        ) from error
+
+
+def _apply(tokenizer: Any, messages: Sequence[Message], opened: bool) -> str:
+    """The text of a dialogue. Templates that write today's date get a fixed one: a run must not change overnight."""
+    try:
+        text = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=opened, date_string="26 Jul 2024"
+        )
+    except Exception as error:  # whatever a template raises
+        raise UserError(
+            f"The chat template cannot render a dialogue of user and assistant turns ({' '.join(str(error).split())}): "
+            "give another one with --model.chat-template FILE."
+        ) from error
+    return str(text)
 
 
 def _stop_ids(directory: pathlib.Path, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
@@ -81,7 +112,7 @@ def _stop_ids(directory: pathlib.Path, tokenizer: PreTrainedTokenizerFast) -> tu
         ids = json.loads(generation.read_text()).get("eos_token_id")
         stops |= set(ids if isinstance(ids, list) else [] if ids is None else [ids])
     marker = "0"
-    closed = str(tokenizer.apply_chat_template([user(marker), assistant(marker)], tokenize=False))
+    closed = _apply(tokenizer, [user(marker), assistant(marker)], opened=False)
     tail = tokenizer(closed[closed.rindex(marker) + len(marker) :], add_special_tokens=False)["input_ids"]
     if tail and tail[0] in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder):
         stops.add(tail[0])

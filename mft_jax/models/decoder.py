@@ -1,4 +1,4 @@
-"""The decoder of the Llama family, read from top to bottom: linear, norm, block, decoder.
+"""The decoder of all Llama-like families, read from top to bottom: linear, norm, block, decoder.
 
 Modules are flax.nnx and hold the frozen base only; they are split once into (graphdef, base) and merged inside compiled
 functions. An agent's adapter is an argument, never a part of the module, so that `jax.vmap` maps it and leaves the base
@@ -11,7 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mft_jax.models.attention import causal_attention, transposed
 from mft_jax.models.config import ModelConfig
@@ -20,6 +20,8 @@ from mft_jax.models.rotary import rotate, rotation
 
 # Called by a block with its (layer index, q, k, v); returns the mixed values. Where keys and values live is the caller's.
 Attention = Callable[[int, Array, Array, Array], Float[Array, "B T N H"]]
+
+_ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": partial(jax.nn.gelu, approximate=True)}
 
 
 class Linear(nnx.Module):
@@ -31,67 +33,107 @@ class Linear(nnx.Module):
         self.lora_scale = lora_scale
 
     def __call__(self, x: Float[Array, "... in"], lora: Adapter | None = None) -> Float[Array, "... out"]:
-        y = x @ self.kernel[...]
+        y = x @ self.kernel[...].astype(x.dtype)
         if lora is not None:
-            delta = ((x.astype(lora["a"].dtype) @ lora["a"]) @ lora["b"]) * self.lora_scale
-            y = delta.astype(x.dtype) + y  # delta first: XLA then fuses the sum into the base matmul
-        return y if self.bias is None else y + self.bias[...]
+            delta = ((x @ lora["a"].astype(x.dtype)) @ lora["b"].astype(x.dtype)) * self.lora_scale
+            y = delta + y  # delta first: XLA then fuses the sum into the base matmul
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
-    def __init__(self, size: int, eps: float, dtype: jnp.dtype):
+    """x / rms(x), scaled; with `offset`, by 1 + scale, before it is rounded to the compute type (Gemma)."""
+
+    def __init__(self, size: int, eps: float, offset: bool, dtype: jnp.dtype):
         self.scale = nnx.Param(jnp.ones((size,), dtype))
-        self.eps = eps
+        self.eps, self.offset = eps, offset
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return wide.astype(x.dtype) * self.scale[...]
+        if self.offset:
+            return (wide * (1 + self.scale[...].astype(jnp.float32))).astype(x.dtype)
+        return wide.astype(x.dtype) * self.scale[...].astype(x.dtype)
 
 
 class Block(nnx.Module):
-    """Attention and gated MLP, each after a norm and inside a residual."""
+    """Attention and gated MLP, each after a norm (Gemma: between two) and inside a residual."""
 
     def __init__(self, config: ModelConfig, lora_scale: float, dtype: jnp.dtype):
-        self.input_norm = RMSNorm(config.embed, config.norm_eps, dtype)
-        self.post_norm = RMSNorm(config.embed, config.norm_eps, dtype)
+        self.config = config
+        norm = lambda size: RMSNorm(size, config.norm_eps, config.norm_offset, dtype)
         shapes = projection_shapes(config)
         linear = lambda name, bias: Linear(*shapes[name], bias, lora_scale, dtype)
-        self.q_proj = linear("q_proj", config.attention_bias)
-        self.k_proj = linear("k_proj", config.attention_bias)
-        self.v_proj = linear("v_proj", config.attention_bias)
-        self.o_proj = linear("o_proj", config.attention_bias)
-        self.gate_proj = linear("gate_proj", config.mlp_bias)
-        self.up_proj = linear("up_proj", config.mlp_bias)
+        self.input_norm = norm(config.embed)
+        if config.fused:
+            self.qkv_proj = linear("qkv_proj", config.qkv_bias)
+        else:
+            self.q_proj = linear("q_proj", config.qkv_bias)
+            self.k_proj = linear("k_proj", config.qkv_bias)
+            self.v_proj = linear("v_proj", config.qkv_bias)
+        self.q_norm = norm(config.head_dim) if config.qk_norm else None
+        self.k_norm = norm(config.head_dim) if config.qk_norm else None
+        self.o_proj = linear("o_proj", config.output_bias)
+        self.attention_out_norm = norm(config.embed) if config.out_norms else None
+        self.post_norm = norm(config.embed)
+        if config.fused:
+            self.gate_up_proj = linear("gate_up_proj", config.mlp_bias)
+        else:
+            self.gate_proj = linear("gate_proj", config.mlp_bias)
+            self.up_proj = linear("up_proj", config.mlp_bias)
         self.down_proj = linear("down_proj", config.mlp_bias)
-        self.head_dim = config.head_dim
+        self.mlp_out_norm = norm(config.embed) if config.out_norms else None
 
     def __call__(
         self, x: Float[Array, "B T D"], rope: tuple[Array, Array], attention: Callable, lora: Adapter | None
     ) -> Float[Array, "B T D"]:
         lora = lora or {}
         with jax.named_scope("attention"):
-            y = self.input_norm(x)
-            heads = lambda projected: projected.reshape(*y.shape[:2], -1, self.head_dim)
-            q = heads(self.q_proj(y, lora.get("q_proj")))
-            k = heads(self.k_proj(y, lora.get("k_proj")))
-            v = heads(self.v_proj(y, lora.get("v_proj")))
-            mixed = attention(rotate(q, *rope), rotate(k, *rope), v)
-            x = x + self.o_proj(mixed.reshape(*x.shape[:2], -1), lora.get("o_proj"))
+            q, k, v = self._queries_keys_values(self.input_norm(x), lora)
+            mixed = attention(rotate(q, *rope) * self.config.query_scale, rotate(k, *rope), v)
+            mixed = self.o_proj(mixed.reshape(*x.shape[:2], -1), lora.get("o_proj"))
+            x = x + (mixed if self.attention_out_norm is None else self.attention_out_norm(mixed))
         with jax.named_scope("mlp"):
-            y = self.post_norm(x)
-            y = jax.nn.silu(self.gate_proj(y, lora.get("gate_proj"))) * self.up_proj(y, lora.get("up_proj"))
-            return x + self.down_proj(y, lora.get("down_proj"))
+            gate, up = self._gate_up(self.post_norm(x), lora)
+            y = self.down_proj(_ACTIVATIONS[self.config.activation](gate) * up, lora.get("down_proj"))
+            return x + (y if self.mlp_out_norm is None else self.mlp_out_norm(y))
+
+    def _queries_keys_values(self, y: Float[Array, "B T D"], lora: Adapter) -> tuple[Array, Array, Array]:
+        """[B, T, N, H], [B, T, K, H] and [B, T, K, H]."""
+        config = self.config
+        if config.fused:
+            ends = config.heads * config.head_dim, (config.heads + config.kv_heads) * config.head_dim
+            parts = jnp.split(self.qkv_proj(y, lora.get("qkv_proj")), ends, axis=-1)
+        else:
+            parts = (
+                self.q_proj(y, lora.get("q_proj")),
+                self.k_proj(y, lora.get("k_proj")),
+                self.v_proj(y, lora.get("v_proj")),
+            )
+        q, k, v = (part.reshape(*y.shape[:2], -1, config.head_dim) for part in parts)
+        return (q, k, v) if self.q_norm is None or self.k_norm is None else (self.q_norm(q), self.k_norm(k), v)
+
+    def _gate_up(self, y: Float[Array, "B T D"], lora: Adapter) -> tuple[Float[Array, "B T F"], Float[Array, "B T F"]]:
+        if self.config.fused:
+            gate, up = jnp.split(self.gate_up_proj(y, lora.get("gate_up_proj")), 2, axis=-1)
+            return gate, up
+        return self.gate_proj(y, lora.get("gate_proj")), self.up_proj(y, lora.get("up_proj"))
 
 
 class Decoder(nnx.Module):
     """Token ids to hidden states to logits, for one agent. Map it over agents with `jax.vmap`."""
 
-    def __init__(self, config: ModelConfig, lora_scale: float = 1.0, dtype: jnp.dtype = jnp.float32):
+    def __init__(
+        self,
+        config: ModelConfig,
+        lora_scale: float = 1.0,
+        dtype: jnp.dtype = jnp.float32,
+        compute_dtype: jnp.dtype | None = None,
+    ):
         self.config = config
+        self.compute_dtype = jnp.dtype(dtype if compute_dtype is None else compute_dtype)
         self.embedding = nnx.Param(jnp.zeros((config.vocab_size, config.embed), dtype))
         self.blocks = nnx.List([Block(config, lora_scale, dtype) for _ in range(config.layers)])
-        self.norm = RMSNorm(config.embed, config.norm_eps, dtype)
+        self.norm = RMSNorm(config.embed, config.norm_eps, config.norm_offset, dtype)
         self.lm_head = None if config.tied_embeddings else Linear(config.embed, config.vocab_size, False, 1.0, dtype)
 
     def run(
@@ -100,14 +142,24 @@ class Decoder(nnx.Module):
         positions: Int[Array, "B T"],
         adapter: Adapter | None,
         attention: Attention,
+        *,
+        long: Bool[Array, "..."] | None = None,
         remat: bool = False,
     ) -> Float[Array, "B T D"]:
-        """Hidden states after the last norm. Layers are unrolled: a scan over weights copies each of them on CPUs."""
-        x = self.embedding[...][tokens]
-        rope = rotation(self.config, positions)
-        for index, block in enumerate(self.blocks):
+        """Hidden states after the last norm. Layers are unrolled: a scan over weights copies each of them on CPUs.
+
+        `long`, [] or [B, T], as in `rotary.rotation`: only models with a `config.long_after` look at it.
+        """
+        config = self.config
+        x = self.embedding[...][tokens].astype(self.compute_dtype)
+        if config.embedding_scale != 1.0:
+            x = x * jnp.asarray(config.embedding_scale, self.compute_dtype)
+        rope = rotation(config.rope, positions, long)
+        local = rope if config.local_rope is None else rotation(config.local_rope, positions)
+        for index, (block, window) in enumerate(zip(self.blocks, config.windows, strict=True)):
             lora = None if adapter is None else jax.tree.map(lambda leaf, i=index: leaf[i], adapter)
-            layer = lambda x, lora, block=block, index=index: block(x, rope, partial(attention, index), lora)
+            turn = rope if window is None else local
+            layer = lambda x, lora, block=block, index=index, turn=turn: block(x, turn, partial(attention, index), lora)
             x = (jax.checkpoint(layer) if remat else layer)(x, lora)
         return self.norm(x)
 
@@ -120,17 +172,22 @@ class Decoder(nnx.Module):
         remat: bool = False,
     ) -> Float[Array, "B T D"]:
         """Whole sequences at once: causal attention within each segment of a row."""
-        attention = lambda _, q, k, v: causal_attention(q, *transposed(k, v), segment_ids)
-        return self.run(tokens, positions, adapter, attention, remat)
+        config, long = self.config, None
+        attention = lambda layer, q, k, v: causal_attention(
+            q, *transposed(k, v), segment_ids, window=config.windows[layer], softcap=config.attention_softcap
+        )
+        if config.long_after is not None and tokens.shape[1] > config.long_after:
+            lengths = jnp.sum(segment_ids[:, :, None] == segment_ids[:, None], axis=-1)  # of each token's segment
+            long = lengths > config.long_after
+        return self.run(tokens, positions, adapter, attention, long=long, remat=remat)
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Scores over the vocabulary, in float32."""
         with jax.named_scope("logits"):
-            if self.lm_head is None:
-                scores = jnp.einsum("...d,vd->...v", hidden, self.embedding[...], preferred_element_type=jnp.float32)
-            else:
-                scores = self.lm_head(hidden)
-            return scores.astype(jnp.float32)
+            head = self.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
+            scores = jnp.einsum("...d,dv->...v", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+            cap = self.config.logit_softcap
+            return scores if cap is None else cap * jnp.tanh(scores / cap)
 
     def __call__(self, tokens: Int[Array, "B T"], adapter: Adapter | None = None) -> Float[Array, "B T V"]:
         """Logits of every position of un-padded rows."""
@@ -139,7 +196,13 @@ class Decoder(nnx.Module):
 
 
 def build(
-    config: ModelConfig, lora_scale: float = 1.0, dtype: jnp.dtype = jnp.float32
+    config: ModelConfig,
+    lora_scale: float = 1.0,
+    dtype: jnp.dtype = jnp.float32,
+    compute_dtype: jnp.dtype | None = None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """(graphdef, abstract base): the base's leaves are ShapeDtypeStructs, for `weights` to fill, or a compiler to plan with."""
-    return nnx.split(nnx.eval_shape(lambda: Decoder(config, lora_scale, dtype)))
+    """(graphdef, abstract base): the base's leaves are ShapeDtypeStructs, for `weights` to fill, or a compiler to plan with.
+
+    `dtype` is that of the weights, `compute_dtype` of activations; none: the same.
+    """
+    return nnx.split(nnx.eval_shape(lambda: Decoder(config, lora_scale, dtype, compute_dtype)))

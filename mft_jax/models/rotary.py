@@ -1,19 +1,32 @@
-"""Rotary position embedding, with the llama3 frequency scaling (Llama 3.1 and later)."""
+"""Rotary position embedding, with the linear, llama3 and longrope frequency scalings."""
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from mft_jax.models.config import ModelConfig
+from mft_jax.models.config import LinearScaling, Llama3Scaling, LongScaling, Rope
 
 
-def inverse_frequencies(config: ModelConfig) -> np.ndarray:
-    """Radians per position for each pair of dimensions, [H/2] in float32, as transformers computes them."""
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    frequencies = (1.0 / np.float32(config.rope_theta) ** exponents).astype(np.float32)
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
+def inverse_frequencies(rope: Rope, long: bool = False) -> np.ndarray:
+    """Radians per position for each pair of turned dimensions, [dims/2] in float32, as transformers computes them.
+
+    `long` asks for the frequencies of sequences longer than longrope's original context.
+    """
+    exponents = np.arange(0, rope.dims, 2, dtype=np.float32) / np.float32(rope.dims)
+    # The power is taken in double and rounded: numpy's own float32 power is an ulp off one time in six, which at
+    # position 2,048 moves an angle by 1e-4.
+    periods = (rope.theta ** exponents.astype(np.float64)).astype(np.float32)
+    scaling = rope.scaling
+    if isinstance(scaling, LongScaling):
+        factors = np.array(scaling.long_factors if long else scaling.short_factors, np.float32)
+        return (1.0 / (factors * periods)).astype(np.float32)
+    frequencies = (1.0 / periods).astype(np.float32)
+    if isinstance(scaling, LinearScaling):
+        return (frequencies / np.float32(scaling.factor)).astype(np.float32)
+    return _llama3(frequencies, scaling) if isinstance(scaling, Llama3Scaling) else frequencies
+
+
+def _llama3(frequencies: np.ndarray, scaling: Llama3Scaling) -> np.ndarray:
     wavelengths = 2 * np.pi / frequencies
     longest_kept = scaling.original_max_position / scaling.high_freq_factor
     shortest_slowed = scaling.original_max_position / scaling.low_freq_factor
@@ -27,18 +40,27 @@ def inverse_frequencies(config: ModelConfig) -> np.ndarray:
 
 
 def rotation(
-    config: ModelConfig, positions: Int[Array, "B T"]
-) -> tuple[Float[Array, "B T 1 H"], Float[Array, "B T 1 H"]]:
-    """Cosine and sine of every position, in float32 whatever the compute dtype: bf16 angles are wrong past 256."""
-    angles = positions[..., None].astype(jnp.float32) * inverse_frequencies(config)
+    rope: Rope, positions: Int[Array, "B T"], long: Bool[Array, "..."] | None = None
+) -> tuple[Float[Array, "B T 1 R"], Float[Array, "B T 1 R"]]:
+    """Cosine and sine of every position, in float32 whatever the compute dtype: bf16 angles are wrong past 256.
+
+    `long`, [] or [B, T], says which tokens belong to sequences longer than longrope's original context.
+    """
+    frequencies = jnp.asarray(inverse_frequencies(rope))
+    if isinstance(rope.scaling, LongScaling) and long is not None:
+        frequencies = jnp.where(long[..., None], inverse_frequencies(rope, long=True), frequencies)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
     angles = jnp.concatenate([angles, angles], axis=-1)[..., None, :]
-    return jnp.cos(angles), jnp.sin(angles)
+    factor = rope.scaling.attention_factor if isinstance(rope.scaling, LongScaling) else 1.0
+    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
 def rotate(
-    x: Float[Array, "B T N H"], cos: Float[Array, "B T 1 H"], sin: Float[Array, "B T 1 H"]
+    x: Float[Array, "B T N H"], cos: Float[Array, "B T 1 R"], sin: Float[Array, "B T 1 R"]
 ) -> Float[Array, "B T N H"]:
-    """Turns each (i, i + H/2) pair of dimensions by its position's angle."""
-    left, right = jnp.split(x, 2, axis=-1)
-    turned = jnp.concatenate([-right, left], axis=-1)
-    return (x * cos + turned * sin).astype(x.dtype)
+    """Turns each pair (i, i + R/2) of the first R dimensions by its position's angle; the others pass."""
+    dims = cos.shape[-1]
+    turning, passing = x[..., :dims], x[..., dims:]
+    left, right = jnp.split(turning, 2, axis=-1)
+    turned = (turning * cos + jnp.concatenate([-right, left], axis=-1) * sin).astype(x.dtype)
+    return turned if dims == x.shape[-1] else jnp.concatenate([turned, passing], axis=-1)

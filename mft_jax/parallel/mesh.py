@@ -26,9 +26,11 @@ _LINEAR = {
     "q_proj": ("embed", "heads"),
     "k_proj": ("embed", "kv_heads"),
     "v_proj": ("embed", "kv_heads"),
+    "qkv_proj": ("embed", "heads"),
     "o_proj": ("heads", "embed"),
     "gate_proj": ("embed", "ffw"),
     "up_proj": ("embed", "ffw"),
+    "gate_up_proj": ("embed", "ffw"),
     "down_proj": ("ffw", "embed"),
     "lm_head": ("embed", "vocab"),
 }

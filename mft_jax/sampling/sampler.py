@@ -49,6 +49,21 @@ class Usage:
     device_seconds: float  # in compiled programs, compilation left out, summed over devices
 
 
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """A request on its way: what the model has to read, and how far the answer is."""
+
+    index: int  # of the request
+    agent: int
+    tokens: Sequence[int]  # the prompt, and new tokens so far
+    new: int  # how many of `tokens` are new
+    limit: int  # new tokens at most
+    key: np.ndarray
+
+
+Queue = collections.deque[int]  # numbers of rows
+
+
 def row_key(*parts: object) -> np.ndarray:
     """The random key of a row from its (seed, iteration, stage, question, agent): [2] uint32, the same everywhere."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
@@ -108,27 +123,57 @@ class Sampler:
         config = config or self.config
         self._check(requests)
         started, compiled = time.perf_counter(), compile_seconds()
-        longest = max(len(request.prompt) for request in requests)
-        context = self.model.max_positions
-        columns = min(bucket(longest + config.max_new_tokens), bucket(context))
-        slots = empty_slots(
-            self.model, self.mesh, self.agents, config.rows, columns, bucket(config.max_new_tokens), self.dtype
-        )
-        queues = self._queues(requests, adapters)
-        owner = np.full((self.agents, config.rows), -1)  # which request a slot holds
-        completions: dict[int, Completion] = {}
-        while any(queues) or (owner >= 0).any():
-            while _refillable(owner, queues, config.prefill_rows):
-                slots = self._refill(slots, adapters, requests, queues, owner, bucket(longest), config)
-            slots, view = self._decode(self.base, adapters, slots, self._settings(config, queues))
-            finished = _harvest(jax.device_get(view), owner, self.stop_ids)
-            completions.update(finished)
-            if on_progress:
-                on_progress(len(finished), sum(completion.new_tokens for _, completion in finished))
+        completions = self._sample(self._rows_of(requests, adapters, config), adapters, config, on_progress)
         spent = max(0.0, time.perf_counter() - started - (compile_seconds() - compiled))
         ordered = [completions[index] for index in range(len(requests))]
         lengths = tuple((len(request.prompt), c.new_tokens) for request, c in zip(requests, ordered, strict=True))
         return ordered, Usage(adapters is not None, lengths, spent * self.mesh.size)
+
+    def _sample(self, rows: Sequence[_Row], adapters, config: SamplingConfig, on_progress) -> dict[int, Completion]:
+        """Every row to its end, by index.
+
+        Rows of up to `long_after` tokens and longer ones are turned by other frequencies, which also changes what is in
+        the cache. So a row that grows past it is stopped there, read anew, and gone on with: as transformers does.
+        """
+        switch = self.model.long_after
+        if switch is None:
+            return self._fill(rows, adapters, config, False, on_progress)
+        # The token after exactly `switch` tokens is still chosen as in a short sequence.
+        short = [row for row in rows if len(row.tokens) <= switch]
+        cut = [dataclasses.replace(row, limit=min(row.limit, switch - len(row.tokens) + 1)) for row in short]
+        completions = self._fill(cut, adapters, config, False, on_progress)
+        grown = []
+        for row in short:
+            so_far = completions[row.index]
+            if not so_far.stopped and so_far.new_tokens < row.limit:
+                tokens = [*row.tokens, *completions.pop(row.index).ids]
+                grown.append(dataclasses.replace(row, tokens=tokens, new=so_far.new_tokens))
+        longer = [row for row in rows if len(row.tokens) > switch]
+        return completions | self._fill([*grown, *longer], adapters, config, True, on_progress)
+
+    def _fill(
+        self, rows: Sequence[_Row], adapters, config: SamplingConfig, long: bool, on_progress
+    ) -> dict[int, Completion]:
+        """Runs rows through the grid of slots until all have stopped or reached their limits."""
+        if not rows:
+            return {}
+        length = bucket(max(len(row.tokens) for row in rows))
+        columns = bucket(max(len(row.tokens) - row.new + row.limit for row in rows))
+        room = bucket(config.max_new_tokens)
+        slots = empty_slots(self.model, self.mesh, self.agents, config.rows, columns, room, self.dtype)
+        numbers = range(len(rows))
+        queues = [collections.deque(n for n in numbers if rows[n].agent == agent) for agent in range(self.agents)]
+        owner = np.full((self.agents, config.rows), -1)  # which row a slot holds
+        completions: dict[int, Completion] = {}
+        while any(queues) or (owner >= 0).any():
+            while _refillable(owner, queues, config.prefill_rows):
+                slots = self._refill(slots, adapters, rows, queues, owner, length, config, long)
+            slots, view = self._decode(self.base, adapters, slots, self._settings(config, queues, long))
+            finished = _harvest(jax.device_get(view), rows, owner, self.stop_ids)
+            completions.update((row.index, completion) for row, completion in finished)
+            if on_progress:
+                on_progress(len(finished), sum(completion.new_tokens - row.new for row, completion in finished))
+        return completions
 
     def _check(self, requests: Sequence[Request]) -> None:
         longest = max(len(request.prompt) for request in requests)
@@ -140,13 +185,15 @@ class Sampler:
         if not all(len(request.prompt) for request in requests):
             raise ValueError("A request has an empty prompt; the model needs at least one token to go on from.")
 
-    def _queues(self, requests: Sequence[Request], adapters: Adapter | None) -> list[collections.deque[int]]:
-        queues = [collections.deque() for _ in range(self.agents)]
-        for index, request in enumerate(requests):
-            queues[request.agent if adapters is not None else index % self.agents].append(index)
-        return queues
+    def _rows_of(self, requests: Sequence[Request], adapters, config: SamplingConfig) -> list[_Row]:
+        agent_of = lambda index, request: request.agent if adapters is not None else index % self.agents
+        limit_of = lambda request: min(config.max_new_tokens, self.model.max_positions - len(request.prompt))
+        return [
+            _Row(index, agent_of(index, request), request.prompt, 0, limit_of(request), request.key)
+            for index, request in enumerate(requests)
+        ]
 
-    def _settings(self, config: SamplingConfig, queues: list[collections.deque[int]]) -> Settings:
+    def _settings(self, config: SamplingConfig, queues: Sequence[Queue], long: bool) -> Settings:
         stop_ids = np.full(max(8, bucket(len(self.stop_ids), 8)), -1, np.int32)
         stop_ids[: len(self.stop_ids)] = self.stop_ids
         values: tuple[Any, ...] = (
@@ -156,44 +203,62 @@ class Sampler:
             np.array([len(queue) for queue in queues], np.int32),
             np.int32(config.prefill_rows),
             np.int32(config.steps_per_dispatch),
+            np.bool_(long),
         )
         return jax.device_put(Settings(*values), replicated(self.mesh))
 
-    def _refill(self, slots: Slots, adapters, requests, queues, owner, length: int, config: SamplingConfig) -> Slots:
+    def _refill(
+        self,
+        slots: Slots,
+        adapters,
+        rows: Sequence[_Row],
+        queues,
+        owner,
+        length: int,
+        config: SamplingConfig,
+        long: bool,
+    ) -> Slots:
         """Fills up to `prefill_rows` free slots of every agent by one call."""
         shape = (self.agents, config.prefill_rows)
         prompts, lengths = np.zeros((*shape, length), np.int32), np.ones(shape, np.int32)
-        into, limits = np.full(shape, config.rows, np.int32), np.zeros(shape, np.int32)
+        into, counts, limits = (
+            np.full(shape, config.rows, np.int32),
+            np.zeros(shape, np.int32),
+            np.zeros(shape, np.int32),
+        )
         seeds = np.zeros((*shape, 2), np.uint32)
         for agent, queue in enumerate(queues):
             free = np.flatnonzero(owner[agent] < 0)
-            for row, slot in enumerate(free[: config.prefill_rows][: len(queue)]):
-                index = queue.popleft()
-                prompt = requests[index].prompt
-                owner[agent, slot] = index
-                prompts[agent, row, : len(prompt)] = prompt
-                lengths[agent, row], into[agent, row], seeds[agent, row] = len(prompt), slot, requests[index].key
-                limits[agent, row] = min(config.max_new_tokens, self.model.max_positions - len(prompt))
-        arrays = jax.device_put((prompts, lengths, into, limits, seeds), self._rows)
-        return self._prefill(self.base, adapters, slots, *arrays)
+            for place, slot in enumerate(free[: config.prefill_rows][: len(queue)]):
+                owner[agent, slot] = number = queue.popleft()
+                row = rows[number]
+                prompts[agent, place, : len(row.tokens)] = row.tokens
+                lengths[agent, place], into[agent, place], seeds[agent, place] = len(row.tokens), slot, row.key
+                counts[agent, place], limits[agent, place] = row.new, row.limit
+        arrays = jax.device_put((prompts, lengths, into, counts, limits, seeds), self._rows)
+        return self._prefill(self.base, adapters, slots, *arrays, np.bool_(long))
 
 
 def _kind(adapters: Adapter | None) -> str:
     return "base" if adapters is None else "adapted"
 
 
-def _refillable(owner: np.ndarray, queues: list[collections.deque[int]], rows: int) -> bool:
+def _refillable(owner: np.ndarray, queues: Sequence[Queue], rows: int) -> bool:
     """The rule by which `decode` hands back, on the host: some agent can fill a whole prefill, or all that it has left."""
     free = (owner < 0).sum(axis=1)
     return any(queue and space >= min(rows, len(queue)) for queue, space in zip(queues, free, strict=True))
 
 
-def _harvest(view: View, owner: np.ndarray, stop_ids: Sequence[int]) -> list[tuple[int, Completion]]:
+def _harvest(
+    view: View, rows: Sequence[_Row], owner: np.ndarray, stop_ids: Sequence[int]
+) -> list[tuple[_Row, Completion]]:
     """Takes finished rows out of their slots."""
     finished = []
     for agent, slot in zip(*np.nonzero((owner >= 0) & ~view.active), strict=True):
-        ids = view.output[agent, slot, : view.count[agent, slot]].tolist()
+        row, count = rows[owner[agent, slot]], int(view.count[agent, slot])
+        before = row.tokens[len(row.tokens) - row.new :]
+        ids = [*before, *view.output[agent, slot, row.new : count].tolist()]
         stopped = bool(ids) and ids[-1] in stop_ids
-        finished.append((int(owner[agent, slot]), Completion(ids[:-1] if stopped else ids, stopped, len(ids))))
+        finished.append((row, Completion(ids[:-1] if stopped else ids, stopped, len(ids))))
         owner[agent, slot] = -1
     return finished

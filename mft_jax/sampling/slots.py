@@ -35,6 +35,7 @@ class Settings(NamedTuple):
     pending: Int[Array, " A"]  # prompts that wait for a free slot
     prefill_rows: Int[Array, ""]  # a dispatch ends once an agent can refill that many rows
     steps: Int[Array, ""]  # a dispatch ends after that many tokens
+    long: Bool[Array, ""]  # rows are longer than longrope's original context (`ModelConfig.long_after`)
 
 
 class View(NamedTuple):

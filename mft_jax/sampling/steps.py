@@ -5,9 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from mft_jax.models.attention import attend, causal_attention, transposed
+from mft_jax.models.attention import attend, causal_attention, transposed, visible
 from mft_jax.models.decoder import Decoder
 from mft_jax.models.lora import Adapter
 from mft_jax.sampling.choose import choose
@@ -22,12 +22,17 @@ def prefill(
     prompts: Int[Array, "A P T"],
     lengths: Int[Array, "A P"],
     into: Int[Array, "A P"],
+    counts: Int[Array, "A P"],
     limits: Int[Array, "A P"],
     seeds: UInt32[Array, "A P 2"],
+    long: Bool[Array, ""],
 ) -> Slots:
-    """Reads prompts, padded on the right, into the slots `into`; the entry B, one past the last slot, means: no prompt."""
+    """Reads prompts, padded on the right, into the slots `into`; the entry B, one past the last slot, means: no prompt.
+
+    The last `counts` tokens of a prompt are new tokens already, of an answer that is gone on with.
+    """
     model = nnx.merge(graphdef, base)
-    keys, values = _over_agents(functools.partial(_read, model), adapters)(adapters, prompts)
+    keys, values = _over_agents(functools.partial(_read, model, long), adapters)(adapters, prompts)
     put = jax.vmap(lambda old, rows, new: old.at[rows].set(new, mode="drop"))
     put_columns = jax.vmap(lambda old, rows, new: old.at[rows, :, :, : new.shape[-1]].set(new, mode="drop"))
     put_rows = jax.vmap(lambda old, rows, new: old.at[rows, :, : new.shape[-2]].set(new, mode="drop"))
@@ -38,8 +43,8 @@ def prefill(
         values=tuple(put_rows(old, into, new) for old, new in zip(slots.values, values, strict=True)),
         token=put(slots.token, into, token),
         position=put(slots.position, into, last),
-        active=put(slots.active, into, limits > 0),
-        count=put(slots.count, into, jnp.zeros_like(lengths)),
+        active=put(slots.active, into, limits > counts),
+        count=put(slots.count, into, counts),
         limit=put(slots.limit, into, limits),
         seed=put(slots.seed, into, seeds),
         output=slots.output,
@@ -68,7 +73,7 @@ def decode(
 
 def _advance(model: Decoder, adapters: Adapter | None, slots: Slots, settings: Settings) -> Slots:
     """One token for every active row; a free row computes too, and nothing of it is kept."""
-    step = functools.partial(_write, model)
+    step = functools.partial(_write, model, settings.long)
     logits, keys, values = _over_agents(step, adapters)(adapters, slots.keys, slots.values, slots.token, slots.position)
     agents, rows = slots.token.shape
     with jax.named_scope("choose"):
@@ -101,25 +106,26 @@ def _over_agents(function, adapters: Adapter | None):
     return mapped if adapters is not None else lambda _, *rows: jax.vmap(functools.partial(function, None))(*rows)
 
 
-def _read(model: Decoder, adapter: Adapter | None, tokens: Int[Array, "P T"]):
+def _read(model: Decoder, long: Bool[Array, ""], adapter: Adapter | None, tokens: Int[Array, "P T"]):
     """Keys and values of whole prompts, for one agent: a [P, K, H, T] and a [P, K, T, H] leaf for every layer."""
     keys, values = [], []
-    one_segment = jnp.zeros_like(tokens)
+    one_segment, config = jnp.zeros_like(tokens), model.config
 
-    def attention(_, q, k, v):
+    def attention(layer, q, k, v):
         k, v = transposed(k, v)
         keys.append(k)
         values.append(v)
-        return causal_attention(q, k, v, one_segment)
+        return causal_attention(q, k, v, one_segment, window=config.windows[layer], softcap=config.attention_softcap)
 
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     with jax.named_scope("prefill"):
-        model.run(tokens, positions, adapter, attention)
+        model.run(tokens, positions, adapter, attention, long=long)
     return tuple(keys), tuple(values)
 
 
 def _write(
     model: Decoder,
+    long: Bool[Array, ""],
     adapter: Adapter | None,
     keys: tuple[Float[Array, "B K H S"], ...],
     values: tuple[Float[Array, "B K S H"], ...],
@@ -127,8 +133,9 @@ def _write(
     position: Int[Array, " B"],
 ):
     """The newest token of one agent's rows through the model: its logits, and the cache with it written in."""
-    new_keys, new_values = list(keys), list(values)
-    mask = (jnp.arange(values[0].shape[-2]) <= position[:, None])[:, None]
+    new_keys, new_values, config = list(keys), list(values), model.config
+    columns = jnp.arange(values[0].shape[-2])
+    masks = {window: visible(position[:, None], columns, window)[:, None] for window in set(config.windows)}
     at_column = jax.vmap(lambda cache, new, at: jax.lax.dynamic_update_slice(cache, new, (0, 0, at)))
     at_row = jax.vmap(lambda cache, new, at: jax.lax.dynamic_update_slice(cache, new, (0, at, 0)))
 
@@ -136,7 +143,8 @@ def _write(
         k, v = transposed(k, v)
         new_keys[layer] = at_column(keys[layer], k.astype(keys[layer].dtype), position)
         new_values[layer] = at_row(values[layer], v.astype(values[layer].dtype), position)
-        return attend(q, new_keys[layer], new_values[layer], mask)
+        mask = masks[config.windows[layer]]
+        return attend(q, new_keys[layer], new_values[layer], mask, config.attention_softcap)
 
-    hidden = model.run(token[:, None], position[:, None], adapter, attention)
+    hidden = model.run(token[:, None], position[:, None], adapter, attention, long=long)
     return model.logits(hidden[:, 0]), tuple(new_keys), tuple(new_values)

@@ -7,13 +7,13 @@ from flax import nnx
 
 from mft_jax.config import LoraConfig
 from mft_jax.metrics import flops
-from mft_jax.models.config import ModelConfig
+from mft_jax.models.config import ModelConfig, Rope
 from mft_jax.models.decoder import Decoder
 from mft_jax.models.lora import init_adapter
 
 TINY = ModelConfig(
     vocab_size=11, embed=4, ffw=6, layers=2, heads=2, kv_heads=1, head_dim=3, max_positions=64, norm_eps=1e-5,
-    rope_theta=1e4, rope_scaling=None, tied_embeddings=True, attention_bias=False, mlp_bias=False, init_range=0.02,
+    rope=Rope(theta=1e4, dims=2), windows=(None, None), query_scale=3**-0.5, tied_embeddings=True,
 )  # fmt: skip
 LORA = LoraConfig(rank=5, targets=("q_proj", "down_proj"))
 

@@ -1,49 +1,17 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 
-from mft_jax.models.config import read_model_config
-from mft_jax.models.weights import load_base
-from tests.conftest import TINY
+from mft_jax.models.config import parse_model_config
+from tests.conftest import TINY, random_base
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
+LONGROPE = {name: value for name, value in TINY.items() if name != "tie_word_embeddings"} | {
+    "model_type": "phi3",
+    "original_max_position_embeddings": 8,
+    "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4},
+    "pad_token_id": 0,
 }
-VARIANTS = {
-    "tied": {},
-    "untied, biased": {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True},
-    "llama3": {"rope_parameters": LLAMA3 | {"rope_theta": 500000.0}, "num_key_value_heads": 4},
-    "old spelling": {"rope_scaling": LLAMA3, "rope_theta": 1000.0, "num_key_value_heads": 1, "head_dim": 16},
-}
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("length", [16, 2048])
-def test_logits_equal_transformers(tmp_path, variant, length):
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    fields = TINY | {"max_position_embeddings": 4096, "initializer_range": 0.3} | VARIANTS[variant]
-    reference = LlamaForCausalLM(LlamaConfig(**fields)).eval()
-    with torch.no_grad():
-        for name, parameter in reference.named_parameters():
-            if name.endswith("bias"):  # transformers starts them at zero, which would hide a missing one
-                parameter.normal_(0, 0.3)
-    reference.save_pretrained(tmp_path)
-    config = read_model_config(tmp_path)
-    graphdef, base = load_base(tmp_path, config)
-    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, length))
-    expected = reference(torch.tensor(tokens)).logits.detach().numpy()
-    logits = jax.jit(lambda base, tokens: nnx.merge(graphdef, base)(tokens))(base, tokens)
-    assert np.abs(logits - expected).max() <= 2e-4 * expected.std()
 
 
 def test_an_adapter_is_the_merged_weight(tiny):
@@ -74,3 +42,17 @@ def test_packed_segments_do_not_see_each_other(tiny):
     hidden = hidden_of(row, positions, segments)
     alone = hidden_of(second[None], jnp.arange(10)[None], jnp.zeros((1, 10), int))
     np.testing.assert_allclose(hidden[:, 7:], alone, atol=1e-5)
+
+
+def test_packed_dialogues_choose_longrope_frequencies_each_by_its_own_length():
+    config = parse_model_config(LONGROPE)
+    graphdef, base = random_base(config)
+    hidden_of = jax.jit(lambda *rows: nnx.merge(graphdef, base).hidden(*rows))
+    lengths = (5, 12)  # one within the original context of 8 tokens, one past it
+    tokens = jnp.concatenate([jnp.arange(3, 3 + length) for length in lengths])[None]
+    positions = jnp.concatenate([jnp.arange(length) for length in lengths])[None]
+    segments = jnp.concatenate([jnp.full(length, 1 + i) for i, length in enumerate(lengths)])[None]
+    packed = hidden_of(tokens, positions, segments)
+    for length, part in zip(lengths, jnp.split(packed, [lengths[0]], axis=1), strict=True):
+        rows = jnp.arange(3, 3 + length)[None], jnp.arange(length)[None], jnp.zeros((1, length), int)
+        np.testing.assert_allclose(part, hidden_of(*rows), atol=1e-4)

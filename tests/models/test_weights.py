@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -13,7 +16,7 @@ from tests.conftest import TINY
 @pytest.fixture
 def checkpoint(tmp_path, tiny):
     (tmp_path / "config.json").write_text(json.dumps(TINY))
-    save_base(tiny.base, tmp_path)
+    save_base(tiny.base, tmp_path, tiny.config)
     return tmp_path
 
 
@@ -48,7 +51,7 @@ def test_a_truncated_file_is_named(checkpoint):
 def test_shards_are_read_and_a_missing_one_is_named(tmp_path, tiny):
     from safetensors.numpy import load_file, save_file
 
-    save_base(tiny.base, tmp_path)
+    save_base(tiny.base, tmp_path, tiny.config)
     tensors = load_file(tmp_path / "model.safetensors")
     names = sorted(tensors)
     parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
@@ -72,7 +75,7 @@ def test_shards_are_read_and_a_missing_one_is_named(tmp_path, tiny):
         ({"quantization_config": {"bits": 4}}, "field 'quantization_config'"),
         ({"sliding_window": 4096}, "field 'sliding_window' = 4096"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "lack 'high_freq_factor'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "high_freq_factor"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
     ],
 )
@@ -86,3 +89,58 @@ def test_a_missing_checkpoint_names_the_remedy(tmp_path):
         checkpoint_directory(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"config\.json does not exist"):
         read_model_config(tmp_path)
+
+
+WRITE = """
+import json, pathlib, sys
+import ml_dtypes, numpy as np
+from safetensors.numpy import save_file
+from mft_jax.models.config import parse_model_config
+from mft_jax.models.lora import projection_shapes
+directory, raw = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
+(directory / "config.json").write_text(json.dumps(raw))
+config, weight_map = parse_model_config(raw), {}
+full = lambda *shape: np.full(shape, 0.5, ml_dtypes.bfloat16)
+for layer in range(config.layers):
+    name = f"model.layers.{layer}."
+    tensors = {name + "input_layernorm.weight": full(config.embed), name + "post_attention_layernorm.weight": full(config.embed)}
+    for module, (size_in, size_out) in projection_shapes(config).items():
+        part = "mlp." if module in ("gate_proj", "up_proj", "down_proj") else "self_attn."
+        tensors[name + part + module + ".weight"] = full(size_out, size_in)
+    if layer == 0:
+        tensors["model.norm.weight"] = full(config.embed)
+        tensors["model.embed_tokens.weight"] = full(config.vocab_size, config.embed)
+    save_file(tensors, directory / f"{layer}.safetensors")
+    weight_map |= dict.fromkeys(tensors, f"{layer}.safetensors")
+(directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+"""
+READ = """
+import pathlib, resource, sys
+import jax
+from mft_jax.models.config import read_model_config
+from mft_jax.models.weights import load_base
+directory = pathlib.Path(sys.argv[1])
+_, base = load_base(directory, read_model_config(directory), dtype=None)
+leaves = jax.tree.leaves(base)
+assert all(float(leaf[0].ravel()[0]) == 0.5 for leaf in leaves)
+print(sum(leaf.nbytes for leaf in leaves), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_loading_takes_no_more_memory_than_the_weights_and_two_gigabytes(tmp_path):
+    """A second copy of these 3 GB would not fit into the bound."""
+    raw = TINY | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 21, "vocab_size": 32000}
+    run = lambda *arguments: (
+        subprocess.run(
+            [sys.executable, "-c", *arguments],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=dict(os.environ, JAX_NUM_CPU_DEVICES="1"),
+        ).stdout
+    )
+    run(WRITE, str(tmp_path), json.dumps(raw))
+    size, peak = map(int, run(READ, str(tmp_path)).split())
+    assert size > 2.5e9
+    assert peak < size + 2e9

@@ -1,0 +1,97 @@
+"""Every family against transformers, on random small models: logits at two lengths, half precision, and greedy texts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mft_jax.config import SamplingConfig
+from mft_jax.models.weights import load_base
+from mft_jax.sampling import Request, Sampler, row_key
+from tests.models.families import FAMILIES, LONGROPE, make_pair, random_tokens
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request, tmp_path_factory):
+    return make_pair(request.param, tmp_path_factory.mktemp("family"))
+
+
+def logits_of(graphdef, base, tokens):
+    return np.asarray(jax.jit(lambda base, tokens: nnx.merge(graphdef, base)(tokens))(base, tokens))
+
+
+def reference_logits(model, tokens):
+    import torch
+
+    with torch.no_grad():
+        return model(torch.tensor(tokens)).logits.float().numpy()
+
+
+@pytest.mark.parametrize("length", [16, 2048])
+def test_logits_equal_transformers(pair, length):
+    tokens = random_tokens(1, length)
+    expected = reference_logits(pair.reference, tokens)
+    logits = logits_of(pair.graphdef, pair.base, tokens)
+    assert np.abs(logits - expected).max() <= 2e-4 * expected.std()
+
+
+def test_half_precision_keeps_the_distribution(tmp_path, pair):
+    """Every token's KL divergence from transformers in bfloat16, for weights of an everyday size."""
+    import torch
+
+    soft = make_pair(pair.name, tmp_path, initializer_range=0.1)
+    graphdef, base = load_base(tmp_path, soft.config, dtype=jnp.bfloat16)
+    tokens = random_tokens(1, 128)
+    logits = logits_of(graphdef, base, tokens)
+    expected = reference_logits(soft.reference.to(torch.bfloat16), tokens)
+    assert expected.std() > 0.3
+    assert kl_divergence(expected, logits).max() <= 1e-3
+
+
+def kl_divergence(p, q):
+    """Of each row of logits, in nats."""
+    p, q = (jax.nn.log_softmax(x.astype(np.float32)) for x in (p, q))
+    return np.asarray(jnp.sum(jnp.exp(p) * (p - q), axis=-1))
+
+
+def test_greedy_texts_equal_transformers_for_a_padded_batch(pair, one_device):
+    """Longrope is left to the next test: transformers lets the longest row of a batch decide for all of them."""
+    lengths = (5, 50, 21) if pair.name not in LONGROPE else (5, 40, 21)
+    prompts = [random_tokens(1, length, seed=length)[0].tolist() for length in lengths]
+    assert sampled(pair, prompts, one_device) == generated(pair.reference, prompts)
+
+
+@pytest.mark.parametrize("name", LONGROPE)
+def test_a_row_that_grows_past_the_original_context_is_read_anew(name, tmp_path, one_device):
+    """Prompts that stay short, that grow past 64 tokens, that are just as long, and that are longer from the start."""
+    pair = make_pair(name, tmp_path)
+    prompts = [random_tokens(1, length, seed=length)[0].tolist() for length in (5, 50, 63, 64, 65, 90)]
+    assert sampled(pair, prompts, one_device) == [generated(pair.reference, [prompt])[0] for prompt in prompts]
+
+
+NEW = 24
+
+
+def sampled(pair, prompts, mesh):
+    settings = SamplingConfig(temperature=0.0, max_new_tokens=NEW, rows=4, prefill_rows=2, steps_per_dispatch=8)
+    sampler = Sampler(pair.graphdef, pair.base, pair.config, settings, agents=1, stop_ids=[0], mesh=mesh)
+    completions, _ = sampler.sample([Request(0, prompt, row_key(i)) for i, prompt in enumerate(prompts)])
+    assert all(completion.new_tokens <= NEW for completion in completions)
+    return [completion.ids for completion in completions]
+
+
+def generated(model, prompts):
+    """transformers' own greedy texts, for a batch padded on the left."""
+    import torch
+
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    output = model.generate(
+        ids, attention_mask=mask, do_sample=False, max_new_tokens=NEW, eos_token_id=0, pad_token_id=0
+    )
+    texts = output[:, longest:].tolist()
+    return [text[: text.index(0)] if 0 in text else text for text in texts]
