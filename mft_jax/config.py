@@ -26,6 +26,8 @@ class ModelSource:
     """Type of activations and of the KV cache; auto: bfloat16 on accelerators, float32 on CPUs."""
     chat_template: str | None = None
     """File with a Jinja chat template, for checkpoints without one, or in place of theirs."""
+    thinking: bool = False
+    """Whether reasoning models (Qwen3) think before each answer; it takes a large sampling.max_new_tokens."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

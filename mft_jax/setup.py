@@ -93,7 +93,7 @@ def prepare(config: ExperimentConfig) -> Setup:
     mesh = make_mesh(config.mesh)
     directory = CHECKPOINT if config.model.path is None else checkpoint_directory(config.model.path)
     model = read_model_config(directory)
-    chat = load_chat(directory, config.model.chat_template)
+    chat = load_chat(directory, config.model.chat_template, config.model.thinking)
     config = dataclasses.replace(
         config, lora=dataclasses.replace(config.lora, targets=resolve_targets(model, config.lora.targets))
     )

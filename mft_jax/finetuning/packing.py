@@ -12,9 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from mft_jax.config import FinetuningConfig, RoleConfig
 from mft_jax.finetuning.datasets import PACK, Example, random_stream
-from mft_jax.models.chat import Chat
+from mft_jax.models.chat import Chat, Encoded
 
-Encoded = tuple[np.ndarray, np.ndarray]  # ids [T] int32 and the mask [T] bool of the tokens to learn
 AnyArray = Array | np.ndarray  # the host makes numpy arrays, compiled functions see JAX's
 
 
@@ -103,7 +102,7 @@ def make_plan(
     """Encodes and packs the examples of each agent. `names` and `roles` as `datasets.society` gives them."""
     agents = []
     for index, (own, name, role) in enumerate(zip(examples, names, roles, strict=True)):
-        encoded = tuple(encode(chat, own, config))
+        encoded, left_out = encode(chat, own, config)
         epochs = [
             pack_rows(
                 [len(ids) for ids, _ in encoded], config.row_tokens, random_stream(seed, iteration, index, PACK, epoch)
@@ -112,14 +111,15 @@ def make_plan(
         ]
         rows = tuple(row for epoch in epochs for row in epoch)
         steps = -(-len(rows) // config.batch_rows)
-        agents.append(AgentPlan(name, role, encoded, len(own) - len(encoded), rows, steps))
+        agents.append(AgentPlan(name, role, encoded, left_out, rows, steps))
     return Plan(tuple(agents), iteration, config.batch_rows, config.row_tokens, _row_targets(agents, config.row_tokens))
 
 
-def encode(chat: Chat, examples: Sequence[Example], config: FinetuningConfig) -> list[Encoded]:
-    """Token ids and loss masks; dialogues longer than a row are left out whole, because a cut one loses its answer."""
-    encoded = [chat.example(example["messages"], config.final_turn_only) for example in examples]
-    return [(ids, mask) for ids, mask in encoded if len(ids) <= config.row_tokens and mask[1:].any()]
+def encode(chat: Chat, examples: Sequence[Example], config: FinetuningConfig) -> tuple[tuple[Encoded, ...], int]:
+    """Token ids and loss masks, and how many are left out: those longer than a row, because a cut one loses its answer."""
+    encoded = [pair for own in examples for pair in chat.examples(own["messages"], config.final_turn_only)]
+    kept = tuple((ids, mask) for ids, mask in encoded if len(ids) <= config.row_tokens and mask[1:].any())
+    return kept, len(encoded) - len(kept)
 
 
 def pack_rows(lengths: Sequence[int], row_tokens: int, rng: np.random.Generator) -> list[tuple[int, ...]]:

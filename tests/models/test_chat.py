@@ -1,0 +1,102 @@
+"""Chat templates of other models, on the shipped tokenizer."""
+
+import json
+import shutil
+
+import pytest
+
+from mft_jax.base_model import CHECKPOINT
+from mft_jax.errors import UserError
+from mft_jax.models.chat import load_chat
+from mft_jax.prompts import assistant, user
+
+# Reasoning models: thoughts of turns before the last question are dropped, and an empty thought stands for none.
+THOUGHTS = """
+{%- set ns = namespace(last=0) %}
+{%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
+{%- for m in messages %}
+{%- if m.role == 'user' %}{{ '<|user|>' + m.content + '<|end|>' }}
+{%- else %}{{ '<|assistant|>' }}{% if loop.index0 > ns.last %}{{ '(thought)' }}{% endif %}{{ m.content + '<|end|>' }}
+{%- endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>' }}{% if not enable_thinking %}{{ '(thought)' }}{% endif %}{% endif -%}
+"""
+PLAIN = """
+{%- for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif -%}
+"""
+DATED = (
+    """{{ '<|system|>Today is ' + (date_string if date_string is defined else strftime_now('%d %b %Y')) + '<|end|>' }}"""
+    + PLAIN
+)
+DIALOGUE = [user("1+1?"), assistant("2"), user("Sure?"), assistant("Yes, 2")]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    shutil.copytree(CHECKPOINT, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def template(tmp_path, text):
+    path = tmp_path / "template.jinja"
+    path.write_text(text)
+    return str(path)
+
+
+def texts(chat, pairs):
+    """What is read, and what is learnt from, of each example."""
+    return [(chat.tokenizer.decode(ids), chat.tokenizer.decode(ids[mask])) for ids, mask in pairs]
+
+
+def test_a_model_without_a_chat_template_needs_one(checkpoint, tmp_path):
+    path = checkpoint / "tokenizer_config.json"
+    fields = json.loads(path.read_text())
+    del fields["chat_template"]
+    path.write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=r"no chat template: give one with --model\.chat-template FILE"):
+        load_chat(checkpoint)
+    chat = load_chat(checkpoint, template(tmp_path, PLAIN))
+    assert chat.tokenizer.decode(chat.prompt(DIALOGUE[:1])) == "<|user|>1+1?<|end|><|assistant|>"
+    assert chat.stop_ids == load_chat(CHECKPOINT).stop_ids
+    with pytest.raises(UserError, match=r"Cannot read the chat template .*nowhere"):
+        load_chat(checkpoint, str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="cannot render a dialogue"):
+        load_chat(checkpoint, template(tmp_path, "{{ raise_exception('no system role') }}"))
+
+
+def test_a_template_that_drops_old_thoughts_gives_an_example_for_each_turn(tmp_path):
+    chat = load_chat(CHECKPOINT, template(tmp_path, THOUGHTS))
+    first, second = "<|user|>1+1?<|end|><|assistant|>(thought)", "<|user|>Sure?<|end|><|assistant|>(thought)"
+    assert texts(chat, chat.examples(DIALOGUE)) == [
+        (first + "2<|end|>", "2<|end|>"),
+        ("<|user|>1+1?<|end|><|assistant|>2<|end|>" + second + "Yes, 2<|end|>", "Yes, 2<|end|>"),
+    ]
+    for turn, (ids, mask) in zip((1, 3), chat.examples(DIALOGUE), strict=True):
+        assert ids[: mask.argmax()].tolist() == chat.prompt(DIALOGUE[:turn])
+    assert len(chat.examples(DIALOGUE, final_turn_only=True)) == 1
+    with pytest.raises(UserError, match="differently once the dialogue goes on"):
+        chat.example(DIALOGUE)
+
+
+def test_thinking_is_passed_to_the_template(tmp_path):
+    thinking = load_chat(CHECKPOINT, template(tmp_path, THOUGHTS), thinking=True)
+    assert thinking.tokenizer.decode(thinking.prompt(DIALOGUE[:1])).endswith("<|assistant|>")
+    # The thought is the model's own then, and learnt.
+    assert texts(thinking, thinking.examples(DIALOGUE))[0][1] == "(thought)2<|end|>"
+
+
+def test_a_template_that_opens_a_turn_otherwise_than_it_closes_it_is_refused(tmp_path):
+    broken = PLAIN.replace("{{ '<|assistant|>' }}", "{{ '<|assistant|>Well: ' }}")
+    with pytest.raises(UserError, match="does not render an assistant turn as going on from its own prompt"):
+        load_chat(CHECKPOINT, template(tmp_path, broken)).examples(DIALOGUE)
+
+
+def test_a_template_does_not_write_todays_date(tmp_path):
+    chat = load_chat(CHECKPOINT, template(tmp_path, DATED))
+    assert chat.tokenizer.decode(chat.prompt(DIALOGUE[:1])).startswith("<|system|>Today is 26 Jul 2024<|end|>")
+
+
+def test_stop_ids_of_all_sources(checkpoint):
+    (end,) = load_chat(CHECKPOINT).stop_ids
+    (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 9]}))
+    assert load_chat(checkpoint).stop_ids == tuple(sorted((5, 9, end)))
