@@ -8,6 +8,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import dataclasses
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,28 @@ from mft_jax.models.config import ModelConfig, parse_model_config
 from mft_jax.models.decoder import build
 from mft_jax.models.lora import init_adapters
 from mft_jax.parallel.mesh import base_sharding, make_mesh
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--real-model",
+        default=os.environ.get("MFT_REAL_MODEL"),
+        help="checkpoint directory for the tests marked `real`",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Tests of a real model need one: without it they are deselected, and counted as such."""
+    if config.getoption("--real-model") is None:
+        real = [item for item in items if item.get_closest_marker("real")]
+        config.hook.pytest_deselected(items=real)
+        items[:] = [item for item in items if item not in real]
+
+
+@pytest.fixture(scope="session")
+def real_model(request):
+    return pathlib.Path(request.config.getoption("--real-model"))
+
 
 TINY = {
     "model_type": "llama",

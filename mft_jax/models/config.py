@@ -91,11 +91,12 @@ class ModelConfig:
 # Fields of config.json that do not change what this decoder computes: bookkeeping, dropout (off at inference and in
 # LoRA finetuning here), and token ids, which the tokenizer and generation_config.json decide.
 _NEUTRAL = {
-    "architectures", "model_type", "transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache",
-    "bos_token_id", "eos_token_id", "pad_token_id", "attention_dropout", "embd_pdrop", "resid_pdrop", "pretraining_tp",
-    "return_dict", "output_attentions", "output_hidden_states", "is_llama_config", "rope_interleaved", "auto_map",
-    "chunk_size_feed_forward", "id2label", "label2id", "problem_type", "is_encoder_decoder", "transformers.js_config",
-    "cache_implementation",
+    "architectures", "model_type", "transformers_version", "dtype", "torch_dtype", "use_cache", "attention_dropout",
+    "embd_pdrop", "resid_pdrop", "hidden_dropout", "pretraining_tp", "return_dict", "output_attentions",
+    "output_hidden_states", "is_llama_config", "rope_interleaved", "auto_map", "chunk_size_feed_forward", "id2label",
+    "label2id", "problem_type", "is_encoder_decoder", "transformers.js_config", "cache_implementation", "tokenizer_class",
+    "torchscript", "task_specific_params", "max_length", "do_sample", "temperature", "top_p", "top_k",
+    "repetition_penalty", "unsloth_version", "unsloth_fixed",
 }  # fmt: skip
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _READ = {
@@ -114,7 +115,7 @@ _FAMILIES = {  # model_type -> the fields that this family has besides _READ
     "qwen2": _QWEN,
     "qwen3": _QWEN | {"attention_bias"},
     "gemma2": _GEMMA | {"attn_logit_softcapping"},
-    "gemma3_text": _GEMMA | {"rope_local_base_freq", "sliding_window_pattern", "_sliding_window_pattern"},
+    "gemma3_text": _GEMMA | {"rope_local_base_freq", "sliding_window_pattern"},
 }
 _ACTIVATIONS: dict[str, Literal["silu", "gelu_tanh"]] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 _ROPE_SETTINGS = {  # rope type -> its settings
@@ -190,7 +191,9 @@ def _refuse_unknown(raw: dict[str, Any], source: str) -> None:
         raise UserError(
             f"{source}: model_type {raw.get('model_type')!r} is not supported; supported: {', '.join(_FAMILIES)}."
         )
-    unknown = sorted(k for k, v in raw.items() if k not in _NEUTRAL | _READ | own and v not in (None, False))
+    known = _NEUTRAL | _READ | own
+    bookkeeping = lambda name: name.startswith("_") or name.endswith("_token_id")
+    unknown = sorted(k for k, v in raw.items() if k not in known and not bookkeeping(k) and v not in (None, False))
     if raw.get("rope_interleaved"):
         unknown.append("rope_interleaved")
     if unknown:

@@ -1,0 +1,83 @@
+"""A real instruct model against transformers: logits and greedy texts on real prompts, short and of 2,048 tokens.
+
+Give its checkpoint directory by `--real-model DIR` or the environment variable MFT_REAL_MODEL; without one, these tests
+are deselected.
+"""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from mft_jax import prompts
+from mft_jax.config import SamplingConfig
+from mft_jax.models.chat import load_chat
+from mft_jax.models.config import read_model_config
+from mft_jax.models.weights import load_base
+from mft_jax.sampling import Request, Sampler, row_key
+
+pytestmark = [pytest.mark.real, pytest.mark.torch]
+PROSE = (pathlib.Path(__file__).parents[2] / "LICENSE").read_text()  # English of more than 2,048 tokens
+NEW = 40
+
+
+@pytest.fixture(scope="module")
+def model(real_model):
+    return read_model_config(real_model), *load_base(real_model, read_model_config(real_model))
+
+
+@pytest.fixture(scope="module")
+def reference(real_model):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(real_model, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def chat(real_model):
+    return load_chat(real_model)
+
+
+def long_prompt(chat, tokens):
+    """The last tokens of a chat about the prose: the template's own opening is at its end."""
+    ids = chat.prompt([prompts.user(PROSE + "\nWhat does this text allow?")])
+    assert len(ids) > tokens
+    return ids[-tokens:]
+
+
+@pytest.mark.parametrize("length", [16, 2048])
+def test_logits_equal_transformers(model, reference, chat, length):
+    import torch
+
+    config, graphdef, base = model
+    tokens = np.array([long_prompt(chat, length)])
+    with torch.no_grad():
+        expected = reference(torch.tensor(tokens)).logits.numpy()
+    logits = jax.jit(lambda base, tokens: nnx.merge(graphdef, base)(tokens))(base, tokens)
+    assert np.abs(np.asarray(logits) - expected).max() <= 2e-4 * expected.std()
+    assert config.vocab_size == expected.shape[-1]
+
+
+@pytest.mark.parametrize("lengths", [(16, 40), (2048 - NEW,)])
+def test_greedy_texts_equal_transformers(model, reference, chat, one_device, lengths):
+    import torch
+
+    config, graphdef, base = model
+    asked = [long_prompt(chat, length) for length in lengths]
+    settings = SamplingConfig(temperature=0.0, max_new_tokens=NEW, rows=2, prefill_rows=2)
+    sampler = Sampler(graphdef, base, config, settings, agents=1, stop_ids=chat.stop_ids, mesh=one_device)
+    completions, _ = sampler.sample([Request(0, prompt, row_key(i)) for i, prompt in enumerate(asked)])
+    longest, stop = max(lengths), list(chat.stop_ids)
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in asked])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in asked])
+    output = reference.generate(
+        ids, attention_mask=mask, do_sample=False, max_new_tokens=NEW, eos_token_id=stop, pad_token_id=stop[0]
+    )[:, longest:]
+    for row, completion in zip(output.tolist(), completions, strict=True):
+        end = next((i for i, token in enumerate(row) if token in stop), len(row))
+        assert completion.ids == row[:end]
+        assert completion.stopped == (end < len(row))
+        assert len(chat.text(completion.ids)) > 20
