@@ -28,7 +28,7 @@ MAX_LOGITS = 2**26  # elements of [A, B, chunk, V] that may exist at once: 256 M
 class TrainState(NamedTuple):
     """What a step changes and a checkpoint keeps. Every leaf has the agent axis first."""
 
-    adapters: Adapter  # float32 whatever the base's type
+    adapters: Adapter  # of `lora.dtype`, whatever the base's type
     optimizer: PyTree  # optax.ScaleByAdamState: step count and moments
 
 
@@ -157,7 +157,8 @@ def _adamw(state: TrainState, gradient: PyTree, norm: Array, rate: Array, hyper:
     gradient = jax.tree.map(lambda g: g * scale, gradient)
     adam = optax.scale_by_adam(hyper.beta1, hyper.beta2, hyper.eps)
     update, optimizer = adam.update(gradient, state.optimizer)
-    adapters = jax.tree.map(lambda p, u: p - rate * (u + hyper.weight_decay * p), state.adapters, update)
+    moved = lambda p, u: (p - rate * (u + hyper.weight_decay * p)).astype(p.dtype)
+    adapters = jax.tree.map(moved, state.adapters, update)
     return TrainState(adapters, optimizer)
 
 

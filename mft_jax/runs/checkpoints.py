@@ -79,7 +79,7 @@ class Checkpoints:
         latest = self.latest_step
         if latest is not None and step <= latest:
             raise ValueError(f"step {step} is not after the last checkpoint, {latest}, in {self.directory}")
-        settings = {"rank": lora.rank, "alpha": lora.alpha, "targets": list(lora.targets)}
+        settings = {"rank": lora.rank, "alpha": lora.alpha, "targets": list(lora.targets), "dtype": lora.dtype}
         metadata = {"step": step, "finished": finished, "lora": settings, "cost": cost.to_dict()}
         parts = {name: ocp.args.StandardSave(to_plain(tree)) for name, tree in state.items()}
         with _quiet():
@@ -104,8 +104,7 @@ class Checkpoints:
         args = ocp.args.Composite(**{METADATA: ocp.args.JsonRestore()})
         with self._reading(step), _quiet():
             raw = self._manager.restore(step, args=args)[METADATA]
-            rank, alpha, targets = (raw["lora"][name] for name in ("rank", "alpha", "targets"))
-            lora = LoraConfig(rank=rank, alpha=alpha, targets=tuple(targets))
+            lora = LoraConfig(**raw["lora"] | {"targets": tuple(raw["lora"]["targets"])})
             cost = Cost.from_dict(raw["cost"], f"{self.directory / str(step)}")
             return CheckpointInfo(step=raw["step"], finished=raw["finished"], lora=lora, cost=cost)
 
