@@ -39,6 +39,12 @@ def checkpoint_directory(path: str) -> pathlib.Path:
         ) from error
 
 
+def projection_module(layer: int | str, projection: str) -> str:
+    """The checkpoint's name of a layer's linear module, model.layers.0.self_attn.q_proj for one; fused ones included."""
+    place = "mlp" if projection in ("gate_proj", "up_proj", "gate_up_proj", "down_proj") else "self_attn"
+    return f"model.layers.{layer}.{place}.{projection}"
+
+
 def hugging_face_name(path: Path) -> tuple[str, bool]:
     """The checkpoint's name of a base leaf, and whether it is stored transposed ([out, in])."""
     if path[0] == "embedding":
@@ -49,9 +55,8 @@ def hugging_face_name(path: Path) -> tuple[str, bool]:
         return "lm_head.weight", True
     _, layer, module, kind = path
     name = {"input_norm": "input_layernorm", "post_norm": "post_attention_layernorm"}.get(str(module), str(module))
-    if name.endswith("_proj"):
-        name = ("mlp." if name in ("gate_proj", "up_proj", "down_proj") else "self_attn.") + name
-    return f"model.layers.{layer}.{name}.{'bias' if kind == 'bias' else 'weight'}", kind == "kernel"
+    name = projection_module(layer, name) if name.endswith("_proj") else f"model.layers.{layer}.{name}"
+    return f"{name}.{'bias' if kind == 'bias' else 'weight'}", kind == "kernel"
 
 
 def load_base(
@@ -69,7 +74,7 @@ def load_base(
     """
     graphdef, abstract = build(config, lora_scale, dtype)
     place = place or (lambda _, tensor: jnp.asarray(tensor))
-    files = _tensor_files(directory)
+    files = tensor_files(directory)
     leaves, used = [], set()
     flat, treedef = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(abstract))
     for keys, spec in flat:
@@ -110,7 +115,7 @@ def save_base(base: nnx.State, directory: pathlib.Path) -> None:
     path.chmod(0o644)  # safetensors makes it readable by its owner alone
 
 
-def _tensor_files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
+def tensor_files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
     """Which file holds each tensor, from the shard index when there is one."""
     index = directory / "model.safetensors.index.json"
     if index.is_file():
