@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jax.sharding import Mesh
 
 from mft_jax import prompts
 from mft_jax.base_model import CHECKPOINT
-from mft_jax.config import ExperimentConfig
+from mft_jax.config import ExperimentConfig, ModelSource
 from mft_jax.debate import Debate, Society
 from mft_jax.errors import UserError
 from mft_jax.finetuning.step import Step, TrainState, make_train_step
@@ -79,11 +80,16 @@ def check_questions(task: Task, chat: Chat, model: ModelConfig) -> None:
             )
 
 
+def base_directory(source: ModelSource) -> pathlib.Path:
+    """The checkpoint directory of the frozen base, downloaded when needed. Raises UserError when there is none."""
+    return CHECKPOINT if source.path is None else checkpoint_directory(source.path)
+
+
 def prepare(config: ExperimentConfig) -> Setup:
     """Loads everything and writes nothing. Raises UserError for what the configuration asks for and is not there."""
     task = load_task(config.task, config.seed)
     mesh = make_mesh(config.mesh)
-    directory = CHECKPOINT if config.model.path is None else checkpoint_directory(config.model.path)
+    directory = base_directory(config.model)
     model = read_model_config(directory)
     chat = load_chat(directory)
     if len(chat.tokenizer) > model.vocab_size:
