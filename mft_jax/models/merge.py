@@ -7,6 +7,7 @@ but what its projections are called.
 
 import dataclasses
 import json
+import math
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping
@@ -135,7 +136,7 @@ def _write(path: pathlib.Path, tensors: Mapping[str, _Stored], content: Callable
     """A safetensors file: the header's length, the header, the tensors. The library's own writer wants all in memory."""
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     # Wide types first, as the library does: every tensor is then aligned for those that map the file into memory.
-    names = sorted(tensors, key=lambda name: -tensors[name].size // max(1, int(np.prod(tensors[name].shape))))
+    names = sorted(tensors, key=lambda name: -tensors[name].size // max(1, math.prod(tensors[name].shape)))
     offset = 0
     for name in names:
         stored = tensors[name]

@@ -102,6 +102,7 @@ def test_only_adapted_tensors_change_and_types_stay(source, tmp_path):
     tensors = load_file(path)
     half = {name: t.astype(np.float16 if "norm" in name else jnp.bfloat16) for name, t in tensors.items()}
     half["model.norm.weight"] = tensors["model.norm.weight"]
+    half["a.module.of.three"] = np.ones(3, np.float16)
     save_file(half, path)
     adapter = random_adapter({"k_proj": (32, 16), "down_proj": (64, 32)})
     merge_checkpoint(source, tmp_path / "merged", adapter, LORA)
@@ -120,6 +121,10 @@ def test_only_adapted_tensors_change_and_types_stay(source, tmp_path):
             after = before
         assert np.array_equal(merged[name], after), name
     assert changed == 4
+    data = (tmp_path / "merged" / "model.safetensors").read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    starts = {name: entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
+    assert all(start % merged[name].itemsize == 0 for name, start in starts.items())  # for those that map the file
 
 
 def test_a_sharded_source_gives_the_same_tensors(source, tmp_path, tiny):
