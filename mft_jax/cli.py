@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 # Before anything imports them: what these libraries print about themselves is not what a user asked for.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -12,7 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import tyro
 from rich.console import Console
 
-from mft_jax.config import ExperimentConfig, TaskConfig, load_config, validate
+from mft_jax.config import DebateConfig, ExperimentConfig, ModelSource, TaskConfig, load_config, validate
 from mft_jax.errors import UserError
 from mft_jax.parallel.memory import keep_freed_memory
 
@@ -21,6 +21,8 @@ USAGE = """usage: mft COMMAND ...
 commands:
   mft run CONFIG.yaml [--field value ...] [--run-dir DIR]   the whole experiment; goes on with one that was stopped
   mft eval RUN_DIR --task NAME [...]                        the agents of a run on another task
+  mft export RUN_DIR --to peft|merged|chat-jsonl OUT        agents for PEFT and vLLM, whole checkpoints, training sets
+  mft import-adapters RUN_DIR PEFT_DIR... --config YAML     PEFT adapters for a run in RUN_DIR to start from
 
 `mft COMMAND --help` explains every option.
 """
@@ -42,6 +44,39 @@ class EvalOptions:
     """Which society; none: the last one."""
     label: str | None = None
     """Name of this evaluation in results.json; none: the task's."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Writes agents of a run for other programs to read."""
+
+    run_dir: Annotated[str, tyro.conf.Positional]
+    """Directory of the run."""
+    out: Annotated[str, tyro.conf.Positional]
+    """New directory to write, whole or not at all."""
+    to: Literal["peft", "merged", "chat-jsonl"]
+    """peft: an adapter for each agent, for PEFT and vLLM; merged: an ordinary checkpoint for each; chat-jsonl: what each
+    agent was finetuned on."""
+    iteration: int | None = None
+    """Which society; none: the last one, and of training sets all."""
+    agents: tuple[str, ...] = ()
+    """Names such as generator_0 critic_2; none: all."""
+    max_shard_size: str = "5GB"
+    """merged only: largest file of weights."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """Puts PEFT adapters into a new run directory: `mft run CONFIG.yaml --run-dir RUN_DIR` then starts from them."""
+
+    run_dir: Annotated[str, tyro.conf.Positional]
+    """Directory of the run to come."""
+    adapters: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """A directory with generator_0 .. critic_{N-1}, or 2N adapters, the generators' and then the critics'."""
+    config: str
+    """The configuration that the run will have."""
+    model: ModelSource
+    debate: DebateConfig
 
 
 def run_command(arguments: list[str], console: Console) -> None:
@@ -89,7 +124,49 @@ def eval_command(arguments: list[str], console: Console) -> None:
     console.print(results_table([result], title=f"{result.task}, {result.n} questions"))
 
 
-COMMANDS = {"run": run_command, "eval": eval_command}
+def export_command(arguments: list[str], console: Console) -> None:
+    from mft_jax.exchange import export
+
+    options = tyro.cli(ExportOptions, args=arguments, prog="mft export")
+    written = export(
+        options.run_dir,
+        options.out,
+        to=options.to,
+        iteration=options.iteration,
+        agents=options.agents,
+        max_shard_size=options.max_shard_size,
+    )
+    for path in written:
+        console.print(str(path), highlight=False, soft_wrap=True)
+
+
+def import_command(arguments: list[str], console: Console) -> None:
+    from mft_jax.exchange import import_adapters
+
+    path = next((a.removeprefix("--config=") for a in arguments if a.endswith((".yaml", ".yml"))), None)
+    if path is None and not {"-h", "--help"} & set(arguments):
+        raise UserError("mft import-adapters needs the configuration of the run to come: give --config CONFIG.yaml.")
+    config = ExperimentConfig() if path is None else load_config(path)
+    default = ImportOptions(
+        run_dir=tyro.MISSING,
+        adapters=tyro.MISSING,
+        config=path or tyro.MISSING,
+        model=config.model,
+        debate=config.debate,
+    )
+    options = tyro.cli(ImportOptions, default=default, args=arguments, prog="mft import-adapters")
+    config = dataclasses.replace(config, run_dir=options.run_dir, model=options.model, debate=options.debate)
+    validate(config, "command line")
+    lora = import_adapters(config, options.adapters)
+    console.print(
+        f"{2 * config.debate.agents} adapters (rank {lora.rank}, alpha {lora.alpha:g}) are in {config.run_dir}: "
+        f"mft run {path} --run-dir {config.run_dir} starts from them.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+COMMANDS = {"run": run_command, "eval": eval_command, "export": export_command, "import-adapters": import_command}
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from mft_jax.metrics.ledger import Cost
 from mft_jax.metrics.logger import MetricsLogger
 from mft_jax.parallel.compilation import compile_seconds
 from mft_jax.report.progress import Reporter, SilentReporter
+from mft_jax.runs.adapters import chosen_iteration, with_imported
 from mft_jax.runs.checkpoints import Checkpoints
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.journal import Journal
@@ -45,11 +46,21 @@ def run(config: ExperimentConfig, reporter: Reporter | None = None) -> list[Resu
         raise UserError("task.train_questions is 0, expected at least 1 to debate and finetune on.")
     reporter = reporter or SilentReporter()
     directory = RunDirectory(config.run_dir)
+    if directory.initial.is_dir():
+        config = with_imported(config, directory)
+        lora = config.lora
+        reporter.say(
+            f"The agents start from the adapters in {directory.initial}: rank {lora.rank}, alpha {lora.alpha:g}, "
+            f"on {', '.join(lora.targets)}."
+        )
     if directory.exists and directory.open_run(config) == "finished":
         reporter.say(f"The run in {directory.path} is finished; nothing to do. Another one needs another --run-dir.")
         return read_results(directory.results_file)
     try:
-        setup = prepare(config)  # before anything is written: a mistake in the configuration leaves no directory behind
+        # Before anything is written: a mistake in the configuration leaves no directory behind.
+        experiment = Experiment(prepare(config), directory, reporter)
+        if not directory.exists:
+            experiment.initial_adapters()  # imported ones may be of another society, or another base
     except BaseException:
         directory.unlock()
         raise
@@ -58,7 +69,7 @@ def run(config: ExperimentConfig, reporter: Reporter | None = None) -> list[Resu
     elif directory.manifest()["status"] == "running":
         reporter.say(f"Going on with the run in {directory.path}.")
     try:
-        Experiment(setup, directory, reporter).run()
+        experiment.run()
     except BaseException as error:
         directory.fail(f"{type(error).__name__}: {error}")
         raise
@@ -82,7 +93,7 @@ class Experiment:
         """Algorithm 1 of the paper, with an evaluation after each iteration."""
         for method in self.config.baselines:
             self.evaluate_baseline(method)
-        adapters = self.setup.fresh_adapters()
+        adapters = self.initial_adapters()
         for iteration in range(1, self.config.iterations + 1):
             transcripts = self.debate(iteration, adapters)
             sets = self.training_sets(iteration, transcripts)
@@ -90,6 +101,14 @@ class Experiment:
                 adapters = self.setup.fresh_adapters()
             adapters = self.finetune(iteration, adapters, sets)
             self.evaluate(iteration, adapters)
+
+    def initial_adapters(self):
+        """Those that were imported into the run directory; otherwise fresh ones, which still are the base model."""
+        fresh = self.setup.fresh_adapters()
+        if not self.directory.initial.is_dir():
+            return fresh
+        with Checkpoints(self.directory.initial, read_only=True) as checkpoints:
+            return checkpoints.restore(0, {"adapters": fresh})["adapters"]
 
     def evaluate_baseline(self, method: str) -> None:
         """The untuned model on the held-out questions: alone, by vote, or in a debate."""
@@ -274,7 +293,7 @@ def evaluate(
     """
     directory = RunDirectory(run_dir)
     trained = directory.config()
-    iteration = _finished_iteration(directory, trained.iterations, iteration)
+    iteration = chosen_iteration(directory, trained.iterations, iteration)
     label = label or (task.name if task.name != trained.task.name else f"{task.name}_{task.eval_questions}")
     if "/" in label or label in (".", "..", trained.task.name):
         raise UserError(
@@ -302,18 +321,3 @@ def evaluate(
     kept = [r for r in known if (r.method, r.iteration, r.task) != (result.method, iteration, label)]
     write_results(directory.results_file, [*kept, result])
     return result
-
-
-def _finished_iteration(directory: RunDirectory, iterations: int, asked: int | None) -> int:
-    """The iteration whose society is asked for, or the last one that is there."""
-    done = []
-    for iteration in range(1, iterations + 1):
-        if directory.checkpoint(iteration).is_dir():
-            with Checkpoints(directory.checkpoint(iteration), read_only=True) as checkpoints:
-                if checkpoints.finished() is not None:
-                    done.append(iteration)
-    if not done:
-        raise UserError(f"{directory.path} has no finished iteration yet: let `mft run` finish one first.")
-    if asked is not None and asked not in done:
-        raise UserError(f"{directory.path} has no finished iteration {asked}: there are {', '.join(map(str, done))}.")
-    return done[-1] if asked is None else asked

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -87,11 +88,16 @@ def dtypes(source: ModelSource, mesh: Mesh) -> tuple[jnp.dtype | None, jnp.dtype
     return None if stored is None else jnp.dtype(stored), jnp.dtype(compute)
 
 
+def base_directory(source: ModelSource) -> pathlib.Path:
+    """The checkpoint directory of the frozen base, downloaded when needed. Raises UserError when there is none."""
+    return CHECKPOINT if source.path is None else checkpoint_directory(source.path)
+
+
 def prepare(config: ExperimentConfig) -> Setup:
     """Loads everything and writes nothing. Raises UserError for what the configuration asks for and is not there."""
     task = load_task(config.task, config.seed)
     mesh = make_mesh(config.mesh)
-    directory = CHECKPOINT if config.model.path is None else checkpoint_directory(config.model.path)
+    directory = base_directory(config.model)
     model = read_model_config(directory)
     chat = load_chat(directory, config.model.chat_template, config.model.thinking)
     config = dataclasses.replace(

@@ -17,7 +17,6 @@ from mft_jax.models.decoder import build
 
 Path = tuple[str | int, ...]
 
-_MLP = {"gate_proj", "up_proj", "down_proj", "gate_up_proj"}
 _TWO_NORMS = {"input_norm": "input_layernorm", "post_norm": "post_attention_layernorm"}
 _FOUR_NORMS = {
     "input_norm": "input_layernorm",
@@ -48,6 +47,12 @@ def checkpoint_directory(path: str) -> pathlib.Path:
         ) from error
 
 
+def projection_module(layer: int | str, projection: str) -> str:
+    """The checkpoint's name of a layer's linear module, model.layers.0.self_attn.q_proj for one; fused ones included."""
+    place = "mlp" if projection in ("gate_proj", "up_proj", "gate_up_proj", "down_proj") else "self_attn"
+    return f"model.layers.{layer}.{place}.{projection}"
+
+
 def hugging_face_name(path: Path, config: ModelConfig) -> tuple[str, bool]:
     """The checkpoint's name of a base leaf, and whether it is stored transposed ([out, in])."""
     if path[0] == "embedding":
@@ -57,15 +62,13 @@ def hugging_face_name(path: Path, config: ModelConfig) -> tuple[str, bool]:
     if path[0] == "lm_head":
         return "lm_head.weight", True
     _, layer, module, kind = path
-    # Where there are norms behind attention and MLP too, "post_attention" is the one behind.
-    norms = _FOUR_NORMS if config.out_norms else _TWO_NORMS
-    name = norms.get(str(module)) or placed(str(module))
-    return f"model.layers.{layer}.{name}.{'bias' if kind == 'bias' else 'weight'}", kind == "kernel"
-
-
-def placed(module: str) -> str:
-    """The name of a projection or head norm within its layer: q_proj -> self_attn.q_proj."""
-    return ("mlp." if module in _MLP else "self_attn.") + module
+    if str(module).endswith("_proj"):
+        name = projection_module(layer, str(module))
+    else:
+        # Where there are norms behind attention and MLP too, "post_attention" is the one behind.
+        norms = _FOUR_NORMS if config.out_norms else _TWO_NORMS
+        name = f"model.layers.{layer}.{norms.get(str(module), f'self_attn.{module}')}"
+    return f"{name}.{'bias' if kind == 'bias' else 'weight'}", kind == "kernel"
 
 
 def load_base(
@@ -86,7 +89,7 @@ def load_base(
     """
     graphdef, abstract = build(config, lora_scale, dtype or jnp.float32, compute_dtype)
     place = place or (lambda _, tensor: jnp.asarray(tensor))
-    files = _tensor_files(directory)
+    files = tensor_files(directory)
     flat, treedef = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(abstract))
     wanted = [(tuple(key.key for key in keys), spec.shape) for keys, spec in flat]
     _check_all(files, wanted, config, directory)
@@ -142,7 +145,7 @@ def _check_all(
         )
 
 
-def _tensor_files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
+def tensor_files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
     """Which file holds each tensor, from the shard index when there is one."""
     index = directory / "model.safetensors.index.json"
     if index.is_file():

@@ -3,6 +3,7 @@
   run.lock               held while a process works in the directory
   run.json               status, seed, and what each start ran on
   config.yaml            resolved configuration; written last, so a directory without it is not yet a run
+  initial/               adapters that were imported before the run began; without it agents begin as the base model
 The rest of the layout is what the path methods below spell.
 """
 
@@ -22,6 +23,8 @@ from mft_jax.runs.environment import environment, now
 IGNORED_FIELDS = ("run_dir", "task.data_dir")
 # What a kill during creation can leave behind.
 _UNFINISHED = {"run.lock", "run.json", ".run.json.tmp", ".config.yaml.tmp"}
+# What `mft import-adapters` leaves for a run to begin with, and what a kill of it does.
+_IMPORTED = {"initial", ".initial.tmp"}
 
 
 class RunDirectory:
@@ -50,6 +53,11 @@ class RunDirectory:
     @property
     def results_file(self) -> pathlib.Path:
         return self.path / "results.json"
+
+    @property
+    def initial(self) -> pathlib.Path:
+        """A checkpoint of imported adapters."""
+        return self.path / "initial"
 
     def baseline_file(self, method: str) -> pathlib.Path:
         """Evaluation transcripts of an untuned method."""
@@ -91,6 +99,20 @@ class RunDirectory:
             if found in (None, "finished"):
                 self.unlock()
         return found
+
+    def open_import(self) -> None:
+        """Takes the directory for this process, to put adapters into it for a run that is yet to begin.
+
+        Raises UserError when the run has begun, when adapters are there already, and as `open_run` does.
+        """
+        self._refuse_foreign()
+        self.lock()
+        if not self.exists and not self.initial.exists():
+            return
+        self.unlock()
+        if self.exists:
+            raise UserError(f"{self.path} is a run already: import adapters into a new directory.")
+        raise UserError(f"{self.initial} holds imported adapters already: delete it, or give a new directory.")
 
     def _create_or_resume(self, config: ExperimentConfig) -> Literal["created", "resumed", "finished"]:
         if not self.exists:
@@ -179,7 +201,7 @@ class RunDirectory:
             raise UserError(f"{self.path} is a file: give a directory as --run-dir.")
         if self.exists or not self.path.exists():
             return
-        others = sorted(entry.name for entry in self.path.iterdir() if entry.name not in _UNFINISHED)
+        others = sorted(entry.name for entry in self.path.iterdir() if entry.name not in _UNFINISHED | _IMPORTED)
         if others:
             raise UserError(
                 f"{self.path} is not empty and not a run (it holds {others[0]} but no config.yaml): give a new "

@@ -187,7 +187,7 @@ def test_attention_in_chunks_equals_all_at_once(chunk):
     segment_ids = jnp.asarray([[1] * 5 + [2] * 11 + [3] * 8, [1] * 20 + [0] * 4])
     mask = (segment_ids[:, :, None] == segment_ids[:, None]) & jnp.tril(jnp.ones((24, 24), bool))
     dense = lambda q, k, v: attend(q, *transposed(k, v), mask)
-    chunked = lambda q, k, v: causal_attention(q, *transposed(k, v), segment_ids, chunk)
+    chunked = lambda q, k, v: causal_attention(q, *transposed(k, v), segment_ids, chunk=chunk)
     probe = jnp.asarray(rng.normal(size=(2, 24, 4, 8)), jnp.float32)
     for function in (dense, chunked):
         scored = lambda *args, function=function: (jnp.sum(function(*args) * probe), function(*args))

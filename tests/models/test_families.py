@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mft_jax.config import SamplingConfig
+from mft_jax.config import LoraConfig, SamplingConfig
+from mft_jax.models.lora import init_adapter
+from mft_jax.models.peft import load_peft, save_peft
 from mft_jax.models.weights import load_base
 from mft_jax.sampling import Request, Sampler, row_key
 from tests.models.families import FAMILIES, LONGROPE, make_pair, random_tokens
+from tests.models.test_peft import assert_peft_agrees
 
 pytestmark = pytest.mark.torch
 
@@ -55,6 +58,19 @@ def kl_divergence(p, q):
     """Of each row of logits, in nats."""
     p, q = (jax.nn.log_softmax(x.astype(np.float32)) for x in (p, q))
     return np.asarray(jnp.sum(jnp.exp(p) * (p - q), axis=-1))
+
+
+def test_an_adapter_equals_peft(pair, tmp_path):
+    """All linear layers, those that a family fuses included; written for PEFT, and read back bit for bit."""
+    lora = LoraConfig(rank=2, alpha=3.0)
+    adapter = jax.jit(lambda key: init_adapter(pair.config, lora, key))(jax.random.key(1))
+    rng = np.random.default_rng(1)
+    adapter = jax.tree.map(lambda leaf: leaf + rng.normal(0, 0.05, leaf.shape).astype("f4"), adapter)
+    save_peft(adapter, tmp_path / "adapter", lora, str(pair.directory))
+    assert_peft_agrees(pair.directory, tmp_path / "adapter", lora, adapter)
+    found, back = load_peft(tmp_path / "adapter", pair.config)
+    assert set(found.targets) == set(adapter)
+    jax.tree.map(np.testing.assert_array_equal, back, adapter)
 
 
 def test_greedy_texts_equal_transformers_for_a_padded_batch(pair, one_device):

@@ -1,0 +1,146 @@
+"""Agents out of a run and into one: adapters for PEFT and vLLM, merged checkpoints, training sets as chats.
+
+Rank, alpha and targets are read from what is there, a checkpoint of the run or PEFT's configuration.
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import numpy as np
+
+from mft_jax.config import ExperimentConfig, LoraConfig, ModelSource
+from mft_jax.errors import UserError
+from mft_jax.files import new_directory
+from mft_jax.finetuning.datasets import society
+from mft_jax.models import peft
+from mft_jax.models.config import read_model_config
+from mft_jax.models.merge import merge_checkpoint
+from mft_jax.runs.adapters import chosen_iteration, finished_iterations, read_adapters, write_imported
+from mft_jax.runs.directory import RunDirectory
+from mft_jax.setup import base_directory
+
+Format = Literal["peft", "merged", "chat-jsonl"]
+
+
+def export(
+    run_dir: str | pathlib.Path,
+    out: str | pathlib.Path,
+    *,
+    to: Format = "peft",
+    iteration: int | None = None,
+    agents: Sequence[str] = (),
+    max_shard_size: int | str = "5GB",
+) -> list[pathlib.Path]:
+    """Writes agents of a run into `out`, which appears whole or not at all; returns what was written for each.
+
+    peft: OUT/generator_0/ .. OUT/critic_{N-1}/, adapters as PEFT and vLLM load them. merged: the same names, the base
+    with the agent folded in, as ordinary checkpoints in files of at most `max_shard_size`. chat-jsonl:
+    OUT/iteration_K/generator_0.jsonl .., what each agent learned from, a {"messages": [...]} per line.
+    `agents` are names such as generator_0; all by default. `iteration` is the last finished one by default; of
+    training sets, every finished one. Raises UserError when there is no such run, iteration or agent, and when `out`
+    is not empty.
+    """
+    directory, out = RunDirectory(run_dir), pathlib.Path(out)
+    config = directory.config()
+    names, _ = society(config.debate.agents, config.finetuning)
+    for name in agents:
+        if name not in names:
+            raise UserError(f"There is no agent {name!r} in {directory.path}: there are {', '.join(names)}.")
+    chosen = [name for name in names if not agents or name in agents]
+    last = chosen_iteration(directory, config.iterations, iteration)
+    with new_directory(out) as temporary:
+        if to == "chat-jsonl":
+            wanted = finished_iterations(directory, config.iterations) if iteration is None else [last]
+            written = [_export_chats(directory, temporary, k, name) for k in wanted for name in chosen]
+        else:
+            source = base_directory(config.model)
+            lora, adapters = read_adapters(directory.checkpoint(last), read_model_config(source), len(names))
+            for name in chosen:
+                index = names.index(name)
+                adapter = jax.tree.map(lambda leaf, index=index: np.asarray(leaf[index]), adapters)
+                if to == "peft":
+                    peft.save_peft(adapter, temporary / name, lora, _base_name(config.model, source))
+                else:
+                    merge_checkpoint(source, temporary / name, adapter, lora, max_shard_size=max_shard_size)
+            written = [temporary / name for name in chosen]
+    return [out / path.relative_to(temporary) for path in written]
+
+
+def _export_chats(directory: RunDirectory, out: pathlib.Path, iteration: int, name: str) -> pathlib.Path:
+    role = "generator" if name.startswith("generator") else "critic"
+    source = directory.training_set_file(iteration, role, int(name.removeprefix(f"{role}_")))
+    path = out / f"iteration_{iteration}" / f"{name}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    with open(source, encoding="utf-8") as lines, open(path, "w", encoding="utf-8", newline="\n") as file:
+        for line in lines:
+            file.write(json.dumps({"messages": json.loads(line)["messages"]}, ensure_ascii=False) + "\n")
+    return path
+
+
+def _base_name(model: ModelSource, source: pathlib.Path) -> str:
+    """What PEFT is to load the base from: the hub's name, or a directory, absolute, so that it is found from anywhere."""
+    hub = model.path is not None and not pathlib.Path(model.path).expanduser().is_dir()
+    return str(model.path) if hub else str(source.absolute())
+
+
+def import_adapters(config: ExperimentConfig, adapters: Sequence[str | pathlib.Path]) -> LoraConfig:
+    """Puts PEFT adapters into `config.run_dir`, so that a run there starts from them; returns what they all are.
+
+    `adapters` is one directory with generator_0/ .. critic_{N-1}/, as `export` writes it, or 2N directories, the
+    generators' and then the critics'. Of the configuration only `model` and `debate.agents` are used. Raises UserError
+    when an adapter does not fit the model or the other adapters, for another number than 2N, and for a directory that
+    is a run already.
+    """
+    names, _ = society(config.debate.agents, config.finetuning)
+    directories = _agent_directories([pathlib.Path(path) for path in adapters], names)
+    for directory in directories:
+        _check_base(directory, config.model)
+    model = read_model_config(base_directory(config.model))
+    found = [peft.load_peft(directory, model) for directory in directories]
+    lora = found[0][0]
+    for directory, (other, _) in zip(directories, found, strict=True):
+        for field in ("rank", "alpha", "targets"):
+            if getattr(other, field) != getattr(lora, field):
+                raise UserError(
+                    f"{directory} has {field} {getattr(other, field)}, expected {getattr(lora, field)} as in "
+                    f"{directories[0]}: the agents of a run share rank, alpha and targets."
+                )
+    run = RunDirectory(config.run_dir)
+    run.open_import()
+    try:
+        write_imported(run, lora, jax.tree.map(lambda *leaves: np.stack(leaves), *(adapter for _, adapter in found)))
+    finally:
+        run.unlock()
+    return lora
+
+
+def _check_base(directory: pathlib.Path, model: ModelSource) -> None:
+    """Raises UserError when an adapter names another model of the hub: models of one shape may still be two."""
+    trained_on, asked = peft.base_name(directory), model.path
+    is_hub_name = lambda name: (
+        name is not None and name.count("/") == 1 and not pathlib.Path(name).expanduser().exists()
+    )
+    if is_hub_name(trained_on) and is_hub_name(asked) and trained_on != asked:
+        raise UserError(
+            f"{directory} is an adapter of {trained_on}, expected one of {asked}: import it into a run whose model.path is "
+            f"{trained_on}."
+        )
+
+
+def _agent_directories(given: list[pathlib.Path], names: Sequence[str]) -> list[pathlib.Path]:
+    """One directory for each agent, in the order of `names`."""
+    expected = f"expected {len(names)}, the generators' and then the critics', for debate.agents = {len(names) // 2}"
+    if len(given) == 1 and given[0].is_dir() and not (given[0] / peft.SETTINGS).is_file():
+        held = sorted(entry.name for entry in given[0].iterdir() if (entry / peft.SETTINGS).is_file())
+        if held != sorted(names):
+            raise UserError(
+                f"{given[0]} holds {len(held)} adapters ({', '.join(held) or 'none'}), {expected}: give a directory with "
+                f"{names[0]} to {names[-1]}, or every adapter's own."
+            )
+        return [given[0] / name for name in names]
+    if len(given) != len(names):
+        raise UserError(f"{len(given)} adapters were given, {expected}: give as many, or another --debate.agents.")
+    return given

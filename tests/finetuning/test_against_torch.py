@@ -1,0 +1,91 @@
+"""The stacked step against PEFT and torch.optim.AdamW: the same data, settings and start give the same adapters."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mft_jax.finetuning import step as steps
+from mft_jax.models.peft import load_peft, save_peft
+from mft_jax.models.weights import save_base
+from tests.conftest import TINY
+from tests.finetuning.conftest import CONFIG
+
+
+@pytest.fixture(scope="module")
+def ours(tiny, plan, train_step):
+    """(adapters after three steps, losses [3, A])."""
+    state, losses = steps.init_state(jax.tree.map(jnp.array, tiny.adapters)), []
+    for index in range(3):
+        state, metrics = train_step(tiny.base, state, plan.batch(index), np.int32(index), steps.hyper_of(plan, CONFIG))
+        losses.append(np.asarray(metrics.loss))
+    return state.adapters, np.stack(losses)
+
+
+def torch_loss(model, dialogues):
+    """Mean over the targets of all dialogues, each in a forward of its own."""
+    import torch
+
+    total, count = 0.0, 0
+    for ids, mask in dialogues:
+        ids, mask = torch.tensor(ids, dtype=torch.long), torch.tensor(mask[1:])
+        scores = model(ids[None]).logits[0, :-1]
+        total = total + torch.nn.functional.cross_entropy(scores[mask], ids[1:][mask], reduction="sum")
+        count += int(mask.sum())
+    return total / count
+
+
+def torch_steps(model, plan, agent):
+    """Up to three steps of one agent; returns the losses."""
+    import torch
+
+    torch.set_num_threads(1)  # more of them wait for each other longer than these products take
+    own = plan.agents[agent]
+    warmup = math.ceil(CONFIG.warmup * own.steps)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, betas=(CONFIG.beta1, CONFIG.beta2), eps=CONFIG.eps, weight_decay=CONFIG.weight_decay
+    )
+    losses = []
+    for index in range(min(3, own.steps)):
+        progress = (index - warmup) / max(own.steps - warmup, 1)
+        share = (index + 1) / warmup if index < warmup else (1 + math.cos(math.pi * progress)) / 2
+        optimizer.param_groups[0]["lr"] = own.role.learning_rate * share
+        loss = torch_loss(model, [own.examples[i] for row in own.rows_of(index) for i in row])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, CONFIG.clip_norm)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("agent", range(3))
+def test_three_steps_equal_peft_and_adamw(tiny, plan, ours, tmp_path, agent):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    save_base(tiny.base, tmp_path, tiny.config)
+    save_peft(tiny.agent(agent), tmp_path / "start", tiny.lora, str(tmp_path))
+    base = AutoModelForCausalLM.from_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(base, tmp_path / "start", is_trainable=True)
+    expected = torch_steps(model, plan, agent)
+    assert len(expected) == (3, 2, 1)[agent]  # those with less data stop early
+    adapters, losses = ours
+    np.testing.assert_allclose(losses[: len(expected), agent], expected, rtol=1e-4)
+    model.save_pretrained(tmp_path / "end")
+    _, tuned = load_peft(tmp_path / "end", tiny.config)
+    for (path, leaf), mine, start in zip(
+        jax.tree_util.tree_leaves_with_path(tuned),
+        jax.tree.leaves(jax.tree.map(lambda leaf: leaf[agent], adapters)),
+        jax.tree.leaves(tiny.agent(agent)),
+        strict=True,
+    ):
+        moved = np.abs(leaf - start)
+        assert np.mean(moved) > 1e-3
+        np.testing.assert_allclose(mine, leaf, atol=1e-4 * moved.max() + 1e-6, err_msg=jax.tree_util.keystr(path))
