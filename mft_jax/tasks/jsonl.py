@@ -11,6 +11,7 @@ from typing import Any
 
 from mft_jax.config import TaskConfig
 from mft_jax.errors import UserError
+from mft_jax.prompts import GENERAL
 from mft_jax.tasks import answers
 from mft_jax.tasks.questions import Question, Task, check_enough, normalised, seeded_order
 
@@ -46,6 +47,7 @@ def load(config: TaskConfig, seed: int) -> Task:
         eval=evaluation[: config.eval_questions],
         parse=answers.parse_numeric if numeric else answers.parse_boxed,
         equivalent=answers.equivalent,
+        prompts=GENERAL,
     )
 
 
