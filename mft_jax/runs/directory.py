@@ -19,7 +19,7 @@ from mft_jax.files import atomic_write, make_directory
 from mft_jax.runs.environment import environment, now
 
 # Where things are, not what they are: the same experiment after a move.
-IGNORED_FIELDS = ("run_dir", "task.data_dir")
+IGNORED_FIELDS = ("run_dir", "task.data_dir", "task.cache_dir")
 # What a kill during creation can leave behind.
 _UNFINISHED = {"run.lock", "run.json", ".run.json.tmp", ".config.yaml.tmp"}
 

@@ -96,7 +96,7 @@ def test_another_configuration_is_refused_with_every_field_that_differs(tmp_path
 
 def test_where_things_are_does_not_make_another_configuration(tmp_path):
     again(tmp_path / "run")
-    moved = dataclasses.replace(CONFIG, run_dir="there", task=TaskConfig(data_dir="/cache"))
+    moved = dataclasses.replace(CONFIG, run_dir="there", task=TaskConfig(data_dir="/files", cache_dir="/cache"))
     assert again(tmp_path / "run", moved) == "resumed"
 
 
