@@ -12,6 +12,7 @@ from mft_jax.tasks import grader
 
 MAX_LENGTH = 1000  # characters; a longer "answer" is runaway text
 MAX_LAYERS = 30  # of signs around an answer; one with more of them is runaway text too
+MAX_ELEMENTS = 4  # of a point; points with more are left to math-verify
 CPU_SECONDS = 0.5  # for one comparison by math-verify; usual ones take milliseconds
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
@@ -32,6 +33,8 @@ _NO_UNIT = re.compile(
     r"cos|tan|cot|sec|csc|log|ln|exp|sqrt)\b",
     re.IGNORECASE,
 )
+# No brackets within: a comma there would part something else.
+_TUPLE = re.compile(r"(?:\\left)?\s*([(\[])([^()\[\]]*?)(?:\\right)?\s*([)\]])")
 _SPACING = re.compile(r"\\[!,;:]|~|\{,\}(?=\d{3})")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
 _WRAPPERS = tuple(
@@ -176,10 +179,22 @@ def equivalent(a: str, b: str) -> bool:
             return number(quantity) == (values[0] if values[1] is None else values[1])
     if len(first) == len(second) == 1 and first.isupper() and second.isupper():
         return False  # choices; math-verify agrees, but costs a process
+    (brackets, left), (others, right) = _elements(first), _elements(second)
+    # math-verify takes 40 ms for a pair of these; their number is limited because each of theirs may take its whole time.
+    if brackets and brackets == others and len(left) == len(right) <= MAX_ELEMENTS:
+        return all(equivalent(a, b) for a, b in zip(left, right, strict=True))
     # To a formula reader "east" and "seat" are one product of four letters.
     if _WORDS.fullmatch(first) or _WORDS.fullmatch(second):
         return first.casefold() == second.casefold()
     return _same_formula(*sorted((first, second)))
+
+
+def _elements(text: str) -> tuple[str, list[str]]:
+    """("()", what stands between the commas) of a point, for example, or an interval; ("", []) of anything else."""
+    match = _TUPLE.fullmatch(text)
+    if match is None or "," not in match[2] or r"\{" in match[2]:
+        return "", []
+    return match[1] + match[3], match[2].split(",")
 
 
 @functools.lru_cache(maxsize=65536)
