@@ -47,7 +47,8 @@ class Debate:
         self, questions: Sequence[Question], on_progress: Progress | None = None
     ) -> tuple[list[Transcript], list[Usage]]:
         """One debate per question, in their order, and what each call of the sampler cost."""
-        prompts, usages = self.task.prompts, list[Usage]()
+        prompts = self.task.prompts
+        usages: list[Usage] = []
         # chats[i][n]: agent n's messages about question i; all agents keep their own history
         chats: list[list[list[Message]]] = [[[prompts.first(q.text)] for _ in range(self.agents)] for q in questions]
         summaries: list[list[list[str]]] = [[] for _ in questions]  # [question][round - 2][agent]
