@@ -12,7 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import tyro
 from rich.console import Console
 
-from mft_jax.config import DebateConfig, ExperimentConfig, ModelSource, TaskConfig, load_config, validate
+from mft_jax.config import DebateConfig, ExperimentConfig, ModelSource, load_config, validate
 from mft_jax.errors import UserError
 from mft_jax.parallel.memory import keep_freed_memory
 
@@ -35,11 +35,15 @@ class EvalOptions:
     run_dir: Annotated[str, tyro.conf.Positional]
     """Directory of the run."""
     task: str
-    """arithmetic, or jsonl for your own questions."""
+    """arithmetic, addition, gsm8k, math, mmlu, or jsonl for your own questions."""
     eval_questions: int | None = None
     """How many questions; none: as many as the run was evaluated on."""
     eval_path: str | None = None
     """jsonl only: file of {"question", "answer"} lines."""
+    data_dir: str | None = None
+    """gsm8k, math and mmlu only: directory with the data set's original files; none: they are downloaded."""
+    cache_dir: str | None = None
+    """Where prepared data sets are kept; none: where the run keeps them."""
     iteration: int | None = None
     """Which society; none: the last one."""
     label: str | None = None
@@ -109,16 +113,21 @@ def eval_command(arguments: list[str], console: Console) -> None:
         raise UserError("mft eval --task jsonl needs the questions: give --eval-path FILE.")
     if options.task == trained.task.name:  # its training questions stay known, so that none of them is asked
         task = dataclasses.replace(
-            trained.task, eval_questions=questions, eval_path=options.eval_path or trained.task.eval_path
+            trained.task,
+            eval_path=options.eval_path or trained.task.eval_path,
+            data_dir=options.data_dir or trained.task.data_dir,
         )
     else:
-        task = TaskConfig(
+        task = dataclasses.replace(
+            trained.task,
             name=options.task,
             train_questions=0,
-            eval_questions=questions,
+            train_path=None,
             eval_path=options.eval_path,
-            data_dir=trained.task.data_dir,
+            data_dir=options.data_dir,
         )
+    cache_dir = options.cache_dir or trained.task.cache_dir
+    task = dataclasses.replace(task, eval_questions=questions, cache_dir=cache_dir)
     reporter = TerminalReporter(console)
     result = evaluate(options.run_dir, task, iteration=options.iteration, label=options.label, reporter=reporter)
     console.print(results_table([result], title=f"{result.task}, {result.n} questions"))

@@ -14,6 +14,8 @@ from mft_jax.errors import UserError
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # Phi-3's
 Dtype = Literal["float32", "bfloat16"]
+MATH_LEVELS = range(1, 6)
+ADDITION_DIGITS = range(1, 10)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class LoraConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskConfig:
     name: str = "arithmetic"
-    """arithmetic, or jsonl for your own questions."""
+    """arithmetic, addition, gsm8k, math, mmlu, or jsonl for your own questions."""
     train_questions: int = 500
     """Questions debated to make training data; their gold answers are never used for it."""
     eval_questions: int = 500
@@ -59,7 +61,13 @@ class TaskConfig:
     eval_path: str | None = None
     """jsonl only: file to evaluate on; none: held out from train_path."""
     data_dir: str | None = None
-    """Where generated data sets are kept; none: the user's cache directory."""
+    """gsm8k, math and mmlu only: directory with the data set's original files; none: they are downloaded."""
+    cache_dir: str | None = None
+    """Where prepared data sets are kept; none: the user's cache directory."""
+    math_levels: tuple[int, ...] = (1, 2, 3)
+    """math only: the levels of difficulty that questions are taken from, of 1 to 5."""
+    addition_digits: int = 2
+    """addition only: digits of each of the two numbers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -220,6 +228,11 @@ def validate(config: ExperimentConfig, source: str = "configuration") -> None:
         _check(value >= 1, source, name, value, "at least 1")
     # 0 is an evaluation without training.
     _check(config.task.train_questions >= 0, source, "task.train_questions", config.task.train_questions, "0 or more")
+    digits, levels = config.task.addition_digits, config.task.math_levels
+    _check(digits in ADDITION_DIGITS, source, "task.addition_digits", digits, "from 1 to 9")
+    _check(len(levels) > 0, source, "task.math_levels", list(levels), "at least one level")
+    for level in levels:
+        _check(level in MATH_LEVELS, source, "task.math_levels", level, "levels from 1 to 5")
     _check(config.sampling.temperature >= 0, source, "sampling.temperature", config.sampling.temperature, "0 or more")
     _check(0 < config.sampling.top_p <= 1, source, "sampling.top_p", config.sampling.top_p, "above 0 and at most 1")
     _check(

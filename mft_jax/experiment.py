@@ -69,6 +69,7 @@ def run(config: ExperimentConfig, reporter: Reporter | None = None) -> list[Resu
     elif directory.manifest()["status"] == "running":
         reporter.say(f"Going on with the run in {directory.path}.")
     try:
+        directory.keep_questions(experiment.setup.task)
         experiment.run()
     except BaseException as error:
         directory.fail(f"{type(error).__name__}: {error}")
@@ -306,6 +307,7 @@ def evaluate(
     if nested.open_run(config) == "finished":  # for another iteration, perhaps: its own is read, not sampled again
         nested.lock()
     try:
+        nested.keep_questions(setup.task)
         experiment = Experiment(setup, nested, reporter or SilentReporter())
         with Checkpoints(directory.checkpoint(iteration), read_only=True) as checkpoints:
             done = checkpoints.finished()

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from mft_jax import prompts
 from mft_jax.base_model import CHECKPOINT
 from mft_jax.config import ExperimentConfig, ModelSource
 from mft_jax.debate import Debate, Society
@@ -72,7 +71,7 @@ class Setup:
 def check_questions(task: Task, chat: Chat, model: ModelConfig) -> None:
     """Raises UserError for a question that alone fills the model's context, before anything is sampled or written."""
     for question in (*task.train, *task.eval):
-        length = len(chat.prompt([prompts.first(question.text)]))
+        length = len(chat.prompt([task.prompts.first(question.text)]))
         if length >= model.max_positions:
             raise UserError(
                 f"The question {question.id} makes a prompt of {length} tokens, but the model's context holds "

@@ -1,6 +1,7 @@
 """The whole method on a handful of questions, with the shipped model, through the Python API and the command."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -25,10 +26,12 @@ from mft_jax.config import (
 )
 from mft_jax.errors import UserError
 from mft_jax.experiment import evaluate, run
+from mft_jax.prompts import GSM8K
 from mft_jax.report.progress import SilentReporter
 from mft_jax.runs.checkpoints import Checkpoints
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.setup import prepare
+from mft_jax.tasks import gsm8k, load_task
 
 SMALL = ExperimentConfig(
     iterations=2,
@@ -162,6 +165,49 @@ def test_agents_of_a_run_on_other_questions(finished, tmp_path):
     assert (earlier.iteration, earlier.task, earlier.n) == (1, "jsonl", 4)
     with pytest.raises(UserError, match="no finished iteration 3: there are 1, 2"):
         evaluate(directory.path, task, iteration=3)
+
+
+def test_agents_on_word_problems_are_asked_in_the_words_of_that_task(finished, tmp_path, monkeypatch):
+    directory, _, _ = finished
+    for split, count in (("train", 1), ("test", 3)):
+        records = [
+            json.dumps({"question": f"Ada has {i} {split} eggs. How many?", "answer": f"So.\n#### {i}"}) + "\n"
+            for i in range(count)
+        ]
+        (tmp_path / f"{split}.jsonl").write_text("".join(records))
+        monkeypatch.setitem(gsm8k.COUNTS, split, count)
+        monkeypatch.setitem(gsm8k.CHECKSUMS, split, hashlib.sha256("".join(records).encode()).hexdigest())
+    task = TaskConfig(
+        name="gsm8k", train_questions=0, eval_questions=3, data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache")
+    )
+    result = evaluate(directory.path, task)
+    assert (result.method, result.iteration, result.task, result.n) == ("multiagent_ft", 2, "gsm8k", 3)
+    nested = RunDirectory(directory.path / "evaluations" / "gsm8k")
+    assert json.loads(nested.questions_file.read_text())["eval"] == [q.id for q in load_task(task, 0).eval]
+    for debate in lines(nested.evaluation_file(2)):
+        for agent in debate["agents"]:
+            asked = [m["content"] for m in agent["messages"] if m["role"] == "user"]
+            assert asked[0] == GSM8K.first(debate["question"])["content"]
+            assert asked[1].endswith(GSM8K.check)
+
+
+def test_a_run_does_not_go_on_with_changed_data(tmp_path, monkeypatch):
+    file = tmp_path / "own.jsonl"
+    questions = [{"question": f"What is {i}+1?", "answer": i + 1} for i in range(6)]
+    file.write_text("".join(json.dumps(question) + "\n" for question in questions))
+    task = TaskConfig(name="jsonl", train_path=str(file), train_questions=4, eval_questions=2)
+    config = dataclasses.replace(SMALL, run_dir=str(tmp_path / "run"), task=task)
+    begun = []
+    monkeypatch.setattr("mft_jax.experiment.Experiment.run", lambda self: begun.append(1) or 1 / 0)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            run(config)
+    stored = json.loads((tmp_path / "run" / "questions.json").read_text())
+    assert (stored["task"], len(stored["train"]), len(stored["eval"])) == ("jsonl", 4, 2)
+    file.write_text(file.read_text().replace("What is 3+1", "What was 3+1"))
+    with pytest.raises(UserError, match="data of the task jsonl have changed since this run began"):
+        run(config)
+    assert begun == [1, 1]
 
 
 def run_files(directory):

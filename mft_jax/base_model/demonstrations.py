@@ -14,8 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mft_jax import prompts
-from mft_jax.prompts import Message
+from mft_jax.prompts import GENERAL, Message, assistant
 from mft_jax.tasks.arithmetic_split import LARGEST, question_text, reserved
 
 METHODS = ("direct", "tens", "first")  # how to multiply
@@ -117,8 +116,8 @@ def summary_demonstration(rng: np.random.Generator, numbers: Sequence[int], nois
     if rng.random() < 0.25:
         seen = [*answers, first_answer(rng, numbers, noise)]
         answers = [later_answer(rng, numbers, seen, noise) for _ in answers]
-    question = prompts.summary(question_text(numbers), [answer.text for answer in answers])
-    return Demonstration([question, prompts.assistant(summarize(numbers, answers))], True)
+    question = GENERAL.summary(question_text(numbers), [answer.text for answer in answers])
+    return Demonstration([question, assistant(summarize(numbers, answers))], True)
 
 
 def debate_demonstration(
@@ -128,11 +127,11 @@ def debate_demonstration(
     society = [first_answer(rng, numbers, context) for _ in range(1 + others(rng))]
     if rounds == 1:
         society[0] = first_answer(rng, numbers, targets)
-    messages = [prompts.first(question_text(numbers)), prompts.assistant(society[0].text)]
+    messages = [GENERAL.first(question_text(numbers)), assistant(society[0].text)]
     for played in range(2, rounds + 1):
-        messages.append(prompts.later(summarize(numbers, society[1:])))
+        messages.append(GENERAL.later(summarize(numbers, society[1:])))
         own = later_answer(rng, numbers, society, targets if played == rounds else context)
-        messages.append(prompts.assistant(own.text))
+        messages.append(assistant(own.text))
         society = [own, *(later_answer(rng, numbers, society, context) for _ in society[1:])]
     return Demonstration(messages, targets != context)
 

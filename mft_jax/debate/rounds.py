@@ -6,12 +6,11 @@ Every stage of a chunk of questions is one call of the sampler, for all agents a
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from mft_jax import prompts
 from mft_jax.debate.transcript import AgentTranscript, Transcript
 from mft_jax.debate.vote import vote
 from mft_jax.models.chat import Chat
 from mft_jax.models.lora import Adapter
-from mft_jax.prompts import Message
+from mft_jax.prompts import Message, assistant
 from mft_jax.sampling import Request, Sampler, Usage, row_key
 from mft_jax.tasks import Question, Task
 
@@ -48,6 +47,7 @@ class Debate:
         self, questions: Sequence[Question], on_progress: Progress | None = None
     ) -> tuple[list[Transcript], list[Usage]]:
         """One debate per question, in their order, and what each call of the sampler cost."""
+        prompts = self.task.prompts
         usages: list[Usage] = []
         # chats[i][n]: agent n's messages about question i; all agents keep their own history
         chats: list[list[list[Message]]] = [[[prompts.first(q.text)] for _ in range(self.agents)] for q in questions]
@@ -59,11 +59,12 @@ class Debate:
             texts = self._sample(questions, chats, f"round {round_index}", adapters, usages, on_progress)
             for question_chats, answers in zip(chats, texts, strict=True):
                 for chat, answer in zip(question_chats, answers, strict=True):
-                    chat.append(prompts.assistant(answer))
+                    chat.append(assistant(answer))
         return [self._transcript(*row) for row in zip(questions, chats, summaries, strict=True)], usages
 
     def _show_others(self, questions, chats, summaries, round_index, usages, on_progress) -> None:
         """Adds each agent's next user turn: a summary, by the base model, of the OTHER agents' last answers."""
+        prompts = self.task.prompts
         if self.agents == 1:
             for (chat,) in chats:
                 chat.append(prompts.reconsider())

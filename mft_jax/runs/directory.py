@@ -3,11 +3,14 @@
   run.lock               held while a process works in the directory
   run.json               status, seed, and what each start ran on
   config.yaml            resolved configuration; written last, so a directory without it is not yet a run
+  questions.json         ids of the questions, and a checksum of their texts; written once the run is created
   initial/               adapters that were imported before the run began; without it agents begin as the base model
 The rest of the layout is what the path methods below spell.
 """
 
+import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -18,9 +21,10 @@ from mft_jax.config import ExperimentConfig, load_config, to_dict, to_yaml
 from mft_jax.errors import UserError
 from mft_jax.files import atomic_write, make_directory
 from mft_jax.runs.environment import environment, now
+from mft_jax.tasks import Task
 
 # Where things are, not what they are: the same experiment after a move.
-IGNORED_FIELDS = ("run_dir", "task.data_dir")
+IGNORED_FIELDS = ("run_dir", "task.data_dir", "task.cache_dir")
 # What a kill during creation can leave behind.
 _UNFINISHED = {"run.lock", "run.json", ".run.json.tmp", ".config.yaml.tmp"}
 # What `mft import-adapters` leaves for a run to begin with, and what a kill of it does.
@@ -45,6 +49,11 @@ class RunDirectory:
     @property
     def manifest_file(self) -> pathlib.Path:
         return self.path / "run.json"
+
+    @property
+    def questions_file(self) -> pathlib.Path:
+        """Which questions the run uses."""
+        return self.path / "questions.json"
 
     @property
     def metrics_file(self) -> pathlib.Path:
@@ -151,6 +160,25 @@ class RunDirectory:
             ) from error
         return manifest
 
+    def keep_questions(self, task: Task) -> None:
+        """Writes down which questions the run uses. Raises UserError where an earlier start of the run had others."""
+        given = _listing(task)
+        if not self.questions_file.exists():
+            atomic_write(self.questions_file, json.dumps(given, indent=2) + "\n")
+            return
+        try:
+            stored = json.loads(self.questions_file.read_text(encoding="utf-8"))
+            change = _change(stored, given)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.questions_file} cannot be read ({error}): delete it, and the run goes on without it."
+            ) from error
+        if change:
+            raise UserError(
+                f"The data of the task {task.name} have changed since this run began ({self.questions_file}: {change}): "
+                "give it the data it began with, or another --run-dir."
+            )
+
     def finish(self) -> None:
         """Marks the run finished: from now on `open_run` finds nothing to do. The directory is free for others."""
         self._write_manifest(self.manifest() | {"status": "finished", "finished": now(), "error": None})
@@ -223,6 +251,29 @@ def differences(stored: ExperimentConfig, given: ExperimentConfig) -> dict[str, 
     left, right = dict(_leaves(to_dict(stored))), dict(_leaves(to_dict(given)))
     names = [name for name in right if name not in IGNORED_FIELDS]
     return {name: (left[name], right[name]) for name in names if left[name] != right[name]}
+
+
+def _listing(task: Task) -> dict[str, Any]:
+    """The ids of a task's questions in their order, and a checksum of what the ids stand for."""
+    whole = [dataclasses.astuple(question) for question in (*task.train, *task.eval)]
+    return {
+        "task": task.name,
+        "train": [question.id for question in task.train],
+        "eval": [question.id for question in task.eval],
+        "sha256": hashlib.sha256(json.dumps(whole).encode()).hexdigest(),
+    }
+
+
+def _change(stored: dict[str, Any], given: dict[str, Any]) -> str:
+    """How two listings differ; empty if they do not."""
+    for split in ("train", "eval"):
+        old, new = stored[split], given[split]
+        if len(old) != len(new):
+            return f"{len(old)} {split} questions there, {len(new)} now"
+        for number, (left, right) in enumerate(zip(old, new, strict=True), start=1):
+            if left != right:
+                return f"{split} question {number} is {left} there, {right} now"
+    return "" if stored["sha256"] == given["sha256"] else "the same ids, but other texts or answers"
 
 
 def _leaves(raw: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

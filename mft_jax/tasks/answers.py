@@ -12,6 +12,7 @@ from mft_jax.tasks import grader
 
 MAX_LENGTH = 1000  # characters; a longer "answer" is runaway text
 MAX_LAYERS = 30  # of signs around an answer; one with more of them is runaway text too
+MAX_ELEMENTS = 4  # of a point; points with more are left to math-verify
 CPU_SECONDS = 0.5  # for one comparison by math-verify; usual ones take milliseconds
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
@@ -22,6 +23,18 @@ _LAST_NUMBER = re.compile(
     r"(?:(?<![\w)\]}.])[-+])?[$£€]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][+-]?\d{1,2}(?!\d))?(?:/\d+)?"
 )
 _WORDS = re.compile(r"[^\W\d_]{3,}(?:[\s,'-]+[^\W\d_]+)*")
+_QUANTITY = re.compile(
+    r"(?:[A-Za-z]{2,}\s+)?([+-]?[$£€]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?)"
+    r"(?:\s*(?:\\text\s*\{([^{}]*)\}|([^\W\d_]{2,}\.?(?:[\s/-]+[^\W\d_]+\.?)*)))?"
+)
+# After a number these are part of its value, or of a formula.
+_NO_UNIT = re.compile(
+    r"\b(?:hundred|thousand|million|billion|trillion|dozen|hal(?:f|ves)|thirds?|quarters?|and|or|to|of|mod|choose|pi|sin|"
+    r"cos|tan|cot|sec|csc|log|ln|exp|sqrt)\b",
+    re.IGNORECASE,
+)
+# No brackets within: a comma there would part something else.
+_TUPLE = re.compile(r"(?:\\left)?\s*([(\[])([^()\[\]]*?)(?:\\right)?\s*([)\]])")
 _SPACING = re.compile(r"\\[!,;:]|~|\{,\}(?=\d{3})")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
 _WRAPPERS = tuple(
@@ -108,6 +121,14 @@ def _unwrapped(text: str) -> str:
     return text
 
 
+def measured(text: str) -> str | None:
+    r"""The number of a quantity with a unit: 18 for "18 dollars", "3\text{ hours}" and "USD 7"; None for all else."""
+    match = _QUANTITY.fullmatch(text) if len(text) <= MAX_LENGTH else None
+    if match is None or number(text) is not None or _NO_UNIT.search(text):
+        return None
+    return canonical(match[1])
+
+
 def _written(value: Fraction, decimal: bool) -> str:
     if value.denominator == 1:
         return str(value.numerator)
@@ -152,10 +173,28 @@ def equivalent(a: str, b: str) -> bool:
     values = number(first), number(second)
     if None not in values:
         return values[0] == values[1]
+    if values != (None, None):  # a unit may be left out; two different ones are two different quantities
+        quantity = measured(first if values[0] is None else second)
+        if quantity is not None:
+            return number(quantity) == (values[0] if values[1] is None else values[1])
+    if len(first) == len(second) == 1 and first.isupper() and second.isupper():
+        return False  # choices; math-verify agrees, but costs a process
+    (brackets, left), (others, right) = _elements(first), _elements(second)
+    # math-verify takes 40 ms for a pair of these; their number is limited because each of theirs may take its whole time.
+    if brackets and brackets == others and len(left) == len(right) <= MAX_ELEMENTS:
+        return all(equivalent(a, b) for a, b in zip(left, right, strict=True))
     # To a formula reader "east" and "seat" are one product of four letters.
     if _WORDS.fullmatch(first) or _WORDS.fullmatch(second):
         return first.casefold() == second.casefold()
     return _same_formula(*sorted((first, second)))
+
+
+def _elements(text: str) -> tuple[str, list[str]]:
+    """("()", what stands between the commas) of a point, for example, or an interval; ("", []) of anything else."""
+    match = _TUPLE.fullmatch(text)
+    if match is None or "," not in match[2] or r"\{" in match[2]:
+        return "", []
+    return match[1] + match[3], match[2].split(",")
 
 
 @functools.lru_cache(maxsize=65536)

@@ -5,16 +5,17 @@ does not count double; two different answers to one question are an error. A que
 """
 
 import decimal
-import json
 import pathlib
-from typing import Any
 
 from mft_jax.config import TaskConfig
 from mft_jax.errors import UserError
+from mft_jax.prompts import GENERAL
 from mft_jax.tasks import answers
+from mft_jax.tasks.json_text import check_field, kind, numbered_lines, parse_object, read_bytes, text_field
 from mft_jax.tasks.questions import Question, Task, check_enough, normalised, seeded_order
 
 EXAMPLE = '{"question": "What is 2+3?", "answer": 5}'
+REMEDY = f"write a line such as {EXAMPLE}"
 
 
 def load(config: TaskConfig, seed: int) -> Task:
@@ -46,6 +47,7 @@ def load(config: TaskConfig, seed: int) -> Task:
         eval=evaluation[: config.eval_questions],
         parse=answers.parse_numeric if numeric else answers.parse_boxed,
         equivalent=answers.equivalent,
+        prompts=GENERAL,
     )
 
 
@@ -63,16 +65,9 @@ def _hold_out(
 
 def read(path: str | pathlib.Path, split: str) -> tuple[Question, ...]:
     """The questions of one file, in its order. Raises UserError that names the file and the line."""
-    try:
-        data = pathlib.Path(path).expanduser().read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"Cannot read the questions {path} ({error.strerror}): give a file of lines such as {EXAMPLE}."
-        ) from error
+    data = read_bytes(path, f"give a file of lines such as {EXAMPLE}")
     kept: dict[str, tuple[int, Question]] = {}
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(data):
         question = _question(line, f"{path}, line {number}", f"jsonl-{split}-{number:05d}")
         first, same = kept.setdefault(normalised(question.text), (number, question))
         if not answers.equivalent(same.gold or "", question.gold or ""):
@@ -84,44 +79,15 @@ def read(path: str | pathlib.Path, split: str) -> tuple[Question, ...]:
 
 
 def _question(line: bytes, where: str, identity: str) -> Question:
-    record = _record(line, where)
+    record = parse_object(line, where, REMEDY)
     for field in ("question", "answer"):
-        if field not in record:
-            raise UserError(f'{where}: the field "{field}" is missing: write a line such as {EXAMPLE}.')
-    text, answer = record["question"], record["answer"]
-    if not isinstance(text, str):
-        raise UserError(f'{where}: "question" is {_kind(text)}, expected a string.')
-    if not text.strip():
-        raise UserError(f'{where}: "question" is empty: write the question or remove the line.')
+        check_field(record, field, where, REMEDY)
+    text, answer = text_field(record, "question", where, REMEDY), record["answer"]
     if isinstance(answer, bool) or not isinstance(answer, str | int | decimal.Decimal):
-        raise UserError(f'{where}: "answer" is {_kind(answer)}, expected a string or a number.')
+        raise UserError(f'{where}: "answer" is {kind(answer)}, expected a string or a number.')
     # A worked solution that ends in a box is a usual form of gold answer.
     gold = answers.parse_boxed(answer) if "boxed{" in str(answer) else answers.canonical(str(answer))
     if gold is None:
         limit = answers.MAX_LENGTH
         raise UserError(f'{where}: "answer" is empty or longer than {limit} characters: give the answer alone.')
-    return Question(identity, text.strip(), gold)
-
-
-def _record(line: bytes, where: str) -> dict[str, Any]:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        # Decimal keeps a number as it is written: 0.1 stays 0.1.
-        record = json.loads(line.decode(), parse_float=decimal.Decimal, parse_constant=refuse)
-        json.dumps(record, ensure_ascii=False, default=str).encode()  # a lone surrogate could not be written out again
-    except (UnicodeDecodeError, UnicodeEncodeError) as error:
-        raise UserError(f"{where}: not valid UTF-8 ({error.reason}): save the file as UTF-8.") from error
-    except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise UserError(f"{where}: not valid JSON ({reason}): write a line such as {EXAMPLE}.") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: got {_kind(record)}, expected an object such as {EXAMPLE}.")
-    return record
-
-
-def _kind(value: object) -> str:
-    """The type of a JSON value, as JSON calls it."""
-    names = {str: "a string", bool: "a boolean", list: "an array", dict: "an object", type(None): "null"}
-    return names.get(type(value), "a number")
+    return Question(identity, text, gold)

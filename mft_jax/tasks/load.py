@@ -1,41 +1,47 @@
 """From the configuration's `task` to the questions."""
 
 import difflib
+import importlib
 
 from mft_jax.config import TaskConfig
 from mft_jax.errors import UserError
 from mft_jax.tasks.questions import Task, check_splits
 
-NAMES = ("arithmetic", "jsonl")
+GENERATED = ("arithmetic", "addition")  # they make their own questions
+PUBLIC = ("gsm8k", "math", "mmlu")  # they need the original files, or a network
+NAMES = (*GENERATED, *PUBLIC, "jsonl")
 
 
 def load_task(config: TaskConfig, seed: int) -> Task:
     """The task's questions and its grading; `seed` chooses which of the available questions are used, and their order.
 
-    Raises UserError for an unknown name, too few or no questions, a file that cannot be read, and a question that is
-    both in the training and in the evaluation set.
+    Raises UserError for an unknown name, too few or no questions, files that cannot be had or read, and a question that
+    is both in the training and in the evaluation set.
     """
-    if config.name == "arithmetic":
-        from mft_jax.tasks import arithmetic  # not above: it imports tensorflow-datasets, which other tasks do not need
-
-        _check_no_files(config)
-        task = arithmetic.load(config, seed)
-    elif config.name == "jsonl":
-        from mft_jax.tasks import jsonl
-
-        task = jsonl.load(config, seed)
-    else:
+    if config.name not in NAMES:
         near = difflib.get_close_matches(config.name, NAMES, n=1, cutoff=0.0)[0]
         raise UserError(f"There is no task {config.name!r} (there are {', '.join(NAMES)}): did you mean {near!r}?")
+    _check_no_other_files(config)
+    # By name, not above: all but jsonl import tensorflow-datasets, which takes its time.
+    task = importlib.import_module(f"mft_jax.tasks.{config.name}").load(config, seed)
     check_splits(task.train, task.eval)
     return task
 
 
-def _check_no_files(config: TaskConfig) -> None:
+def _check_no_other_files(config: TaskConfig) -> None:
+    """Raises UserError for files that the task would not look at."""
+    kind = "makes its own questions" if config.name in GENERATED else "has questions of its own"
     for field in ("train_path", "eval_path"):
         value = getattr(config, field)
-        if value is not None:
+        if value is not None and config.name != "jsonl":
             raise UserError(
-                f"task.{field} is {value!r}, but the task {config.name} makes its own questions: "
+                f"task.{field} is {value!r}, but the task {config.name} {kind}: "
                 f"set task.name to jsonl, or leave task.{field} out."
             )
+    if config.data_dir is None or config.name in PUBLIC:
+        return
+    where = "reads task.train_path and task.eval_path" if config.name == "jsonl" else kind
+    raise UserError(
+        f"task.data_dir is {config.data_dir!r}, but the task {config.name} {where}: leave it out, or say task.cache_dir "
+        "for the place where prepared data sets are kept."
+    )

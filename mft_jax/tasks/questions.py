@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from mft_jax.errors import UserError
+from mft_jax.prompts import Prompts
 
 T = TypeVar("T")
 
@@ -29,6 +30,8 @@ class Task:
     """The answer in a text, in canonical form; None where there is none, which counts as wrong and casts no vote."""
     equivalent: Callable[[str, str], bool]
     """Whether two answers are mathematically the same."""
+    prompts: Prompts
+    """What its agents and the summarizer are told."""
 
 
 def seeded_order(items: Sequence[T], seed: int, name: str) -> tuple[T, ...]:

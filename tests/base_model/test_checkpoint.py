@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mft_jax import prompts
 from mft_jax.base_model import CHECKPOINT
 from mft_jax.base_model.demonstrations import STAGES, demonstrations
 from mft_jax.models.chat import load_chat
 from mft_jax.models.config import read_model_config
 from mft_jax.models.weights import load_base
+from mft_jax.prompts import GENERAL, assistant
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +72,10 @@ def test_prompts_and_answers_round_trip(chat):
 
 def test_spans_are_the_assistants_turns(chat):
     messages = [
-        prompts.first("What is 1+2*3+4-5*0?"),
-        prompts.assistant("2*3=6\n\\boxed{11}"),
-        prompts.later("Answers: 11"),
-        prompts.assistant("\\boxed{11}"),
+        GENERAL.first("What is 1+2*3+4-5*0?"),
+        assistant("2*3=6\n\\boxed{11}"),
+        GENERAL.later("Answers: 11"),
+        assistant("\\boxed{11}"),
     ]
     ids, mask = chat.example(messages)
     assert chat.tokenizer.decode(ids[mask]) == "2*3=6\n\\boxed{11}<|end|>\\boxed{11}<|end|>"

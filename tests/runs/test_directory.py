@@ -9,9 +9,11 @@ import yaml
 
 from mft_jax.config import DebateConfig, ExperimentConfig, TaskConfig, to_dict
 from mft_jax.errors import UserError
+from mft_jax.prompts import GENERAL
 from mft_jax.runs import directory
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.environment import git_revision
+from mft_jax.tasks import Question, Task
 
 CONFIG = ExperimentConfig(run_dir="here", seed=5)
 
@@ -68,6 +70,7 @@ def test_the_layout(tmp_path):
         run.training_set_file(2, "critic", 1),
         run.checkpoint(2),
         run.evaluation_file(2),
+        run.questions_file,
         run.metrics_file,
         run.results_file,
     ]
@@ -77,6 +80,7 @@ def test_the_layout(tmp_path):
         "iteration_2/finetune/critic_1.jsonl",
         "iteration_2/checkpoint",
         "iteration_2/eval/eval.jsonl",
+        "questions.json",
         "metrics.jsonl",
         "results.json",
     ]
@@ -96,8 +100,46 @@ def test_another_configuration_is_refused_with_every_field_that_differs(tmp_path
 
 def test_where_things_are_does_not_make_another_configuration(tmp_path):
     again(tmp_path / "run")
-    moved = dataclasses.replace(CONFIG, run_dir="there", task=TaskConfig(data_dir="/cache"))
+    moved = dataclasses.replace(CONFIG, run_dir="there", task=TaskConfig(data_dir="/files", cache_dir="/cache"))
     assert again(tmp_path / "run", moved) == "resumed"
+
+
+def task(train=("t1", "t2"), evaluation=("e1",), gold="5"):
+    questions = [tuple(Question(name, f"What is {name}?", gold) for name in names) for names in (train, evaluation)]
+    return Task("own", *questions, parse=str, equivalent=str.__eq__, prompts=GENERAL)
+
+
+def test_the_questions_of_a_run_are_kept_and_compared(tmp_path):
+    run, _ = opened(tmp_path / "run")
+    run.keep_questions(task())
+    stored = json.loads(run.questions_file.read_text())
+    assert {name: stored[name] for name in ("task", "train", "eval")} == {
+        "task": "own",
+        "train": ["t1", "t2"],
+        "eval": ["e1"],
+    }
+    before = run.questions_file.stat().st_mtime_ns
+    run.keep_questions(task())
+    others = {
+        "train question 2 is t2 there, t3 now": task(train=("t1", "t3")),
+        "train question 1 is t1 there, t2 now": task(train=("t2", "t1")),
+        "1 eval questions there, 2 now": task(evaluation=("e1", "e2")),
+        "the same ids, but other texts or answers": task(gold="6"),
+    }
+    for change, other in others.items():
+        with pytest.raises(UserError, match="The data of the task own have changed since this run began") as caught:
+            run.keep_questions(other)
+        assert change in str(caught.value)
+        assert str(run.questions_file) in str(caught.value)
+    assert run.questions_file.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"train": ["t1", "t2"]}'])
+def test_kept_questions_that_are_spoilt(tmp_path, text):
+    run, _ = opened(tmp_path / "run")
+    run.questions_file.write_text(text)
+    with pytest.raises(UserError, match=r"questions\.json cannot be read .*delete it, and the run goes on without it"):
+        run.keep_questions(task())
 
 
 @pytest.mark.parametrize("kill_before", range(5))

@@ -2,12 +2,12 @@
 
 import pytest
 
-from mft_jax import prompts
 from mft_jax.base_model import CHECKPOINT
 from mft_jax.config import SamplingConfig
 from mft_jax.models.chat import load_chat
 from mft_jax.models.config import read_model_config
 from mft_jax.models.weights import load_base
+from mft_jax.prompts import GENERAL, assistant
 from mft_jax.sampling import Request, Sampler, row_key
 
 QUESTIONS = ["What is 3+14*25+9-2*7?", "What is 29+29*29+29-0*1?", "What is 0+1*2+3-4*5?"]
@@ -22,10 +22,10 @@ def test_greedy_decoding_equals_transformers(one_device):
     graphdef, base = load_base(CHECKPOINT, config)
     settings = SamplingConfig(temperature=0.0, max_new_tokens=96, rows=4, prefill_rows=4)
     sampler = Sampler(graphdef, base, config, settings, agents=1, stop_ids=chat.stop_ids, mesh=one_device)
-    firsts = [[prompts.first(question)] for question in QUESTIONS]
+    firsts = [[GENERAL.first(question)] for question in QUESTIONS]
     texts = ["14*25=350\n2*7=14\n3+350=353\n\\boxed{348}", "14*25=340\n\\boxed{338}"]
-    later = [[prompts.first(QUESTIONS[0]), prompts.assistant(texts[0]), prompts.later("\n".join(texts))]]
-    summary = [[prompts.summary(QUESTIONS[0], texts)]]
+    later = [[GENERAL.first(QUESTIONS[0]), assistant(texts[0]), GENERAL.later("\n".join(texts))]]
+    summary = [[GENERAL.summary(QUESTIONS[0], texts)]]
     dialogues = firsts + later + summary
     requests = [Request(0, chat.prompt(dialogue), row_key(i)) for i, dialogue in enumerate(dialogues)]
     completions, _ = sampler.sample(requests)

@@ -152,6 +152,12 @@ def test_equivalence_is_reflexive_and_symmetric(a, b):
         (r"\sqrt{8}", r"2\sqrt{2}", True),
         (r"\frac{x}{2}", "0.5x", True),
         ("(1,2)", "(2,1)", False),
+        ("(1,2)", r"\left(\frac{2}{2}, 2.0\right)", True),
+        ("(x+1,2)", "(1+x,2)", True),
+        ("[1,2)", "(1,2)", False),
+        (r"\left(-\infty,3\right]", r"(-\infty,3]", True),
+        (r"(-\infty,3]", r"(-\infty,4]", False),
+        ("(1,2)", "(1,2,3)", False),
         ("(1,2)", "1<x<2", True),  # math-verify sees this with the inequality as the right answer only
         (r"\text{Paris}", "paris", True),
         ("east", "seat", False),

@@ -10,7 +10,7 @@ import pytest
 
 from mft_jax.config import TaskConfig
 from mft_jax.errors import UserError
-from mft_jax.tasks import arithmetic, load_task
+from mft_jax.tasks import arithmetic, load_task, prepared
 from mft_jax.tasks.arithmetic_split import reserved
 
 
@@ -23,7 +23,7 @@ def built(tmp_path_factory):
 
 
 def config(directory, train=20, evaluation=30):
-    return TaskConfig(data_dir=str(directory), train_questions=train, eval_questions=evaluation)
+    return TaskConfig(cache_dir=str(directory), train_questions=train, eval_questions=evaluation)
 
 
 def digits(question):
@@ -53,8 +53,8 @@ def test_the_seed_chooses_and_a_smaller_set_is_part_of_a_larger(built):
 
 def test_the_pools_never_change():
     # A run's questions follow from its configuration alone; an edit here needs a new VERSION of the data set.
-    assert arithmetic.make_question("train", 0, arithmetic.pool("train")[0]).text == "What is 6+0*7+19-12*27?"
-    assert arithmetic.make_question("eval", 3999, arithmetic.pool("eval")[3999]).text == "What is 22+23*6+1-7*2?"
+    assert arithmetic.question("train", 0).text == "What is 6+0*7+19-12*27?"
+    assert arithmetic.question("eval", 3999).text == "What is 22+23*6+1-7*2?"
 
 
 def test_answers_are_read_and_compared_as_numbers(built):
@@ -73,7 +73,7 @@ def test_more_questions_than_there_are(tmp_path, sizes):
 def test_two_builds_at_once_are_quiet_and_leave_one_whole_data_set(built, tmp_path):
     code = (
         "import sys\nfrom mft_jax.config import TaskConfig\nfrom mft_jax.tasks import load_task\n"
-        "task = load_task(TaskConfig(data_dir=sys.argv[1], train_questions=20, eval_questions=30), 0)\n"
+        "task = load_task(TaskConfig(cache_dir=sys.argv[1], train_questions=20, eval_questions=30), 0)\n"
         "assert 'tensorflow' not in sys.modules\n"
         "sys.exit(len(task.train))"
     )
@@ -89,7 +89,7 @@ def test_a_build_that_was_killed_is_done_again(built, tmp_path):
         "import os, signal, sys\nfrom mft_jax.config import TaskConfig\n"
         "from mft_jax.tasks import arithmetic, load_task\n"
         "arithmetic.value = lambda numbers: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "load_task(TaskConfig(data_dir=sys.argv[1]), 0)"
+        "load_task(TaskConfig(cache_dir=sys.argv[1]), 0)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=120).returncode == -signal.SIGKILL
     assert [path.name[:10] for path in (tmp_path / "mft_arithmetic").iterdir()] == ["incomplete"]
@@ -101,7 +101,8 @@ def test_a_build_that_was_killed_is_done_again(built, tmp_path):
 @pytest.mark.parametrize("damage", ["remove", "empty", "cut", "overwrite"])
 def test_a_damaged_data_set_is_built_again(built, tmp_path, monkeypatch, name, damage):
     builds = []
-    monkeypatch.setattr(arithmetic, "_build", lambda directory: (builds.append(1), _copy(built, directory)))
+    build = lambda data, originals: (builds.append(1), _copy(built, data.directory))
+    monkeypatch.setattr(prepared, "_build", build)
     _copy(built, tmp_path)
     file = tmp_path / "mft_arithmetic" / "1.0.0" / name
     whole = file.read_bytes()
@@ -126,18 +127,18 @@ def test_a_data_set_of_other_questions_is_not_believed(built, tmp_path, monkeypa
 
 def test_a_directory_that_cannot_hold_the_data_set(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"set task\.data_dir to a directory that can be written to"):
+    with pytest.raises(UserError, match=r"set task\.cache_dir to a directory that can be written to"):
         load_task(config(tmp_path / "file"), 0)
-    with pytest.raises(UserError, match=r"task\.data_dir is 'gs://bucket', expected a local directory"):
+    with pytest.raises(UserError, match=r"task\.cache_dir is 'gs://bucket', expected a local directory"):
         load_task(config("gs://bucket"), 0)
 
 
 def test_the_default_directory_is_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert arithmetic.data_dir(TaskConfig()) == tmp_path / "mft_jax" / "datasets"
+    assert prepared.cache_dir(TaskConfig()) == tmp_path / "mft_jax" / "datasets"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/someone")
-    assert str(arithmetic.data_dir(TaskConfig())) == "/home/someone/.cache/mft_jax/datasets"
+    assert str(prepared.cache_dir(TaskConfig())) == "/home/someone/.cache/mft_jax/datasets"
 
 
 def _copy(source, target):

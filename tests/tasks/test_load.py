@@ -10,14 +10,33 @@ from mft_jax.tasks import Question, load_task
 from mft_jax.tasks.questions import check_splits, seeded_order
 
 
-def test_an_unknown_task_is_answered_with_the_nearest():
-    with pytest.raises(UserError, match=r"no task 'arithmetics' .*did you mean 'arithmetic'"):
-        load_task(TaskConfig(name="arithmetics"), 0)
+@pytest.mark.parametrize(("name", "near"), [("arithmetics", "arithmetic"), ("gsm-8k", "gsm8k"), ("MMLU", "mmlu")])
+def test_an_unknown_task_is_answered_with_the_nearest(name, near):
+    tasks = "arithmetic, addition, gsm8k, math, mmlu, jsonl"
+    with pytest.raises(UserError, match=rf"no task '{name}' \(there are {tasks}\): did you mean '{near}'"):
+        load_task(TaskConfig(name=name), 0)
 
 
 def test_a_file_given_to_a_task_that_reads_none():
     with pytest.raises(UserError, match=r"task\.train_path is 'mine\.jsonl', but the task arithmetic makes its own"):
         load_task(TaskConfig(train_path="mine.jsonl"), 0)
+    with pytest.raises(
+        UserError, match=r"task\.eval_path is 'mine\.jsonl', but the task mmlu has questions of its own"
+    ):
+        load_task(TaskConfig(name="mmlu", eval_path="mine.jsonl"), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("arithmetic", "makes its own questions"),
+        ("addition", "makes its own questions"),
+        ("jsonl", r"reads task\.train_path"),
+    ],
+)
+def test_original_files_given_to_a_task_that_has_none(name, why):
+    with pytest.raises(UserError, match=rf"task\.data_dir is 'here', but the task {name} {why}.*say task\.cache_dir"):
+        load_task(TaskConfig(name=name, data_dir="here"), 0)
 
 
 def test_overlapping_questions_are_refused_by_name(tmp_path):

@@ -1,0 +1,106 @@
+"""GSM8K, by the builder that tensorflow-datasets has for it: grade school word problems whose answers are numbers.
+
+Training questions come from its train split, evaluation questions from its test split. A question's id holds its line.
+"""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.text.gsm8k.gsm8k import Gsm8k
+
+from mft_jax.config import TaskConfig
+from mft_jax.errors import UserError
+from mft_jax.prompts import GSM8K
+from mft_jax.tasks import answers, parsing
+from mft_jax.tasks.json_text import numbered_lines, parse_object, read_bytes, text_field
+from mft_jax.tasks.prepared import Record
+from mft_jax.tasks.public import PublicData, check_count, load_records, make_task
+from mft_jax.tasks.questions import Question, Task
+
+URL = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/"
+# Of the files in the repository above.
+COUNTS = {"train": 7473, "test": 1319}
+CHECKSUMS = {
+    "train": "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465",
+    "test": "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
+}
+MARK = "#### "  # between the worked solution and the answer
+REMEDY = "get the original file again"
+
+
+class MftGsm8k(Gsm8k):
+    """The library's builder on files that are there already, and without the socratic variants of the same questions."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "train.jsonl and test.jsonl"
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        info = super()._info()
+        info.as_proto.disable_shuffling = True  # record i is line i
+        return info
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(dl_manager.manual_dir / f"{split}.jsonl") for split in COUNTS}
+
+
+def load(config: TaskConfig, seed: int) -> Task:
+    """Prepares the data set where it is missing, and takes the questions that `seed` chooses."""
+    data = PublicData(
+        task="gsm8k",
+        title="GSM8K",
+        layout="GSM8K's train.jsonl and test.jsonl",
+        builder=MftGsm8k,
+        counts=COUNTS,
+        find=find,
+        parse=parse,
+        urls={f"{split}.jsonl": f"{URL}{split}.jsonl" for split in COUNTS},
+        checksums={f"{split}.jsonl": checksum for split, checksum in CHECKSUMS.items()},
+    )
+    records = load_records(config, data)
+    train, evaluation = (_questions(split, records[split]) for split in COUNTS)
+    return make_task(data, config, seed, train=train, evaluation=evaluation, parse=parsing.parse_number, prompts=GSM8K)
+
+
+def find(directory: pathlib.Path) -> list[pathlib.Path]:
+    files = [directory / f"{split}.jsonl" for split in COUNTS]
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"There is no {path}: give a directory that holds GSM8K's train.jsonl and test.jsonl.")
+    return files
+
+
+def parse(files: Sequence[pathlib.Path]) -> dict[str, list[Record]]:
+    """Every line of the two files. Raises UserError for a broken one first, then for their number, then for their text."""
+    return {split: _parse_split(split, path) for split, path in zip(COUNTS, files, strict=True)}
+
+
+def _parse_split(split: str, path: pathlib.Path) -> list[Record]:
+    data = read_bytes(path, REMEDY)
+    records = [_record(line, f"{path}, line {number}") for number, line in numbered_lines(data)]
+    check_count(len(records), COUNTS[split], str(path), f"GSM8K's {split} split")
+    # The original's bytes are these; a copy with other line ends or other escapes holds the same questions all the same.
+    digest = hashlib.sha256("".join(json.dumps(record) + "\n" for record in records).encode()).hexdigest()
+    if digest != CHECKSUMS[split]:
+        raise UserError(
+            f"{path} holds other questions than GSM8K's {split} split (SHA-256 {digest}, expected {CHECKSUMS[split]}): "
+            f"{REMEDY}, or use the task jsonl for questions of your own."
+        )
+    return records
+
+
+def _record(line: bytes, where: str) -> Record:
+    raw = parse_object(line, where, REMEDY)
+    record = {field: text_field(raw, field, where, REMEDY) for field in ("question", "answer")}
+    _, mark, gold = record["answer"].partition(MARK)
+    if not mark or answers.number(answers.canonical(gold) or "") is None:
+        raise UserError(f'{where}: "answer" does not end with {MARK!r} and a number: {REMEDY}.')
+    return {field: raw[field] for field in record}
+
+
+def _questions(split: str, records: Sequence[Record]) -> list[Question]:
+    return [
+        Question(f"gsm8k-{split}-{line:05d}", record["question"].strip(), answers.canonical(record["short_answer"]))
+        for line, record in enumerate(records, start=1)
+    ]

@@ -1,0 +1,195 @@
+"""Public data sets: their original files, which the user has or which are downloaded, made into a prepared data set.
+
+The files are read whole and verified before anything is kept. A prepared data set is kept under the checksum of the
+files it was made from, so that it is never taken for that of other files.
+"""
+
+import dataclasses
+import hashlib
+import http.client
+import json
+import pathlib
+import shutil
+import tarfile
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+
+import tensorflow_datasets as tfds
+
+from mft_jax.config import TaskConfig
+from mft_jax.errors import UserError
+from mft_jax.prompts import Prompts
+from mft_jax.tasks import answers
+from mft_jax.tasks.prepared import (
+    Builder,
+    DamagedError,
+    Prepared,
+    Record,
+    cache_dir,
+    load_prepared,
+    local_directory,
+    read_records,
+)
+from mft_jax.tasks.questions import Question, Task, check_enough, normalised, seeded_order
+
+TIMEOUT = 10.0  # seconds without a byte; a machine without network must say so soon
+
+
+class LineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Reads SPLIT.jsonl of `manual_dir`, a record a line, and keeps their order. A subclass names fields and splits."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "SPLIT.jsonl"
+    FIELDS: tuple[str, ...] = ()
+    SPLITS: tuple[str, ...] = ()
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict({field: tfds.features.Text() for field in self.FIELDS})
+        return self.dataset_info_from_configs(features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(dl_manager.manual_dir / f"{split}.jsonl") for split in self.SPLITS}
+
+    def _generate_examples(self, path):
+        yield from enumerate(json.loads(line) for line in path.read_text().splitlines())
+
+
+Records = Mapping[str, Sequence[Record]]  # by split of the builder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PublicData:
+    """One data set as its authors published it."""
+
+    task: str
+    title: str
+    layout: str
+    """What its directory holds, for the one who must provide it."""
+    builder: type[Builder]
+    """Finds SPLIT.jsonl in its download manager's `manual_dir`, a record a line, and keeps their order."""
+    counts: Mapping[str, int]
+    """Questions in each split."""
+    find: Callable[[pathlib.Path], Sequence[pathlib.Path]]
+    """The original files in a directory. Raises UserError where one is missing."""
+    parse: Callable[[Sequence[pathlib.Path]], Records]
+    """Their records, whole and verified. Raises UserError that names the file, and the line where there is one."""
+    urls: Mapping[str, str]
+    """Where the files come from, by their place in the directory."""
+    checksums: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """SHA-256 of files, by their place in the directory, as far as they are known."""
+    unpack: Callable[[pathlib.Path], None] = lambda directory: None
+    """What is to be done with downloaded files before `find` finds the original ones."""
+
+
+def load_records(config: TaskConfig, data: PublicData) -> dict[str, list[Record]]:
+    """Every record of every split, from the cache directory if they are there already."""
+    given = None if config.data_dir is None else local_directory("data_dir", config.data_dir)
+    if given is not None and not given.is_dir():
+        raise UserError(f"task.data_dir is {str(given)!r}, which is no directory: give one that holds {data.layout}.")
+    key = _official(data) if given is None else _fingerprint(given, data.find(given))
+
+    def originals(directory: pathlib.Path) -> None:
+        found = data.parse(data.find(given)) if given is not None else _download(data, directory / "download")
+        for split, records in found.items():
+            lines = "".join(json.dumps(record) + "\n" for record in records)
+            (directory / f"{split}.jsonl").write_text(lines, encoding="ascii")
+
+    def read(builder: Builder) -> dict[str, list[Record]]:
+        found = {split: read_records(builder, split) for split in data.counts}
+        for split, records in found.items():
+            if len(records) != data.counts[split]:
+                raise DamagedError(f"its split {split} has {len(records)} records, expected {data.counts[split]}")
+        return found
+
+    return load_prepared(data.task, Prepared(cache_dir(config) / f"{data.task}-{key}", data.builder), read, originals)
+
+
+def make_task(
+    data: PublicData,
+    config: TaskConfig,
+    seed: int,
+    *,
+    train: Sequence[Question],
+    evaluation: Sequence[Question],
+    parse: Callable[[str], str | None],
+    prompts: Prompts,
+) -> Task:
+    """The questions that `seed` chooses of the two pools.
+
+    Public data sets hold questions twice, even in both splits. The evaluation pool stays what was published; a
+    training question that comes again, or that is in the evaluation pool too, is left out.
+    """
+    evaluated = {normalised(question.text) for question in evaluation}
+    kept: dict[str, Question] = {}
+    for question in train:
+        text = normalised(question.text)
+        if text not in evaluated:
+            kept.setdefault(text, question)
+    pool = tuple(kept.values())
+    check_enough(config.train_questions, len(pool), "task.train_questions", f"the task {data.task}'s training set")
+    check_enough(config.eval_questions, len(evaluation), "task.eval_questions", f"the task {data.task}'s test set")
+    return Task(
+        name=data.task,
+        train=seeded_order(pool, seed, f"{data.task}-train")[: config.train_questions],
+        eval=seeded_order(evaluation, seed, f"{data.task}-eval")[: config.eval_questions],
+        parse=parse,
+        equivalent=answers.equivalent,
+        prompts=prompts,
+    )
+
+
+def check_count(found: int, expected: int, where: str, of: str) -> None:
+    if found != expected:
+        raise UserError(
+            f"{where} has {found:,} questions, expected the {expected:,} of {of}: get the whole original again, or use "
+            "the task jsonl for questions of your own."
+        )
+
+
+def sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _official(data: PublicData) -> str:
+    """The key of the files as published; the same as that of a user's files where all checksums are known."""
+    return _key(data.checksums) if set(data.checksums) == set(data.urls) else "public"
+
+
+def _fingerprint(directory: pathlib.Path, files: Sequence[pathlib.Path]) -> str:
+    try:
+        return _key({path.relative_to(directory).as_posix(): sha256(path) for path in files})
+    except OSError as error:
+        raise UserError(
+            f"Cannot read the questions {error.filename} ({error.strerror}): give a directory of files that can be read."
+        ) from error
+
+
+def _key(checksums: Mapping[str, str]) -> str:
+    listed = "".join(f"{checksums[name]}  {name}\n" for name in sorted(checksums))
+    return hashlib.sha256(listed.encode()).hexdigest()[:16]
+
+
+def _download(data: PublicData, directory: pathlib.Path) -> Records:
+    """Raises UserError that says both what is wrong with the network's files and what to do without them."""
+    for name, url in data.urls.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with urllib.request.urlopen(url, timeout=TIMEOUT) as response, open(path, "wb") as file:
+                shutil.copyfileobj(response, file)
+        except (OSError, http.client.HTTPException) as error:
+            raise _unavailable(data, f"{url}: {getattr(error, 'reason', None) or error}") from error
+        if name in data.checksums and sha256(path) != data.checksums[name]:
+            raise _unavailable(data, f"{url} has the SHA-256 {sha256(path)}, expected {data.checksums[name]}")
+    try:
+        data.unpack(directory)
+        return data.parse(data.find(directory))
+    except (OSError, tarfile.TarError, UserError) as error:
+        raise _unavailable(data, str(error).rstrip(".")) from error
+
+
+def _unavailable(data: PublicData, reason: str) -> UserError:
+    return UserError(
+        f"{data.title} cannot be downloaded ({reason}): connect this machine to the network, or give a directory that "
+        f"holds {data.layout}, with --task.data-dir DIR (mft eval: --data-dir DIR)."
+    )

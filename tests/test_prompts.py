@@ -1,0 +1,54 @@
+"""What the agents are told."""
+
+import pytest
+
+from mft_jax import prompts
+from mft_jax.prompts import GENERAL
+
+ALL = {name: value for name, value in vars(prompts).items() if isinstance(value, prompts.Prompts)}
+
+
+def test_the_words_that_the_shipped_model_was_trained_on_stay():
+    answers = ["24*13=312\n\\boxed{5}", "\\boxed{6}"]
+    messages = [GENERAL.first("Q?"), GENERAL.later("S"), GENERAL.reconsider(), GENERAL.summary("Q?", answers)]
+    assert messages == [
+        {"role": "user", "content": "Q?\nReason step by step and end with the answer in \\boxed{}."},
+        {
+            "role": "user",
+            "content": "Other solvers say:\nS\nCheck their steps and yours and end with the answer in \\boxed{}.",
+        },
+        {
+            "role": "user",
+            "content": "Check your steps, correct any mistake, and end with the answer in \\boxed{}.",
+        },
+        {
+            "role": "user",
+            "content": "Q?\nSolver 1: 24*13=312\n\\boxed{5}\nSolver 2: \\boxed{6}\n"
+            "Summarize their steps, their answers, and where they differ.",
+        },
+    ]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_turn_of_an_agent_asks_for_a_box_and_shows_what_it_is_given(name):
+    asked = ALL[name]
+    shown = {
+        "why?": asked.first("why?"),
+        "they say x": asked.later("they say x"),
+        "Solver 1: first\nSolver 2: second": asked.later_direct(["first", "second"]),
+        "": asked.reconsider(),
+    }
+    for text, message in shown.items():
+        assert message["role"] == "user"
+        assert text in message["content"]
+        assert message["content"].count(r"\boxed{}") == 1
+    summary = asked.summary("why?", ["first", "second"])["content"]
+    assert summary.startswith("why?\nSolver 1: first\nSolver 2: second\n")
+    assert "boxed" not in summary
+
+
+def test_the_tasks_ask_for_different_kinds_of_answers():
+    assert len({asked.solve for asked in ALL.values()}) == len(ALL) == 5
+    assert "letter" in prompts.MMLU.solve
+    assert "number" in prompts.GSM8K.solve
+    assert "LaTeX" in prompts.MATH.solve
