@@ -67,12 +67,12 @@ GENERAL = Prompts(
     summarize="Summarize their steps, their answers, and where they differ.",
 )
 
-# Short and plain: a model of a hundred million parameters loses a longer instruction.
+# Short and plain, and without a box: a model of a hundred million parameters loses a longer instruction, or repeats it.
 ADDITION = Prompts(
-    solve=r"Add the numbers and write the sum in \boxed{}.",
-    check=r"Add the numbers again, compare, and write the right sum in \boxed{}.",
-    again=r"Add the numbers again and write the right sum in \boxed{}.",
-    summarize="Say in one or two sentences which sums they found.",
+    solve="Add the numbers and write the sum in one short line.",
+    check="Add the numbers again, compare, and write the right sum in one short line.",
+    again="Add the numbers again and write the right sum in one short line.",
+    summarize="Say in one short line which sums they found.",
 )
 
 GSM8K = Prompts(
