@@ -20,7 +20,14 @@ def test_yaml_round_trip(tmp_path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_shipped_configurations_are_valid(path):
-    assert load_config(path).task.name == "arithmetic"
+    """Each is named after its model and task, and makes its run under that name."""
+    config = load_config(path)
+    model, _, task = path.stem.rpartition("_")
+    expected = "arithmetic" if path.stem in ("quickstart", "arithmetic") else task
+    assert config.task.name == expected
+    assert config.run_dir == f"runs/{path.stem}"
+    if expected != "arithmetic":
+        assert model.rstrip("0123456789") in (config.model.path or "").lower()
 
 
 @pytest.mark.parametrize(

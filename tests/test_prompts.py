@@ -30,8 +30,9 @@ def test_the_words_that_the_shipped_model_was_trained_on_stay():
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_turn_of_an_agent_asks_for_a_box_and_shows_what_it_is_given(name):
+def test_every_turn_of_an_agent_asks_for_an_answer_and_shows_what_it_is_given(name):
     asked = ALL[name]
+    form = "one short line" if name == "ADDITION" else r"\boxed{}"
     shown = {
         "why?": asked.first("why?"),
         "they say x": asked.later("they say x"),
@@ -41,7 +42,7 @@ def test_every_turn_of_an_agent_asks_for_a_box_and_shows_what_it_is_given(name):
     for text, message in shown.items():
         assert message["role"] == "user"
         assert text in message["content"]
-        assert message["content"].count(r"\boxed{}") == 1
+        assert message["content"].count(form) == 1
     summary = asked.summary("why?", ["first", "second"])["content"]
     assert summary.startswith("why?\nSolver 1: first\nSolver 2: second\n")
     assert "boxed" not in summary
