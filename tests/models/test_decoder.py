@@ -1,9 +1,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
+from mft_jax.config import TARGETS
+from mft_jax.errors import UserError
 from mft_jax.models.config import parse_model_config
+from mft_jax.models.lora import resolve_targets
 from tests.conftest import TINY, random_base
 
 LONGROPE = {name: value for name, value in TINY.items() if name != "tie_word_embeddings"} | {
@@ -56,3 +60,14 @@ def test_packed_dialogues_choose_longrope_frequencies_each_by_its_own_length():
     for length, part in zip(lengths, jnp.split(packed, [lengths[0]], axis=1), strict=True):
         rows = jnp.arange(3, 3 + length)[None], jnp.arange(length)[None], jnp.zeros((1, length), int)
         np.testing.assert_allclose(part, hidden_of(*rows), atol=1e-4)
+
+
+def test_targets_of_fused_projections():
+    """All parts of a fused layer mean that layer; one part alone cannot be adapted."""
+    fused = parse_model_config(LONGROPE)
+    assert resolve_targets(fused, TARGETS) == ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+    assert resolve_targets(fused, ["down_proj", "gate_up_proj"]) == ("gate_up_proj", "down_proj")
+    with pytest.raises(
+        UserError, match=r"lora\.targets has q_proj, but this model computes q_proj, k_proj, v_proj in one"
+    ):
+        resolve_targets(fused, ["q_proj", "o_proj"])

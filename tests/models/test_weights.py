@@ -84,6 +84,12 @@ def test_a_field_that_is_not_implemented_is_named(change, message):
         parse_model_config(TINY | change)
 
 
+def test_a_broken_shard_index_is_named(checkpoint):
+    (checkpoint / "model.safetensors.index.json").write_text('{"weights": {}}')
+    with pytest.raises(UserError, match=r"index\.json is not a shard index"):
+        load_base(checkpoint, read_model_config(checkpoint))
+
+
 def test_a_missing_checkpoint_names_the_remedy(tmp_path):
     with pytest.raises(UserError, match="give a checkpoint directory or a hub name"):
         checkpoint_directory(str(tmp_path / "nowhere"))

@@ -1,0 +1,59 @@
+"""From a configuration to what a run computes with."""
+
+import dataclasses
+import json
+import shutil
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mft_jax.base_model import CHECKPOINT
+from mft_jax.config import ExperimentConfig, LoraConfig, ModelSource, TaskConfig
+from mft_jax.errors import UserError
+from mft_jax.setup import dtypes, prepare
+
+SMALL = ExperimentConfig(task=TaskConfig(train_questions=2, eval_questions=2))
+
+
+def mesh_on(platform):
+    return types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=platform)]))
+
+
+@pytest.mark.parametrize(
+    ("platform", "source", "expected"),
+    [
+        ("cpu", ModelSource(), (None, "float32")),
+        ("tpu", ModelSource(), ("bfloat16", "bfloat16")),
+        ("gpu", ModelSource(param_dtype="float32"), ("float32", "bfloat16")),
+        ("cpu", ModelSource(param_dtype="bfloat16", compute_dtype="bfloat16"), ("bfloat16", "bfloat16")),
+    ],
+)
+def test_the_types_follow_the_devices_unless_they_are_given(platform, source, expected):
+    stored, compute = dtypes(source, mesh_on(platform))
+    assert (None if stored is None else stored.name, compute.name) == expected
+
+
+def test_types_reach_weights_adapters_and_computation():
+    types_of = ModelSource(param_dtype="bfloat16", compute_dtype="float32")
+    setup = prepare(dataclasses.replace(SMALL, model=types_of, lora=LoraConfig(dtype="bfloat16")))
+    assert {leaf.dtype for leaf in jax.tree.leaves(setup.base)} == {jnp.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(setup.fresh_adapters())} == {jnp.dtype("bfloat16")}
+    assert setup.sampler.dtype == "float32"
+
+
+def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows(tmp_path):
+    shutil.copytree(CHECKPOINT, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 300}))
+    config = dataclasses.replace(SMALL, model=ModelSource(path=str(tmp_path / "model")))
+    with pytest.raises(UserError, match="the tokenizer has 342 tokens, but the embedding only 300 rows"):
+        prepare(config)
+
+
+def test_targets_that_the_model_does_not_have():
+    config = dataclasses.replace(SMALL, lora=LoraConfig(targets=("qkv_proj",)))
+    with pytest.raises(UserError, match=r"lora\.targets has qkv_proj, which this model does not have; it has q_proj"):
+        prepare(config)
