@@ -39,7 +39,10 @@ def checkpoint_directory(path: str) -> pathlib.Path:
 
     try:
         files = ["*.json", "*.safetensors", "*.jinja", "*.model"]
-        return pathlib.Path(snapshot_download(path, allow_patterns=files))
+        # Some publish the same weights a second time, for other programs.
+        return pathlib.Path(
+            snapshot_download(path, allow_patterns=files, ignore_patterns=["consolidated*", "original/*"])
+        )
     except Exception as error:  # the hub's client raises many kinds, all of which mean: not to be had
         raise UserError(
             f"{path} is neither a directory nor a model that could be downloaded ({type(error).__name__}): "

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -24,6 +25,23 @@ def test_saved_weights_come_back_bit_for_bit(checkpoint, tiny):
     _, base = load_base(checkpoint, read_model_config(checkpoint))
     for left, right in zip(jax.tree.leaves(base), jax.tree.leaves(tiny.base), strict=True):
         np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize("stored", ["float16", "bfloat16"])
+def test_half_precision_is_read_as_it_is_stored_or_widened(checkpoint, tiny, stored):
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(checkpoint / "model.safetensors")
+    save_file(
+        {name: tensor.astype(jnp.dtype(stored)) for name, tensor in tensors.items()}, checkpoint / "model.safetensors"
+    )
+    _, as_stored = load_base(checkpoint, tiny.config, dtype=None)
+    _, widened = load_base(checkpoint, tiny.config)
+    assert {leaf.dtype for leaf in jax.tree.leaves(as_stored)} == {jnp.dtype(stored)}
+    for half, wide, exact in zip(*map(jax.tree.leaves, (as_stored, widened, tiny.base)), strict=True):
+        assert wide.dtype == jnp.float32
+        np.testing.assert_array_equal(half.astype(jnp.float32), wide)
+        np.testing.assert_allclose(wide, exact, rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize(
