@@ -101,7 +101,8 @@ def load_base(
         name, is_transposed = hugging_face_name(path, config)
         tensor = _read(files[name], name)
         tensor = tensor.T if is_transposed else tensor
-        leaves.append(place(path, tensor if dtype is None else tensor.astype(dtype, copy=False)))
+        leaf = place(path, tensor if dtype is None else tensor.astype(dtype, copy=False))
+        leaves.append(jax.block_until_ready(leaf))  # or tensors on their way to a device would pile up on the host
     nnx.replace_by_pure_dict(abstract, jax.tree_util.tree_unflatten(treedef, leaves))
     return graphdef, abstract
 
