@@ -172,7 +172,8 @@ class Sampler:
             finished = _harvest(jax.device_get(view), rows, owner, self.stop_ids)
             completions.update((row.index, completion) for row, completion in finished)
             if on_progress:
-                on_progress(len(finished), sum(completion.new_tokens - row.new for row, completion in finished))
+                begun = sum(row.new == 0 for row, _ in finished)  # a row that is gone on with was counted before
+                on_progress(begun, sum(completion.new_tokens - row.new for row, completion in finished))
         return completions
 
     def _check(self, requests: Sequence[Request]) -> None:
