@@ -139,7 +139,7 @@ for layer in range(config.layers):
 (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 """
 READ = """
-import pathlib, resource, sys
+import pathlib, re, sys
 import jax
 from mft_jax.models.config import read_model_config
 from mft_jax.models.weights import load_base
@@ -147,7 +147,9 @@ directory = pathlib.Path(sys.argv[1])
 _, base = load_base(directory, read_model_config(directory), dtype=None)
 leaves = jax.tree.leaves(base)
 assert all(float(leaf[0].ravel()[0]) == 0.5 for leaf in leaves)
-print(sum(leaf.nbytes for leaf in leaves), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# Not getrusage, whose peak is also that of the process which started this one.
+peak = re.search(r"VmHWM:\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]
+print(sum(leaf.nbytes for leaf in leaves), int(peak) * 1024)
 """
 
 
