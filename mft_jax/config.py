@@ -253,6 +253,11 @@ def validate(config: ExperimentConfig, source: str = "configuration") -> None:
         known = (*TARGETS, *FUSED)
         _check(target in known, source, "lora.targets", target, f"among {', '.join(known)}")
     _check(len(config.lora.targets) > 0, source, "lora.targets", list(config.lora.targets), "at least one layer")
+    _validate_mesh(config, source)
+
+
+def _validate_mesh(config: ExperimentConfig, source: str) -> None:
+    """What is split over devices must divide evenly."""
     sizes = {"sampling.rows": config.sampling.rows, "sampling.prefill_rows": config.sampling.prefill_rows,
              "finetuning.batch_rows": config.finetuning.batch_rows}  # fmt: skip
     for name, value in sizes.items():
