@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mft_jax.config import TARGETS
+from mft_jax.config import TARGETS, MeshConfig
 from mft_jax.errors import UserError
 from mft_jax.models.config import parse_model_config
 from mft_jax.models.lora import resolve_targets
-from tests.conftest import TINY, random_base
+from mft_jax.parallel.mesh import make_mesh
+from tests.conftest import TINY, place_base, random_base
 
 LONGROPE = {name: value for name, value in TINY.items() if name != "tie_word_embeddings"} | {
     "model_type": "phi3",
@@ -71,3 +72,14 @@ def test_targets_of_fused_projections():
         UserError, match=r"lora\.targets has q_proj, but this model computes q_proj, k_proj, v_proj in one"
     ):
         resolve_targets(fused, ["q_proj", "o_proj"])
+
+
+def test_fused_projections_split_over_devices_compute_the_same():
+    config = parse_model_config(LONGROPE)
+    graphdef, base = random_base(config)
+    tokens = jnp.arange(24).reshape(2, 12)
+    run = jax.jit(lambda base: nnx.merge(graphdef, base)(tokens))
+    split = place_base(make_mesh(MeshConfig(model=2)), base)
+    kernel = nnx.to_pure_dict(split)["blocks"][0]["qkv_proj"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape[1] == kernel.shape[1] // 2
+    np.testing.assert_allclose(run(split), run(base), atol=1e-4)
