@@ -200,22 +200,19 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_text_is_wrong_within_a_second_in_any_thread(text):
+def test_hostile_text_is_wrong_within_a_second_in_any_thread(text, costs_less):
     equivalent("y+1", "1+y")  # the process is running
     found = {}
 
     def grade():
-        start = time.thread_time()
         for name, parse in PARSERS.items():
             answer = parse(text)
             found[name] = answer is not None and equivalent(answer, "x-1")
-        found["seconds"] = time.thread_time() - start
 
-    thread = threading.Thread(target=grade)
+    thread = threading.Thread(target=lambda: found.update(cheap=costs_less(1, grade)))
     started = time.perf_counter()
     thread.start()
     thread.join(30)
     # Under a second for each parser on an idle machine; another's load may stretch the wall time, not the work done here.
     assert time.perf_counter() - started < 10
-    assert found.pop("seconds") < 1
-    assert found == dict.fromkeys(PARSERS, False)
+    assert found == dict.fromkeys(PARSERS, False) | {"cheap": True}
