@@ -87,7 +87,7 @@ class SamplingConfig:
     max_new_tokens: int = 128
     """Longest answer or summary, in tokens."""
     rows: int = 64
-    """B: sequences decoded at once for each agent; finished ones are refilled."""
+    """B: sequences decoded at once for each agent, at most as many as a chunk has questions; finished ones are refilled."""
     prefill_rows: int = 16
     """Prompts read at once for each agent."""
     steps_per_dispatch: int = 32
@@ -131,8 +131,10 @@ class FinetuningConfig:
     """Each iteration finetunes fresh adapters instead of going on from the last ones."""
     save_every: int = 50
     """Optimizer steps between checkpoints within an iteration."""
+    agents_at_once: int | None = None
+    """Agents whose gradients a device computes together: fewer take less memory. None: one on CPUs, all elsewhere."""
     remat: bool = False
-    """Recompute activations in the backward pass: less memory, a third more work."""
+    """Recompute activations in the backward pass: less memory on accelerators, a third more work."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -226,6 +228,8 @@ def validate(config: ExperimentConfig, source: str = "configuration") -> None:
     }
     for name, value in at_least_one.items():
         _check(value >= 1, source, name, value, "at least 1")
+    at_once = config.finetuning.agents_at_once
+    _check(at_once is None or at_once >= 1, source, "finetuning.agents_at_once", at_once, "at least 1")
     # 0 is an evaluation without training.
     _check(config.task.train_questions >= 0, source, "task.train_questions", config.task.train_questions, "0 or more")
     digits, levels = config.task.addition_digits, config.task.math_levels

@@ -1,4 +1,4 @@
-"""The compiled optimizer step: forward, backward, clip, schedule and AdamW for all A = 2N agents at once.
+"""The compiled optimizer step: forward, backward, clip, schedule and AdamW for all A = 2N agents.
 
 Agents never leak into each other: every reduction is within an agent, and an agent without data in a step, or with a
 non-finite gradient, keeps its adapter and its optimizer state bit for bit.
@@ -6,7 +6,7 @@ non-finite gradient, keeps its adapter and its optimizer state bit for bit.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -117,18 +117,19 @@ def make_train_step(
 ) -> Step:
     """The jitted step(base, state, batch, step, hyper) -> (state, metrics). The state is donated.
 
-    Of `config` only `remat` is compiled in. With a mesh, the state stays split over agents and the metrics are
-    replicated; base and batch are computed with where they lie. `agents`, A, is needed only where the mesh's agent
-    axis may not divide it: the state is then whole on every device.
+    Of `config` only `agents_at_once` and `remat` are compiled in. With a mesh, the state stays split over agents and
+    the metrics are replicated; base and batch are computed with where they lie. `agents`, A, is needed only where the
+    mesh's agent axis may not divide it: the state is then whole on every device.
     """
 
     def step(
         base: nnx.State, state: TrainState, batch: Batch, index: Int[Array, ""], hyper: Hyper
     ) -> tuple[TrainState, Metrics]:
         model = nnx.merge(graphdef, base)
-        chunks = logit_chunks(batch.target_ids.shape, model.config.vocab_size)
+        spread, together = _grouping(config, mesh, batch.tokens.shape[0])
+        chunks = logit_chunks((spread * together, *batch.target_ids.shape[1:]), model.config.vocab_size)
         loss_of = lambda adapter, rows: agent_loss(model, adapter, rows, chunks, config.remat)
-        loss, gradient = jax.vmap(jax.value_and_grad(loss_of))(state.adapters, batch)
+        loss, gradient = _over_agents(jax.value_and_grad(loss_of), spread, together, state.adapters, batch)
         norm = jax.vmap(optax.tree.norm)(gradient)
         rate = learning_rate(index, hyper.peak, hyper.warmup_steps, hyper.total_steps)
         targets = jnp.sum(batch.target_weight, axis=(1, 2))
@@ -142,6 +143,34 @@ def make_train_step(
     # By name, not as constraints inside: those come out in another spelling, and the second call would compile again.
     over_agents = sharding(mesh, "agent", shape=None if agents is None else (agents,))
     return jax.jit(step, donate_argnames="state", out_shardings=(over_agents, replicated(mesh)))
+
+
+def _grouping(config: FinetuningConfig, mesh: Mesh | None, agents: int) -> tuple[int, int]:
+    """(devices that A agents are split over, agents that each of them computes together).
+
+    On CPUs the latter is one unless configured: its rows alone fill a matmul, and its activations stay in the caches.
+    """
+    devices, spread = (jax.devices(), 1) if mesh is None else (mesh.devices.flat, math.gcd(mesh.shape["agent"], agents))
+    own = agents // spread
+    wanted = config.agents_at_once or (1 if devices[0].platform == "cpu" else own)
+    return spread, max(size for size in range(1, min(wanted, own) + 1) if own % size == 0)
+
+
+def _over_agents(gradient_of: Callable, spread: int, together: int, adapters: Adapter, batch: Batch) -> Any:
+    """`gradient_of` mapped over the agents, group by group; a group in which nobody has data is not computed."""
+    agents, size = batch.tokens.shape[0], spread * together
+    if size == agents:
+        return jax.vmap(gradient_of)(adapters, batch)
+    # A device holds a run of agents; a group takes `together` of each device's. [A, ...] to [groups, size, ...] and back.
+    split = lambda x: jnp.moveaxis(x.reshape(spread, -1, together, *x.shape[1:]), 1, 0).reshape(-1, size, *x.shape[1:])
+    join = lambda x: jnp.moveaxis(x.reshape(-1, spread, together, *x.shape[2:]), 0, 1).reshape(agents, *x.shape[2:])
+
+    def group(part: tuple[Adapter, Batch]) -> Any:
+        adapters, rows = part
+        nothing = lambda adapters, rows: (jnp.zeros(size), jax.tree.map(jnp.zeros_like, adapters))
+        return jax.lax.cond(jnp.any(rows.target_weight > 0), jax.vmap(gradient_of), nothing, adapters, rows)
+
+    return jax.tree.map(join, jax.lax.map(group, jax.tree.map(split, (adapters, batch))))
 
 
 def logit_chunks(targets: tuple[int, ...], vocab: int, most: int = MAX_LOGITS) -> int:

@@ -18,6 +18,11 @@ from tests.conftest import place_base
 from tests.finetuning.conftest import CONFIG
 
 
+@pytest.fixture(scope="module", params=[1, 3], ids=["one at a time", "all at once"])
+def train_step(tiny, request):
+    return steps.make_train_step(tiny.graphdef, dataclasses.replace(CONFIG, agents_at_once=request.param))
+
+
 @pytest.fixture(scope="module")
 def hyper(plan):
     return steps.hyper_of(plan, CONFIG)
@@ -145,6 +150,17 @@ def test_a_non_finite_agent_keeps_its_state(train_step, tiny, state, plan, hyper
     assert_close(agent_of(broken, 0), agent_of(sound, 0))
 
 
+def test_nothing_is_computed_for_a_group_without_data(tiny, plan, hyper):
+    """What an agent that stopped early would have cost: its gradient is 0, not the NaN of its adapter."""
+    step = steps.make_train_step(tiny.graphdef, dataclasses.replace(CONFIG, agents_at_once=1))
+    adapters, batch = jax.tree.map(jnp.array, tiny.adapters), plan.batch(0)
+    adapters["q_proj"]["a"] = adapters["q_proj"]["a"].at[1].set(jnp.nan)
+    batch.target_weight[1] = 0
+    _, metrics = step(tiny.base, steps.init_state(adapters), batch, np.int32(0), hyper)
+    assert metrics.grad_norm[1] == 0
+    assert metrics.finite.all()
+
+
 def expected_share(step, warmup, total):
     """The schedule, written down a second time."""
     if step < warmup:
@@ -202,6 +218,23 @@ def test_attention_in_chunks_equals_all_at_once(chunk):
 def test_logit_chunks(targets, vocab, expected):
     """The whole when it fits; else the fewest equal parts; at worst one target at a time."""
     assert steps.logit_chunks(targets, vocab) == expected
+
+
+@pytest.mark.parametrize(
+    ("agents", "devices", "configured", "expected"),
+    [
+        (6, None, None, (1, 1)),
+        (6, None, 4, (1, 3)),
+        (6, (2, 1, 1), None, (2, 1)),
+        (6, (2, 1, 1), 9, (2, 3)),
+        (6, (4, 1, 1), 2, (2, 1)),
+    ],
+)
+def test_how_many_agents_are_computed_together(agents, devices, configured, expected):
+    """On CPUs one on each device; else as many as are configured and share out a device's agents evenly."""
+    mesh = devices and make_mesh(MeshConfig(agent=devices[0], data=devices[1], model=devices[2]))
+    config = dataclasses.replace(CONFIG, agents_at_once=configured)
+    assert steps._grouping(config, mesh, agents) == expected
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 1), (1, 2, 2), (1, 1, 1)])
