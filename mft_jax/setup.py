@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mft_jax.base_model import CHECKPOINT
-from mft_jax.config import ExperimentConfig, ModelSource
+from mft_jax.config import ExperimentConfig, ModelSource, SamplingConfig
 from mft_jax.debate import Debate, Society
 from mft_jax.errors import UserError
 from mft_jax.finetuning.step import Step, TrainState, make_train_step
@@ -87,6 +87,14 @@ def dtypes(source: ModelSource, mesh: Mesh) -> tuple[jnp.dtype | None, jnp.dtype
     return None if stored is None else jnp.dtype(stored), jnp.dtype(compute)
 
 
+def fitted(sampling: SamplingConfig, task: Task, mesh: Mesh) -> SamplingConfig:
+    """Settings with no more slots for an agent than a chunk has questions: an empty slot costs as much as a full one."""
+    data = mesh.shape["data"]
+    most = min(sampling.chunk_questions, max(len(task.train), len(task.eval)))
+    rows = min(sampling.rows, -(-most // data) * data)
+    return dataclasses.replace(sampling, rows=rows, prefill_rows=min(sampling.prefill_rows, rows))
+
+
 def base_directory(source: ModelSource) -> pathlib.Path:
     """The checkpoint directory of the frozen base, downloaded when needed. Raises UserError when there is none."""
     return CHECKPOINT if source.path is None else checkpoint_directory(source.path)
@@ -121,7 +129,7 @@ def prepare(config: ExperimentConfig) -> Setup:
         graphdef,
         base,
         model,
-        config.sampling,
+        fitted(config.sampling, task, mesh),
         agents=config.debate.agents,
         stop_ids=chat.stop_ids,
         mesh=mesh,

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from mft_jax.base_model import CHECKPOINT
-from mft_jax.config import ExperimentConfig, LoraConfig, ModelSource, TaskConfig
+from mft_jax.config import ExperimentConfig, LoraConfig, ModelSource, SamplingConfig, TaskConfig
 from mft_jax.errors import UserError
-from mft_jax.setup import dtypes, prepare
+from mft_jax.setup import dtypes, fitted, prepare
 
 SMALL = ExperimentConfig(task=TaskConfig(train_questions=2, eval_questions=2))
 
@@ -57,3 +57,22 @@ def test_targets_that_the_model_does_not_have():
     config = dataclasses.replace(SMALL, lora=LoraConfig(targets=("qkv_proj",)))
     with pytest.raises(UserError, match=r"lora\.targets has qkv_proj, which this model does not have; it has q_proj"):
         prepare(config)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "questions", "data", "expected"),
+    [
+        (100, (500, 500), 4, (64, 16)),
+        (20, (500, 500), 1, (20, 16)),
+        (100, (0, 9), 1, (9, 9)),
+        (100, (9, 2), 4, (12, 12)),
+    ],
+)
+def test_no_more_slots_than_questions_to_fill_them(chunk, questions, data, expected):
+    task = types.SimpleNamespace(train=range(questions[0]), eval=range(questions[1]))
+    settings = fitted(SamplingConfig(chunk_questions=chunk), task, types.SimpleNamespace(shape={"data": data}))
+    assert (settings.rows, settings.prefill_rows) == expected
+
+
+def test_a_run_of_few_questions_has_few_slots():
+    assert prepare(SMALL).sampler.config.rows == 2
