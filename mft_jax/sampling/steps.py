@@ -136,15 +136,36 @@ def _write(
     new_keys, new_values, config = list(keys), list(values), model.config
     columns = jnp.arange(values[0].shape[-2])
     masks = {window: visible(position[:, None], columns, window)[:, None] for window in set(config.windows)}
-    at_column = jax.vmap(lambda cache, new, at: jax.lax.dynamic_update_slice(cache, new, (0, 0, at)))
-    at_row = jax.vmap(lambda cache, new, at: jax.lax.dynamic_update_slice(cache, new, (0, at, 0)))
 
     def attention(layer, q, k, v):
         k, v = transposed(k, v)
-        new_keys[layer] = at_column(keys[layer], k.astype(keys[layer].dtype), position)
-        new_values[layer] = at_row(values[layer], v.astype(values[layer].dtype), position)
+        new_keys[layer] = _put(keys[layer], k.astype(keys[layer].dtype), position, axis=3)
+        new_values[layer] = _put(values[layer], v.astype(values[layer].dtype), position, axis=2)
         mask = masks[config.windows[layer]]
         return attend(q, new_keys[layer], new_values[layer], mask, config.attention_softcap)
 
     hidden = model.run(token[:, None], position[:, None], adapter, attention, long=long)
     return model.logits(hidden[:, 0]), tuple(new_keys), tuple(new_values)
+
+
+def _put(
+    cache: Float[Array, "B K _ _"], new: Float[Array, "B K _ _"], position: Int[Array, " B"], axis: int
+) -> Float[Array, "B K _ _"]:
+    """The cache with each row's `new`, of size 1 along `axis`, at the row's own position there.
+
+    TPUs would make of an update in place a loop over rows between two copies of the cache.
+    """
+    update, choose = functools.partial(put_in_place, axis=axis), functools.partial(put_by_choice, axis=axis)
+    return jax.lax.platform_dependent(cache, new, position, tpu=choose, default=update)
+
+
+def put_in_place(cache: Array, new: Array, position: Array, axis: int) -> Array:
+    """Writes one column of each row, and nothing else."""
+    update = lambda cache, new, at: jax.lax.dynamic_update_slice_in_dim(cache, new, at, axis - 1)
+    return jax.vmap(update)(cache, new, position)
+
+
+def put_by_choice(cache: Array, new: Array, position: Array, axis: int) -> Array:
+    """The same by an element-wise choice, which fuses with the attention that reads the cache."""
+    here = jax.lax.broadcasted_iota(jnp.int32, cache.shape, axis) == jnp.expand_dims(position, (1, 2, 3))
+    return jnp.where(here, new, cache)

@@ -10,7 +10,7 @@ from flax import nnx
 from mft_jax.config import MeshConfig, SamplingConfig
 from mft_jax.errors import UserError
 from mft_jax.parallel.mesh import adapter_shardings, make_mesh
-from mft_jax.sampling import Request, Sampler, row_key
+from mft_jax.sampling import Request, Sampler, row_key, steps
 from mft_jax.sampling.slots import bucket
 from tests.conftest import place_base
 
@@ -150,3 +150,17 @@ def test_an_answer_ends_where_the_context_does(sampler):
 
 def test_buckets_are_at_most_two_per_octave():
     assert [bucket(n) for n in (1, 16, 17, 24, 25, 33, 49, 65, 97, 129)] == [16, 16, 24, 24, 32, 48, 64, 96, 128, 192]
+
+
+@pytest.mark.parametrize("axis", [2, 3])
+def test_both_ways_to_write_into_the_cache(axis):
+    """What TPUs compute is what the others do, and what a loop over rows would."""
+    rng = np.random.default_rng(0)
+    cache, new = rng.normal(size=(4, 2, 5, 6)), rng.normal(size=(4, 2, 5, 6)).take([0], axis)
+    position, expected = np.array([0, 3, 4, 1]), cache.copy()
+    for row, column in enumerate(position):
+        expected[row].swapaxes(0, axis - 1)[column] = new[row].swapaxes(0, axis - 1)[0]
+    for put in (steps.put_in_place, steps.put_by_choice):
+        np.testing.assert_array_equal(
+            put(jnp.asarray(cache), jnp.asarray(new), jnp.asarray(position), axis), np.float32(expected)
+        )
