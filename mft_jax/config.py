@@ -134,7 +134,7 @@ class FinetuningConfig:
     agents_at_once: int | None = None
     """Agents whose gradients a device computes together: fewer take less memory. None: one on CPUs, all elsewhere."""
     remat: bool = False
-    """Recompute activations in the backward pass: less memory on accelerators, a third more work."""
+    """Recompute activations in the backward pass: a third more work for less memory; on CPUs it saves none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
