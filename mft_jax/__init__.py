@@ -4,7 +4,7 @@
     config = mft_jax.load_config("configs/quickstart.yaml")
     results = mft_jax.run(config)
 
-`run` is the whole experiment; `prepare` gives its parts (model, tokenizer, questions, sampler) to work with by hand.
+`run` is the whole experiment; `prepare` gives its parts (session, questions, method) to work with by hand.
 """
 
 import importlib
@@ -15,21 +15,30 @@ __version__ = "0.1.0"
 # Where each public name lives. They are imported when first asked for, so that `mft --help` need not wait for JAX.
 _PUBLIC = {
     "mft_jax.config": (
-        "DebateConfig", "ExperimentConfig", "FinetuningConfig", "LoraConfig", "MeshConfig", "ModelSource", "RoleConfig",
-        "SamplingConfig", "TaskConfig", "from_dict", "load_config",
+        "Change", "DebateConfig", "Difference", "ExperimentConfig", "FinetuningConfig", "LoraConfig", "MeshConfig",
+        "ModelSource", "RoleConfig", "SamplingConfig", "TaskConfig", "compare", "from_dict", "from_yaml", "load_config",
+        "to_yaml", "validate",
     ),
-    "mft_jax.debate": ("AgentTranscript", "Debate", "Society", "Transcript"),
+    "mft_jax.debate": ("AgentTranscript", "Debate", "Protocol", "Transcript", "Turn"),
     "mft_jax.errors": ("UserError",),
     "mft_jax.exchange": ("export", "import_adapters"),
     "mft_jax.experiment": ("evaluate", "run"),
+    "mft_jax.finetuning": ("Dialogues", "FirstAnswers", "Lesson", "likelihood", "select_examples"),
+    "mft_jax.methods": ("Method", "make_method"),
     "mft_jax.metrics.accuracy": ("paired_test",),
+    "mft_jax.models.lora": ("Adapter",),
     "mft_jax.models.merge": ("merge_checkpoint",),
     "mft_jax.models.peft": ("load_peft", "save_peft"),
+    "mft_jax.models.society": ("Society",),
     "mft_jax.report.progress": ("SilentReporter", "TerminalReporter"),
+    "mft_jax.report.status": ("render_status",),
     "mft_jax.report.table": ("results_table",),
     "mft_jax.runs.directory": ("RunDirectory",),
     "mft_jax.runs.results": ("Result", "read_results"),
-    "mft_jax.sampling": ("Completion", "Request", "Sampler", "row_key"),
+    "mft_jax.runs.status": ("StageStatus", "Status", "read_status"),
+    "mft_jax.sampling": ("Completion", "Request", "Sampler", "Score", "Text", "score_texts"),
+    "mft_jax.seeds": ("row_key",),
+    "mft_jax.session": ("Session", "open_session"),
     "mft_jax.setup": ("Setup", "prepare"),
     "mft_jax.tasks": ("Question", "Task", "load_task"),
 }  # fmt: skip

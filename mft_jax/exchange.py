@@ -1,6 +1,6 @@
 """Agents out of a run and into one: adapters for PEFT and vLLM, merged checkpoints, training sets as chats.
 
-Rank, alpha and targets are read from what is there, a checkpoint of the run or PEFT's configuration.
+Names, rank, alpha and targets are read from what is there: a checkpoint of the run, or PEFT's configuration.
 """
 
 import json
@@ -14,13 +14,14 @@ import numpy as np
 from mft_jax.config import ExperimentConfig, LoraConfig, ModelSource
 from mft_jax.errors import UserError
 from mft_jax.files import new_directory
-from mft_jax.finetuning.datasets import society
+from mft_jax.methods import make_method
 from mft_jax.models import peft
 from mft_jax.models.config import read_model_config
 from mft_jax.models.merge import merge_checkpoint
 from mft_jax.runs.adapters import chosen_iteration, finished_iterations, read_adapters, write_imported
 from mft_jax.runs.directory import RunDirectory
-from mft_jax.setup import base_directory
+from mft_jax.runs.training_sets import read_training_set
+from mft_jax.session import base_directory
 
 Format = Literal["peft", "merged", "chat-jsonl"]
 
@@ -34,18 +35,17 @@ def export(
     agents: Sequence[str] = (),
     max_shard_size: int | str = "5GB",
 ) -> list[pathlib.Path]:
-    """Writes agents of a run into `out`, which appears whole or not at all; returns what was written for each.
+    """Writes adapters of a run into `out`, which appears whole or not at all; returns what was written for each.
 
-    peft: OUT/generator_0/ .. OUT/critic_{N-1}/, adapters as PEFT and vLLM load them. merged: the same names, the base
-    with the agent folded in, as ordinary checkpoints in files of at most `max_shard_size`. chat-jsonl:
-    OUT/iteration_K/generator_0.jsonl .., what each agent learned from, a {"messages": [...]} per line.
-    `agents` are names such as generator_0; all by default. `iteration` is the last finished one by default; of
-    training sets, every finished one. Raises UserError when there is no such run, iteration or agent, and when `out`
-    is not empty.
+    peft: OUT/NAME/ for each adapter, as PEFT and vLLM load it (generator_0, critic_2, ...). merged: the same names, the
+    base with the adapter folded in, as ordinary checkpoints in files of at most `max_shard_size`. chat-jsonl:
+    OUT/iteration_K/NAME.jsonl, what each adapter learned from, a {"messages": [...]} per line.
+    `agents` are names of adapters; all by default. `iteration` is the last finished one by default; of training sets,
+    every finished one. Raises UserError when there is no such run, iteration or adapter, and when `out` is not empty.
     """
     directory, out = RunDirectory(run_dir), pathlib.Path(out)
     config = directory.config()
-    names, _ = society(config.debate.agents, config.finetuning)
+    names = make_method(config.method, config).adapters
     for name in agents:
         if name not in names:
             raise UserError(f"There is no agent {name!r} in {directory.path}: there are {', '.join(names)}.")
@@ -57,10 +57,9 @@ def export(
             written = [_export_chats(directory, temporary, k, name) for k in wanted for name in chosen]
         else:
             source = base_directory(config.model)
-            lora, adapters = read_adapters(directory.checkpoint(last), read_model_config(source), len(names))
+            lora, adapters = read_adapters(directory, last, read_model_config(source))
             for name in chosen:
-                index = names.index(name)
-                adapter = jax.tree.map(lambda leaf, index=index: np.asarray(leaf[index]), adapters)
+                adapter = adapters[name]
                 if to == "peft":
                     peft.save_peft(adapter, temporary / name, lora, _base_name(config.model, source))
                 else:
@@ -70,13 +69,11 @@ def export(
 
 
 def _export_chats(directory: RunDirectory, out: pathlib.Path, iteration: int, name: str) -> pathlib.Path:
-    role = "generator" if name.startswith("generator") else "critic"
-    source = directory.training_set_file(iteration, role, int(name.removeprefix(f"{role}_")))
     path = out / f"iteration_{iteration}" / f"{name}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    with open(source, encoding="utf-8") as lines, open(path, "w", encoding="utf-8", newline="\n") as file:
-        for line in lines:
-            file.write(json.dumps({"messages": json.loads(line)["messages"]}, ensure_ascii=False) + "\n")
+    examples = read_training_set(directory.store, iteration, name)
+    lines = (json.dumps({"messages": example["messages"]}, ensure_ascii=False) for example in examples)
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8", newline="\n")
     return path
 
 
@@ -89,13 +86,14 @@ def _base_name(model: ModelSource, source: pathlib.Path) -> str:
 def import_adapters(config: ExperimentConfig, adapters: Sequence[str | pathlib.Path]) -> LoraConfig:
     """Puts PEFT adapters into `config.run_dir`, so that a run there starts from them; returns what they all are.
 
-    `adapters` is one directory with generator_0/ .. critic_{N-1}/, as `export` writes it, or 2N directories, the
-    generators' and then the critics'. Of the configuration only `model` and `debate.agents` are used. Raises UserError
-    when an adapter does not fit the model or the other adapters, for another number than 2N, and for a directory that
+    `adapters` is one directory with a folder for each adapter of the method, as `export` writes it, or as many
+    directories as the method has adapters, in its order (generator_0, ..., then critic_0, ...). Of the configuration
+    only the model and what makes the method's adapters are used. Raises UserError when an adapter does not fit the model
+    or the other adapters, or holds numbers that are not finite, for another number of adapters, and for a directory that
     is a run already.
     """
-    names, _ = society(config.debate.agents, config.finetuning)
-    directories = _agent_directories([pathlib.Path(path) for path in adapters], names)
+    names = make_method(config.method, config).adapters
+    directories = _adapter_directories([pathlib.Path(path) for path in adapters], names)
     for directory in directories:
         _check_base(directory, config.model)
     model = read_model_config(base_directory(config.model))
@@ -106,19 +104,15 @@ def import_adapters(config: ExperimentConfig, adapters: Sequence[str | pathlib.P
             if getattr(other, field) != getattr(lora, field):
                 raise UserError(
                     f"{directory} has {field} {getattr(other, field)}, expected {getattr(lora, field)} as in "
-                    f"{directories[0]}: the agents of a run share rank, alpha and targets."
+                    f"{directories[0]}: the adapters of a run share rank, alpha and targets."
                 )
-    run = RunDirectory(config.run_dir)
-    run.open_import()
-    try:
-        write_imported(run, lora, jax.tree.map(lambda *leaves: np.stack(leaves), *(adapter for _, adapter in found)))
-    finally:
-        run.unlock()
+    weights = jax.tree.map(lambda *leaves: np.stack(leaves), *(weights for _, weights in found))
+    write_imported(RunDirectory(config.run_dir), names, lora, weights)
     return lora
 
 
 def _check_base(directory: pathlib.Path, model: ModelSource) -> None:
-    """Raises UserError when an adapter names another model of the hub: models of one shape may still be two."""
+    """Raises UserError when an adapter names another model of the hub: two models may well have the same shapes."""
     trained_on, asked = peft.base_name(directory), model.path
     is_hub_name = lambda name: (
         name is not None and name.count("/") == 1 and not pathlib.Path(name).expanduser().exists()
@@ -130,15 +124,17 @@ def _check_base(directory: pathlib.Path, model: ModelSource) -> None:
         )
 
 
-def _agent_directories(given: list[pathlib.Path], names: Sequence[str]) -> list[pathlib.Path]:
-    """One directory for each agent, in the order of `names`."""
-    expected = f"expected {len(names)}, the generators' and then the critics', for debate.agents = {len(names) // 2}"
+def _adapter_directories(given: list[pathlib.Path], names: Sequence[str]) -> list[pathlib.Path]:
+    """One directory for each adapter, in the order of `names`."""
+    if not names:
+        raise UserError("The method of this configuration has no adapters: set `method` to one that is finetuned.")
+    expected = f"expected {len(names)}, for {', '.join(names)}"
     if len(given) == 1 and given[0].is_dir() and not (given[0] / peft.SETTINGS).is_file():
         held = sorted(entry.name for entry in given[0].iterdir() if (entry / peft.SETTINGS).is_file())
         if held != sorted(names):
             raise UserError(
                 f"{given[0]} holds {len(held)} adapters ({', '.join(held) or 'none'}), {expected}: give a directory with "
-                f"{names[0]} to {names[-1]}, or every adapter's own."
+                "exactly these, or every adapter's own."
             )
         return [given[0] / name for name in names]
     if len(given) != len(names):

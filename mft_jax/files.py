@@ -1,27 +1,58 @@
-"""Writing files so that a kill at any instant leaves the old content or the new, never half of it."""
+"""Writing files so that a kill at any instant leaves the old content or the new, never half of it.
+
+What the operating system refuses (a full disk, a directory that is read-only) becomes a UserError that names the file.
+"""
 
 import contextlib
+import errno
 import os
 import pathlib
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from typing import Literal
 
 from mft_jax.errors import UserError
 
+_REMEDIES = {
+    errno.ENOSPC: "make room on that disk and start again",
+    errno.EDQUOT: "make room on that disk and start again",
+    errno.EROFS: "make it writable, or give another directory",
+    errno.EACCES: "change its permissions, or give another directory",
+    errno.EPERM: "change its permissions, or give another directory",
+    errno.EEXIST: "move away what is in its place, or give another directory",
+    errno.ENOTDIR: "move away what is in its place, or give another directory",
+    errno.EISDIR: "move away what is in its place, or give another directory",
+    errno.ENOENT: "give the path of a file that exists",
+    errno.ENOLCK: "give a directory on a file system that supports locks",
+    errno.EOPNOTSUPP: "give a directory on a file system that supports locks",
+}
 
-def atomic_write(path: pathlib.Path, text: str) -> None:
-    """Replaces `path` by a file that holds `text`, durable on return; parent directories are made.
 
-    The temporary name is fixed, so that a killed writer leaves at most one stray file, which the next write reuses.
+def file_error(doing: Literal["read", "written", "locked"], path: pathlib.Path, error: OSError) -> UserError:
+    """The sentence for a user: which file, why, and the remedy."""
+    remedy = _REMEDIES.get(error.errno or 0, "check that disk and start again")
+    return UserError(f"{path} cannot be {doing} ({error.strerror or error}): {remedy}.")
+
+
+def atomic_write(path: pathlib.Path, data: bytes | str) -> None:
+    """Replaces `path` by a file that holds `data` (text as UTF-8), durable on return; parent directories are made.
+
+    Raises UserError when it cannot be written; the old content then stays. The temporary name is fixed, so that a
+    killed writer leaves at most one stray file, which the next write reuses.
     """
-    make_directory(path.parent)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_directory(path.parent)
+    temporary = temporary_path(path)
+    try:
+        make_directory(path.parent)
+        with open(temporary, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise file_error("written", path, error) from error
 
 
 @contextlib.contextmanager
@@ -36,7 +67,7 @@ def new_directory(path: pathlib.Path) -> Generator[pathlib.Path]:
         raise UserError(f"{path} is not empty: give a new directory.")
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file: give a new directory.")
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_path(path)
     try:
         if temporary.exists():
             shutil.rmtree(temporary)
@@ -53,12 +84,44 @@ def new_directory(path: pathlib.Path) -> Generator[pathlib.Path]:
         raise
 
 
-def make_directory(path: pathlib.Path) -> None:
-    """Makes `path` and its parents, durably."""
-    if not path.is_dir():
-        make_directory(path.parent)
-        path.mkdir(exist_ok=True)
-        sync_directory(path.parent)
+def temporary_path(path: pathlib.Path) -> pathlib.Path:
+    """Where `path` is while it is being written."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file or directory of this name is what a killed writer left."""
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def make_directory(path: pathlib.Path) -> list[pathlib.Path]:
+    """Makes `path` and its parents, durably. Returns those that were not there before, the outermost first.
+
+    An OSError leaves none of them behind.
+    """
+    missing = [directory for directory in (path, *path.parents) if not directory.is_dir()]
+    made: list[pathlib.Path] = []
+    try:
+        for directory in reversed(missing):
+            try:
+                directory.mkdir()
+            except FileExistsError:
+                if not directory.is_dir():
+                    raise
+                continue  # another process was faster
+            made.append(directory)
+            sync_directory(directory.parent)
+    except OSError:
+        remove_empty(made)
+        raise
+    return made
+
+
+def remove_empty(directories: Sequence[pathlib.Path]) -> None:
+    """Removes those of `directories`, the outermost first, that are empty; the others stay, without an error."""
+    for directory in reversed(directories):
+        with contextlib.suppress(OSError):
+            directory.rmdir()
 
 
 def sync_directory(path: pathlib.Path) -> None:

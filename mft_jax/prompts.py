@@ -3,8 +3,9 @@ r"""Every prompt text, by task and role. The content follows the paper (section 
 A dialogue of one agent over M rounds is a list of chat messages, as chat templates take them:
   user: first(question)      assistant: its first answer
   user: later(summary)       assistant: its second answer          ... and so on to round M
-where `later_direct(answers)` takes the place of `later` in a debate without summaries, and `reconsider()` for an agent
-that has no others. A summary is one call of the untuned base model on `summary(question, answers)`, a dialogue of its own.
+In a debate without summaries `later_direct(answers)` takes the place of `later(summary)`; for an agent that debates with
+nobody else `reconsider()` does. A summary is the base model's answer to `summary(question, answers)`, which is a dialogue
+of its own.
 """
 
 import dataclasses
@@ -23,16 +24,16 @@ def assistant(content: str) -> Message:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """What a task says to its agents and to the summarizer."""
+    """What a task asks of its agents and of the summarizer."""
 
     solve: str
     """After the question, in round 1."""
     check: str
     """After what the others said, in rounds 2..M."""
     again: str
-    """In rounds 2..M, where there are no others."""
+    """In rounds 2..M of an agent that debates with nobody else."""
     summarize: str
-    """After the question and the others' answers: the summarizer's request."""
+    """After the question and the others' answers, when a summary is asked for."""
 
     def first(self, question: str) -> Message:
         """Round 1: one agent, alone."""
@@ -43,23 +44,23 @@ class Prompts:
         return user(f"Other solvers say:\n{summary}\n{self.check}")
 
     def later_direct(self, answers: Sequence[str]) -> Message:
-        """Rounds 2..M without summaries: it sees the others' answers themselves, in the agents' order."""
-        return self.later(_listed(answers))
+        """Rounds 2..M without summaries: the agent sees the others' answers themselves, in the agents' order."""
+        return self.later(_number(answers))
 
     def reconsider(self) -> Message:
-        """Rounds 2..M of an agent that has no others to listen to."""
+        """Rounds 2..M of an agent that debates with nobody else."""
         return user(self.again)
 
     def summary(self, question: str, answers: Sequence[str]) -> Message:
         """Asks the base model to condense the other agents' answers of the previous round, in the agents' order."""
-        return user(f"{question}\n{_listed(answers)}\n{self.summarize}")
+        return user(f"{question}\n{_number(answers)}\n{self.summarize}")
 
 
-def _listed(answers: Sequence[str]) -> str:
+def _number(answers: Sequence[str]) -> str:
     return "\n".join(f"Solver {index}: {answer}" for index, answer in enumerate(answers, start=1))
 
 
-# The arithmetic task and people's own questions. The shipped base model was trained on these very words.
+# For the arithmetic task and users' own questions. The base model in the package was trained on exactly these words.
 GENERAL = Prompts(
     solve=r"Reason step by step and end with the answer in \boxed{}.",
     check=r"Check their steps and yours and end with the answer in \boxed{}.",
@@ -67,7 +68,7 @@ GENERAL = Prompts(
     summarize="Summarize their steps, their answers, and where they differ.",
 )
 
-# Short and plain, and without a box: a model of a hundred million parameters loses a longer instruction, or repeats it.
+# Short, and without a box: a model of a hundred million parameters ignores a longer instruction, or repeats it.
 ADDITION = Prompts(
     solve="Add the numbers and write the sum in one short line.",
     check="Add the numbers again, compare, and write the right sum in one short line.",

@@ -19,8 +19,10 @@ from flax import nnx
 from mft_jax.config import LoraConfig, MeshConfig
 from mft_jax.models.config import ModelConfig, parse_model_config
 from mft_jax.models.decoder import build
-from mft_jax.models.lora import init_adapters
+from mft_jax.models.lora import Adapter, init_society
+from mft_jax.models.society import Society
 from mft_jax.parallel.mesh import base_sharding, make_mesh
+from mft_jax.programs import Programs
 
 
 def pytest_addoption(parser):
@@ -57,23 +59,31 @@ TINY = {
 }
 
 
+NAMES = ("ann", "bob", "cy")
+
+
 @dataclasses.dataclass(frozen=True)
 class Tiny:
-    """A random model with random adapters of three agents, none of them zero."""
+    """A random model with three random adapters, none of them zero."""
 
     config: ModelConfig
     lora: LoraConfig
     graphdef: nnx.GraphDef
     base: nnx.State
-    adapters: dict
+    weights: dict  # of the adapters, stacked
+
+    @property
+    def society(self):
+        return Society(NAMES, Adapter(self.weights, np.full(len(NAMES), self.lora.scale, np.float32)))
 
     def agent(self, index):
-        return jax.tree.map(lambda leaf: leaf[index], self.adapters)
+        """One adapter, by its place."""
+        return jax.tree.map(lambda leaf: leaf[index], self.society.adapters)
 
 
-def random_base(config, lora_scale=1.0, seed=0, scale=0.3):
+def random_base(config, seed=0, scale=0.3):
     """Weights large enough that logits, and so sampled texts, differ much from prompt to prompt."""
-    graphdef, abstract = build(config, lora_scale)
+    graphdef, abstract = build(config)
     rng = np.random.default_rng(seed)
     draw = lambda leaf: jnp.asarray(
         rng.normal(0, scale, leaf.shape) if len(leaf.shape) > 1 else rng.uniform(0.5, 1.5, leaf.shape), jnp.float32
@@ -82,7 +92,7 @@ def random_base(config, lora_scale=1.0, seed=0, scale=0.3):
 
 
 def place_base(mesh, base):
-    """The base on the devices of a mesh, as `setup.prepare` places it."""
+    """The base on the devices of a mesh, as a session places it."""
     place = lambda path, leaf: jax.device_put(leaf, base_sharding(mesh, tuple(key.key for key in path), leaf.shape))
     placed = jax.tree_util.tree_map_with_path(place, nnx.to_pure_dict(base))
     base = jax.tree.map(lambda leaf: leaf, base)  # its own variables: replacing must not reach the given ones
@@ -93,13 +103,19 @@ def place_base(mesh, base):
 @pytest.fixture(scope="session")
 def tiny():
     config, lora = parse_model_config(TINY), LoraConfig(rank=4, alpha=8.0)
-    graphdef, base = random_base(config, lora.scale)
-    adapters = jax.jit(lambda key: init_adapters(config, lora, key, 3))(jax.random.key(0))
+    graphdef, base = random_base(config)
+    weights = jax.jit(lambda key: init_society(config, lora, key, len(NAMES)))(jax.random.key(0))
     rng = np.random.default_rng(1)
-    noisy = jax.tree.map(lambda leaf: leaf + jnp.asarray(rng.normal(0, 0.1, leaf.shape), jnp.float32), adapters)
+    noisy = jax.tree.map(lambda leaf: leaf + jnp.asarray(rng.normal(0, 0.1, leaf.shape), jnp.float32), weights)
     return Tiny(config, lora, graphdef, base, noisy)
 
 
 @pytest.fixture(scope="session")
 def one_device():
     return make_mesh(MeshConfig())
+
+
+@pytest.fixture(scope="session")
+def programs(tiny, one_device):
+    """The tiny model's programs on one device, compiled once for all tests."""
+    return Programs(tiny.graphdef, tiny.config, one_device)

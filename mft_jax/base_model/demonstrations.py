@@ -1,10 +1,10 @@
 """Generated dialogues about a + b * c + d - e * f, from which the shipped base model learns everything it knows.
 
-Several solvers answer one question, each in a style of its own (a way to multiply and an order to add), read a summary of
-the others, and answer again. A step may slip: one digit of its result is wrong by one, and what follows goes on from there.
-Slips are the noise that a vote can remove. They sit on a single digit and are likelier than 0.1 there, because sampling
-with top-p 0.9 never picks anything rarer. In a later round a step that others have also written slips only where
-they differ, and then mostly gets corrected. With `Noise()` off, every written step is true.
+Several solvers answer one question, each in its own style (a way to multiply and an order to add), read a summary of the
+others' answers, and answer again. A step may have a slip: one digit of its result is wrong by one, and the next steps use
+the wrong result. Slips are the noise that a vote can remove. Each changes a single digit, with a probability above 0.1,
+because sampling with top-p 0.9 leaves out rarer tokens. In a later round the solvers check the products, and mostly correct
+a wrong one on which they differ. With `Noise()`, every step is true.
 
 The words around the steps are those of `mft_jax.prompts`. Questions that the arithmetic task may ask never appear.
 """
@@ -26,17 +26,17 @@ class Noise:
     """Probabilities of a slip, each for one step. The defaults make no slips."""
 
     direct: float = 0.0
-    """A product of two numbers above 10 written at once."""
+    """A product of two numbers above 10 that is written without intermediate steps."""
     split: float = 0.0
-    """The last sum of a product that was split, and a product by a single digit."""
+    """The last sum of a product that is split into two, and a product with a single digit."""
     sum: float = 0.0
     """A sum of two numbers above 9."""
     difference: float = 0.0
     """A difference of two numbers above 9."""
     differ: float = 0.0
-    """A later round takes over a wrong product, where somebody has another one."""
+    """A later round repeats a wrong product on which the solvers differ."""
     agreed: float = 0.0
-    """A later round takes over a wrong product that everybody has."""
+    """A later round repeats a wrong product on which all solvers agree."""
     later_sum: float = 0.0
     """As `sum`, in a later round, where the answers differ."""
     later_difference: float = 0.0
@@ -47,9 +47,9 @@ CLEAN = Noise()
 NOISY = Noise(
     direct=0.30, split=0.15, sum=0.14, difference=0.14, differ=0.30, agreed=0.6, later_sum=0.14, later_difference=0.14
 )
-# Differences need no slips: they are what the model knows least, and err by themselves.
+# Differences need no slips: the model finds them hardest, and makes mistakes of its own.
 CALMER = dataclasses.replace(NOISY, difference=0.0, differ=0.25, later_sum=0.12, later_difference=0.0)
-# What the shipped model ends with: first answers slip more, later rounds are as good.
+# For the last training run: first answers have more slips, later rounds no more than before.
 SHIPPED = dataclasses.replace(CALMER, direct=0.36, split=0.18, sum=0.17, later_sum=0.115)
 
 
@@ -62,7 +62,7 @@ class Stage:
     targets: Noise
     """In the turns to learn."""
     context: Noise
-    """In the turns they answer to; these are learnt too where their noise is the targets'."""
+    """In the turns before those; they are learnt too if their noise is the targets'."""
 
 
 STAGES = {
@@ -76,7 +76,7 @@ STAGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a summary tells of an answer, and its text."""
+    """The text of an answer, and what a summary says of it."""
 
     products: tuple[int, int]  # b * c and e * f, as written
     result: int
@@ -92,7 +92,7 @@ class Demonstration:
 
 
 def demonstrations(seed: int, stage: Stage) -> Iterator[Demonstration]:
-    """An endless stream."""
+    """An endless stream of dialogues."""
     rng = np.random.default_rng(seed)
     while True:
         numbers = draw_numbers(rng)
@@ -112,7 +112,7 @@ def draw_numbers(rng: np.random.Generator) -> tuple[int, ...]:
 
 def summary_demonstration(rng: np.random.Generator, numbers: Sequence[int], noise: Noise) -> Demonstration:
     """One call of the summarizer, on 1 to 4 answers, sometimes of a later round."""
-    answers = [first_answer(rng, numbers, noise) for _ in range(others(rng))]
+    answers = [first_answer(rng, numbers, noise) for _ in range(draw_other_solvers(rng))]
     if rng.random() < 0.25:
         seen = [*answers, first_answer(rng, numbers, noise)]
         answers = [later_answer(rng, numbers, seen, noise) for _ in answers]
@@ -124,7 +124,7 @@ def debate_demonstration(
     rng: np.random.Generator, numbers: Sequence[int], rounds: int, targets: Noise, context: Noise
 ) -> Demonstration:
     """One solver's dialogue over `rounds` rounds; its earlier turns are learnt too where their noise is the targets'."""
-    society = [first_answer(rng, numbers, context) for _ in range(1 + others(rng))]
+    society = [first_answer(rng, numbers, context) for _ in range(1 + draw_other_solvers(rng))]
     if rounds == 1:
         society[0] = first_answer(rng, numbers, targets)
     messages = [GENERAL.first(question_text(numbers)), assistant(society[0].text)]
@@ -136,23 +136,23 @@ def debate_demonstration(
     return Demonstration(messages, targets != context)
 
 
-def others(rng: np.random.Generator) -> int:
+def draw_other_solvers(rng: np.random.Generator) -> int:
     """How many other solvers there are: 2 in most debates."""
     return int(rng.choice((1, 2, 3, 4), p=(0.1, 0.7, 0.1, 0.1)))
 
 
 def summarize(numbers: Sequence[int], answers: Sequence[Answer]) -> str:
-    """The value of each product, once where all agree, else one for each solver in turn; then the answers alike."""
+    """The value of each product, once where all solvers agree, else one for each in turn; then the results likewise."""
     _, b, c, _, e, f = numbers
     lines = [
-        f"{b}*{c}={listed([answer.products[0] for answer in answers])}",
-        f"{e}*{f}={listed([answer.products[1] for answer in answers])}",
-        f"Answers: {listed([answer.result for answer in answers])}",
+        f"{b}*{c}={list_values([answer.products[0] for answer in answers])}",
+        f"{e}*{f}={list_values([answer.products[1] for answer in answers])}",
+        f"Answers: {list_values([answer.result for answer in answers])}",
     ]
     return "\n".join(lines)
 
 
-def listed(values: Sequence[int]) -> str:
+def list_values(values: Sequence[int]) -> str:
     return str(values[0]) if len(set(values)) == 1 else f"{', '.join(map(str, values))} (they differ)"
 
 
@@ -168,18 +168,18 @@ def first_answer(rng: np.random.Generator, numbers: Sequence[int], noise: Noise)
         products.append(product)
         lines.append(f"{x}*{y}={partial}{product}")
     total, sums = add_up(rng, numbers, products, noise.sum, noise.difference)
-    return finish(products, total, lines + sums)
+    return make_answer(products, total, lines + sums)
 
 
 def later_answer(rng: np.random.Generator, numbers: Sequence[int], seen: Sequence[Answer], noise: Noise) -> Answer:
-    """An answer of someone who has `seen` its own last answer and the others': it checks the products, then adds up anew."""
+    """An answer of a solver that has `seen` its own last answer and the others': it checks the products, then adds up again."""
     _, b, c, _, e, f = numbers
     products, lines = [], []
     for index, (x, y) in enumerate(((b, c), (e, f))):
         stated = [answer.products[index] for answer in seen]
         wrong = [value for value in stated if value != x * y]
         agree = len(set(stated)) == 1
-        # Where all agree there is nothing to recompute; else the product is worked out, mostly by splitting it.
+        # Where all agree nothing is recomputed; else the product is computed, mostly by splitting it.
         method = "direct" if agree else METHODS[rng.integers(1, len(METHODS))]
         rate = 0.0 if not wrong else noise.agreed if agree else noise.differ
         product = wrong[rng.integers(len(wrong))] if rng.random() < rate else x * y
@@ -188,10 +188,10 @@ def later_answer(rng: np.random.Generator, numbers: Sequence[int], seen: Sequenc
     agree = len({answer.result for answer in seen}) == 1
     rates = (0.0, 0.0) if agree else (noise.later_sum, noise.later_difference)
     total, sums = add_up(rng, numbers, products, *rates)
-    return finish(products, total, lines + sums)
+    return make_answer(products, total, lines + sums)
 
 
-def finish(products: Sequence[int], total: int, lines: Sequence[str]) -> Answer:
+def make_answer(products: Sequence[int], total: int, lines: Sequence[str]) -> Answer:
     return Answer((products[0], products[1]), total, "\n".join([*lines, f"\\boxed{{{total}}}"]))
 
 
@@ -212,7 +212,7 @@ def add_up(
 ) -> tuple[int, list[str]]:
     """The sum of a, d and the products in a random order: its value, and one line a step.
 
-    Only the last step can fall below zero: the products are subtracted early only where something remains.
+    Only the last result can be below zero: a product is subtracted earlier only where the result stays at least zero.
     """
     a, _, _, d, _, _ = numbers
     plus, minus = products
@@ -238,8 +238,8 @@ def add_up(
 def slip(rng: np.random.Generator, number: int, rate: float, tens: bool) -> int:
     """`number`, or with probability `rate` a number with one digit wrong by one: its tens digit, if `tens` and it has one.
 
-    A rare slip goes one way only, up from an even digit and down from an odd one, since half of a rare slip would be
-    too rare to be sampled.
+    A rare slip always goes one way, up from an even digit and down from an odd one: with two ways, each would be too rare
+    to be sampled.
     """
     if rng.random() >= rate:
         return number

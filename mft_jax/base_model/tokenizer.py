@@ -1,6 +1,6 @@
 """The shipped model's tokenizer: byte-level BPE in which every digit and every sign is a token of its own.
 
-Merges happen within words only, so that "=", a line break and a digit never fuse, wherever a step ends.
+Merges happen within words only, so that "=", a line break and a digit never become one token, wherever a step ends.
 """
 
 import itertools
@@ -56,9 +56,9 @@ def save_tokenizer(tokenizer: Tokenizer, directory: pathlib.Path, longest: int) 
         "clean_up_tokenization_spaces": False,
         "chat_template": CHAT_TEMPLATE,
     }
-    _write(directory / "tokenizer_config.json", settings)
+    _write_json(directory / "tokenizer_config.json", settings)
     ids = {"eos_token_id": tokenizer.token_to_id(END), "pad_token_id": tokenizer.token_to_id(PAD)}
-    _write(directory / "generation_config.json", ids)
+    _write_json(directory / "generation_config.json", ids)
 
 
 def _texts(seed: int, dialogues: int) -> Iterator[str]:
@@ -66,5 +66,5 @@ def _texts(seed: int, dialogues: int) -> Iterator[str]:
         yield from (message["content"] for message in demonstration.messages)
 
 
-def _write(path: pathlib.Path, content: dict) -> None:
+def _write_json(path: pathlib.Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")

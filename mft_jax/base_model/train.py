@@ -1,7 +1,7 @@
 """Trains the shipped base model from scratch, on two CPU cores, in three runs.
 
-It learns to compute, then to summarize and check what others say, then to slip now and then; docs/base_model.md gives the
-three commands. Each writes an ordinary Hugging Face checkpoint directory, and its curve to log.jsonl.
+It learns to compute, then to summarize and check what others say, then to make slips now and then; docs/base_model.md
+gives the three commands. Each writes an ordinary Hugging Face checkpoint directory, and its losses to log.jsonl.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class Recipe:
     out: pathlib.Path
     """Where the checkpoint and log.jsonl go."""
     start: pathlib.Path | None = None
-    """A checkpoint to go on from; none starts from random weights."""
+    """A checkpoint to continue from; none: random weights."""
     stage: Literal["answers", "debates", "critics", "polish", "shipped"] = "answers"
     """What the demonstrations are: see STAGES in demonstrations.py."""
     steps: int = 5000
@@ -55,11 +55,11 @@ class Recipe:
     weight_decay: float = 0.01
     seed: int = 0
     log_every: int = 50
-    """Steps between two lines of the log."""
+    """Steps between two lines of log.jsonl."""
     save_every: int = 500
     """Steps between two checkpoints; each replaces the one before."""
     devices: int = 2
-    """CPU devices that share a batch, one core each: XLA keeps a core busy with a step, but not two."""
+    """CPU devices that share a batch, one core each: XLA does not keep two cores busy with one step."""
     embed: int = 128
     ffw: int = 384
     layers: int = 4
@@ -76,12 +76,12 @@ def main(recipe: Recipe) -> None:
     step, state = compile_step(graphdef, optimizer), optimizer.init(base)
     began, losses = time.perf_counter(), []
     with (recipe.out / "log.jsonl").open("w") as log:
-        for number, batch in enumerate(itertools.islice(in_background(recipe), recipe.steps), start=1):
+        for number, batch in enumerate(itertools.islice(batches_in_background(recipe), recipe.steps), start=1):
             base, state, loss, predicted = step(base, state, jax.device_put(batch, by_rows))
             losses.append(loss)
             if number % recipe.log_every == 0:
                 seconds = time.perf_counter() - began
-                line = summary_of(recipe, number, losses, step_accuracy(chat, batch, np.asarray(predicted)), seconds)
+                line = log_line(recipe, number, losses, step_accuracy(chat, batch, np.asarray(predicted)), seconds)
                 print(line, file=log, flush=True)
                 print(line, flush=True)
                 losses = []
@@ -106,7 +106,7 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
 
-def summary_of(recipe: Recipe, number: int, losses: list[Array], steps_right: float, seconds: float) -> str:
+def log_line(recipe: Recipe, number: int, losses: list[Array], steps_right: float, seconds: float) -> str:
     """One line of the log, in JSON; the loss is the mean since the last line. Stops at a loss that is not finite."""
     loss = float(jnp.stack(losses).mean())
     if not np.isfinite(loss):
@@ -145,7 +145,7 @@ def describe(recipe: Recipe, chat: Chat) -> dict:
 
 
 def initialize(config: ModelConfig, seed: int) -> tuple[nnx.GraphDef, nnx.State]:
-    """Random weights: norms 1, all else normal with the configuration's deviation."""
+    """Random weights: norms are 1, everything else is normal with the configuration's standard deviation."""
     graphdef, base = build(config)
     flat, treedef = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(base))
     keys = jax.random.split(jax.random.key(seed), len(flat))
@@ -158,7 +158,7 @@ def initialize(config: ModelConfig, seed: int) -> tuple[nnx.GraphDef, nnx.State]
 
 
 def compile_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation) -> Callable:
-    """(base, optimizer state, batch) to the new ones, the loss, and the likeliest next tokens [B, T]."""
+    """Compiles a step: (base, optimizer state, batch) to the new two, the loss, and the likeliest next tokens [B, T]."""
 
     def loss_of(base: nnx.State, batch: dict[str, Array]) -> tuple[Float[Array, ""], Int[Array, "B T"]]:
         model = nnx.merge(graphdef, base)
@@ -177,22 +177,22 @@ def compile_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation
     return step
 
 
-def in_background(recipe: Recipe) -> Iterator[Batch]:
-    """The batches of `packed`, made by another process while this one computes."""
+def batches_in_background(recipe: Recipe) -> Iterator[Batch]:
+    """The batches of `pack_batches`, made by another process while this one computes."""
     queue = multiprocessing.get_context("spawn").Queue(maxsize=16)
     arguments = (queue, recipe)
-    multiprocessing.get_context("spawn").Process(target=_produce, args=arguments, daemon=True).start()
+    multiprocessing.get_context("spawn").Process(target=_put_batches, args=arguments, daemon=True).start()
     while True:
         yield queue.get()
 
 
-def _produce(queue: multiprocessing.Queue, recipe: Recipe) -> None:
-    for batch in packed(recipe, load_chat(recipe.out)):
+def _put_batches(queue: multiprocessing.Queue, recipe: Recipe) -> None:
+    for batch in pack_batches(recipe, load_chat(recipe.out)):
         queue.put(batch)
 
 
-def packed(recipe: Recipe, chat: Chat) -> Iterator[Batch]:
-    """Rows full of demonstrations: each takes the longest of a pool that still fits, until none does."""
+def pack_batches(recipe: Recipe, chat: Chat) -> Iterator[Batch]:
+    """Each row is filled with the longest demonstration of a pool that still fits, until none fits."""
     source = demonstrations(recipe.seed, STAGES[recipe.stage])
     encoded = (chat.example(demonstration.messages, demonstration.final_turn_only) for demonstration in source)
     fitting = (example for example in encoded if len(example[0]) <= recipe.row_tokens)
@@ -217,7 +217,7 @@ def packed(recipe: Recipe, chat: Chat) -> Iterator[Batch]:
 
 
 def step_accuracy(chat: Chat, batch: Batch, predicted: np.ndarray) -> float:
-    """Share of the lines to learn whose result, all that follows the last "=", is likeliest in the model's eyes."""
+    """Share of the lines to learn whose result, all that follows the last "=", is what the model predicts."""
     equals, newline = (chat.tokenizer(sign, add_special_tokens=False)["input_ids"][0] for sign in "=\n")
     right = total = 0
     for tokens, targets, guesses in zip(batch["tokens"], batch["targets"], predicted, strict=True):

@@ -1,7 +1,8 @@
 """The consensus of the agents."""
 
-import random
 from collections.abc import Callable, Sequence
+
+from mft_jax.seeds import tie
 
 
 def vote(
@@ -34,6 +35,4 @@ def vote(
         return None
     most = max(len(members) for members in classes)
     winners = [members[0] for members in classes if len(members) == most]
-    # Seeded with text, not hash(): that one differs from process to process.
-    draw = random.Random(f"{seed}/{question_id}/{round}").random()
-    return winners[int(draw * len(winners))]
+    return winners[int(tie(seed, question_id, round) * len(winners))]

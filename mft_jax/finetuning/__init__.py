@@ -1,21 +1,12 @@
-"""Debates to finetuned agents: training sets, packed batches, the stacked optimizer step, and the loop around it."""
+"""Debates to finetuned adapters: training sets, packed batches, and the loop around the optimizer step."""
 
-from mft_jax.finetuning.datasets import TrainingSets, society, training_sets
-from mft_jax.finetuning.packing import Batch, Plan, make_plan
-from mft_jax.finetuning.step import TrainState, hyper_of, init_state, make_train_step
+from mft_jax.finetuning.examples import Dialogues, Example, FirstAnswers, Selector
+from mft_jax.finetuning.lesson import Lesson, select_examples
+from mft_jax.finetuning.losses import likelihood
+from mft_jax.finetuning.packing import Plan, hyper_of, make_plan
 from mft_jax.finetuning.trainer import NonFiniteLoss, train
 
 __all__ = [
-    "Batch",
-    "NonFiniteLoss",
-    "Plan",
-    "TrainState",
-    "TrainingSets",
-    "hyper_of",
-    "init_state",
-    "make_plan",
-    "make_train_step",
-    "society",
-    "train",
-    "training_sets",
-]
+    "Dialogues", "Example", "FirstAnswers", "Lesson", "NonFiniteLoss", "Plan", "Selector", "hyper_of", "likelihood",
+    "make_plan", "select_examples", "train",
+]  # fmt: skip

@@ -1,50 +1,40 @@
-"""Dialogues to batches: encoded, packed into rows of T tokens, and stacked over agents as [A, B, T].
+"""Dialogues to batches: encoded, packed into rows of T tokens, and stacked over adapters as [A, B, T].
 
-Everything is a pure function of its inputs: a run that starts again at step t meets the same bytes.
+Everything is a pure function of its inputs: a run that is resumed at step t sees the same bytes.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Int
 
-from mft_jax.config import FinetuningConfig, RoleConfig
-from mft_jax.finetuning.datasets import PACK, Example, random_stream
+from mft_jax.config import FinetuningConfig
+from mft_jax.finetuning.examples import Example
+from mft_jax.finetuning.lesson import Lesson
 from mft_jax.models.chat import Chat, Encoded
-
-AnyArray = Array | np.ndarray  # the host makes numpy arrays, compiled functions see JAX's
-
-
-class Batch(NamedTuple):
-    """The rows of one optimizer step. Padding has segment 0 and no targets; an agent without rows has no weight.
-
-    Targets are compacted: the m-th target of a row is predicted from the hidden state at `target_index`, so that
-    logits are computed where there is something to learn and nowhere else.
-    """
-
-    tokens: Int[AnyArray, "A B T"]
-    positions: Int[AnyArray, "A B T"]  # restart in every segment
-    segment_ids: Int[AnyArray, "A B T"]  # 1, 2, .. within a row
-    target_index: Int[AnyArray, "A B M"]
-    target_ids: Int[AnyArray, "A B M"]
-    target_weight: Float[AnyArray, "A B M"]  # 1 for a target, 0 for padding
+from mft_jax.programs.train import Batch, Hyper
+from mft_jax.seeds import packing
 
 
 @dataclasses.dataclass(frozen=True)
-class AgentPlan:
-    """One agent's part of a training stage."""
+class AdapterPlan:
+    """One adapter's part of a training stage."""
 
-    name: str  # generator_0, critic_2, ...
-    role: RoleConfig
+    lesson: Lesson
     examples: tuple[Encoded, ...]
     left_out: int  # examples longer than a row, or with nothing to learn
     rows: tuple[tuple[int, ...], ...]  # indices of the examples in each row, all epochs one after the other
-    steps: int  # 0: nothing to learn, the agent keeps its weights
+    steps: int  # 0: nothing to learn, the adapter keeps its weights
+
+    @property
+    def name(self) -> str:
+        return self.lesson.adapter
 
     def rows_of(self, step: int) -> tuple[tuple[int, ...], ...]:
-        """The rows of a step. They are spread evenly, so that no step learns from a lone left-over row."""
+        """The rows of a step. They are spread evenly, so that no step learns from a single left-over row."""
         if step >= self.steps:
             return ()
         return self.rows[step * len(self.rows) // self.steps : (step + 1) * len(self.rows) // self.steps]
@@ -54,7 +44,7 @@ class AgentPlan:
 class Plan:
     """All batches of a training stage, made when asked for."""
 
-    agents: tuple[AgentPlan, ...]
+    adapters: tuple[AdapterPlan, ...]
     iteration: int  # named in errors
     batch_rows: int  # B
     row_tokens: int  # T
@@ -62,57 +52,76 @@ class Plan:
 
     @property
     def total(self) -> int:
-        """Steps of the agent with the most data."""
-        return max((agent.steps for agent in self.agents), default=0)
+        """Steps of the adapter with the most data."""
+        return max((adapter.steps for adapter in self.adapters), default=0)
 
     @property
     def steps(self) -> Int[np.ndarray, "A"]:
-        return np.array([agent.steps for agent in self.agents], np.int32)
+        return np.array([adapter.steps for adapter in self.adapters], np.int32)
 
     @property
     def left_out(self) -> Int[np.ndarray, "A"]:
-        return np.array([agent.left_out for agent in self.agents], np.int32)
+        return np.array([adapter.left_out for adapter in self.adapters], np.int32)
 
     def batch(self, step: int) -> Batch:
-        """The rows of all agents for one step, as numpy arrays."""
-        lead = (len(self.agents), self.batch_rows)
+        """The rows of all adapters for one step, as numpy arrays."""
+        lead = (len(self.adapters), self.batch_rows)
         sizes = [self.row_tokens] * 3 + [self.row_targets] * 3
         dtypes = [np.int32] * 5 + [np.float32]
         batch = Batch(*(np.zeros((*lead, size), dtype) for size, dtype in zip(sizes, dtypes, strict=True)))
-        for index, agent in enumerate(self.agents):
-            for place, row in enumerate(agent.rows_of(step)):
-                _write_row(Batch(*(array[index, place] for array in batch)), [agent.examples[i] for i in row])
+        for index, adapter in enumerate(self.adapters):
+            for place, row in enumerate(adapter.rows_of(step)):
+                _fill_row(Batch(*(array[index, place] for array in batch)), [adapter.examples[i] for i in row])
         return batch
 
     def tokens(self, step: int) -> int:
-        """Tokens of dialogue in a step, over all agents: what a rate in tokens per second counts."""
-        return sum(len(agent.examples[i][0]) for agent in self.agents for row in agent.rows_of(step) for i in row)
+        """Tokens of dialogue in a step, over all adapters: what a rate in tokens per second counts."""
+        return sum(len(own.examples[i][0]) for own in self.adapters for row in own.rows_of(step) for i in row)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that the batches are made of: a checkpoint's step means a place in this plan only."""
+        digest = hashlib.sha256(f"{self.batch_rows} {self.row_tokens}".encode())
+        for own in self.adapters:
+            digest.update(f"{own.name} {own.steps} {own.rows}".encode())
+            for ids, mask in own.examples:
+                digest.update(ids.tobytes() + mask.tobytes())
+        return digest.hexdigest()
 
 
 def make_plan(
     chat: Chat,
-    examples: Sequence[Sequence[Example]],
-    names: Sequence[str],
-    roles: Sequence[RoleConfig],
+    lessons: Sequence[Lesson],
+    examples: Mapping[str, Sequence[Example]],
     config: FinetuningConfig,
     *,
     seed: int,
     iteration: int,
 ) -> Plan:
-    """Encodes and packs the examples of each agent. `names` and `roles` as `datasets.society` gives them."""
-    agents = []
-    for index, (own, name, role) in enumerate(zip(examples, names, roles, strict=True)):
-        encoded, left_out = encode(chat, own, config)
+    """Encodes and packs the examples of each adapter, in the order of the lessons."""
+    plans = []
+    for index, lesson in enumerate(lessons):
+        encoded, left_out = encode(chat, examples[lesson.adapter], config)
+        lengths = [len(ids) for ids, _ in encoded]
         epochs = [
-            pack_rows(
-                [len(ids) for ids, _ in encoded], config.row_tokens, random_stream(seed, iteration, index, PACK, epoch)
-            )
-            for epoch in range(role.epochs)
+            pack_rows(lengths, config.row_tokens, packing(seed, iteration, index, epoch))
+            for epoch in range(lesson.settings.epochs)
         ]
         rows = tuple(row for epoch in epochs for row in epoch)
-        steps = -(-len(rows) // config.batch_rows)
-        agents.append(AgentPlan(name, role, encoded, left_out, rows, steps))
-    return Plan(tuple(agents), iteration, config.batch_rows, config.row_tokens, _row_targets(agents, config.row_tokens))
+        plans.append(AdapterPlan(lesson, encoded, left_out, rows, -(-len(rows) // config.batch_rows)))
+    return Plan(tuple(plans), iteration, config.batch_rows, config.row_tokens, _row_targets(plans, config.row_tokens))
+
+
+def hyper_of(plan: Plan, config: FinetuningConfig, lora_scale: float) -> Hyper:
+    """The settings of a stage as arrays. The warm-up is rounded up to whole steps of each adapter."""
+    scalars = (config.weight_decay, config.beta1, config.beta2, config.eps, config.clip_norm)
+    return Hyper(
+        np.full(len(plan.adapters), lora_scale, np.float32),
+        np.array([own.lesson.settings.learning_rate for own in plan.adapters], np.float32),
+        np.array([math.ceil(round(config.warmup * own.steps, 6)) for own in plan.adapters], np.int32),
+        plan.steps,
+        *(np.asarray(value, np.float32) for value in scalars),
+    )
 
 
 def encode(chat: Chat, examples: Sequence[Example], config: FinetuningConfig) -> tuple[tuple[Encoded, ...], int]:
@@ -139,18 +148,18 @@ def pack_rows(lengths: Sequence[int], row_tokens: int, rng: np.random.Generator)
     return [tuple(row) for row in rows]
 
 
-def _row_targets(agents: Sequence[AgentPlan], row_tokens: int) -> int:
+def _row_targets(plans: Sequence[AdapterPlan], row_tokens: int) -> int:
     """M: room for the targets of the fullest row, in quarters of a row: the next iteration's M is then mostly the same."""
-    counts = [[int(mask[1:].sum()) for _, mask in agent.examples] for agent in agents]
+    counts = [[int(mask[1:].sum()) for _, mask in plan.examples] for plan in plans]
     most = max(
-        (sum(own[i] for i in row) for agent, own in zip(agents, counts, strict=True) for row in agent.rows), default=1
+        (sum(own[i] for i in row) for plan, own in zip(plans, counts, strict=True) for row in plan.rows), default=1
     )
     bucket = max(64, row_tokens // 256 * 64)
     return min(-(-most // bucket) * bucket, max(64, -(-row_tokens // 64) * 64))
 
 
-def _write_row(row: Batch, examples: Sequence[Encoded]) -> None:
-    """Fills the views of one row, segment after segment."""
+def _fill_row(row: Batch, examples: Sequence[Encoded]) -> None:
+    """Writes examples into the arrays of one row, segment after segment."""
     start = count = 0
     for segment, (ids, mask) in enumerate(examples, start=1):
         end = start + len(ids)

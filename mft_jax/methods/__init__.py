@@ -1,1 +1,26 @@
-"""What is compared: each method a composition of the stages before."""
+"""What is compared: each method a value over the shared stages."""
+
+import difflib
+from collections.abc import Callable
+
+from mft_jax.config import ExperimentConfig
+from mft_jax.errors import UserError
+from mft_jax.methods.method import Method
+from mft_jax.methods.paper import base, debate, majority, multiagent_ft
+
+__all__ = ["METHODS", "Method", "make_method"]
+
+METHODS: dict[str, Callable[[ExperimentConfig], Method]] = {
+    "base": base,
+    "majority": majority,
+    "debate": debate,
+    "multiagent_ft": multiagent_ft,
+}
+
+
+def make_method(name: str, config: ExperimentConfig) -> Method:
+    """The method of that name for a configuration. Raises UserError for an unknown name, with the nearest one."""
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.0)[0]
+        raise UserError(f"There is no method {name!r} (there are {', '.join(METHODS)}): did you mean {near!r}?")
+    return METHODS[name](config)

@@ -11,7 +11,7 @@ from mft_jax.sampling import Usage
 
 
 def sampling_cost(usages: Iterable[Usage], model: ModelConfig, lora: LoraConfig) -> Cost:
-    """The cost of calls of the sampler, without the seconds on the clock, which only the caller knows."""
+    """The cost of calls of the sampler, without wall time, which only the caller knows."""
     cost = Cost()
     for usage in usages:
         adapter = lora if usage.adapted else None
@@ -25,11 +25,11 @@ def sampling_cost(usages: Iterable[Usage], model: ModelConfig, lora: LoraConfig)
 
 
 def finetuning_cost(plan: Plan, start: int, end: int, model: ModelConfig, lora: LoraConfig) -> Cost:
-    """The cost of optimizer steps start..end-1 of a plan, all agents together, without seconds."""
+    """The cost of optimizer steps start..end-1 of a plan, all adapters together, without seconds."""
     cost = Cost()
-    for agent in plan.agents:
-        rows = [row for step in range(start, min(end, agent.steps)) for row in agent.rows_of(step)]
-        examples = [agent.examples[index] for row in rows for index in row]
+    for own in plan.adapters:
+        rows = [row for step in range(start, min(end, own.steps)) for row in own.rows_of(step)]
+        examples = [own.examples[index] for row in rows for index in row]
         lengths = [len(ids) for ids, _ in examples]
         targets = sum(int(mask[1:].sum()) for _, mask in examples)
         flops = training_flops(model, lora, lengths=lengths, targets=targets)

@@ -12,7 +12,7 @@ class Cost:
     """The price of a piece of work. Costs add with `+`; `total` adds many."""
 
     prompt_tokens: int = 0
-    """Tokens read by prefill, without padding; tokens continued from a KV cache are not read again."""
+    """Tokens read by prefill, without padding; tokens that are in the KV cache already are not read again."""
     new_tokens: int = 0
     """Tokens sampled, stop tokens included."""
     train_tokens: int = 0
@@ -20,9 +20,10 @@ class Cost:
     flops: int = 0
     """Floating-point operations the algorithm asks for, by `mft_jax.metrics.flops`; padding is not counted."""
     device_seconds: float = 0.0
-    """Seconds in compiled calls, compilation left out, times the number of devices that took part."""
+    """Seconds in which dispatched programs were under way, times the number of devices; compilation, scheduling, saving
+    and logging are not included."""
     wall_seconds: float = 0.0
-    """Seconds on the clock, everything included."""
+    """Wall time in seconds, everything included."""
 
     def __add__(self, other: "Cost") -> "Cost":
         names = (field.name for field in dataclasses.fields(self))

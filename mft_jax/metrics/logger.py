@@ -2,47 +2,54 @@
 
 import json
 import math
-import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from mft_jax.errors import UserError
-from mft_jax.files import atomic_write, make_directory
+from mft_jax.runs.layout import METRICS
+from mft_jax.runs.store import Store
 
 
 class MetricsLogger:
-    """Appends {"time", "iteration", "stage", "step", name: value, ...}; a kill costs at most a torn last line."""
+    """Collects {"time", "iteration", "stage", "step", name: value, ...}; `flush` rewrites the whole file.
 
-    def __init__(self, path: pathlib.Path):
-        """Opens or creates `path`; a torn last line is dropped. Raises UserError for a line that is no JSON object."""
-        self.path = pathlib.Path(path)
-        make_directory(self.path.parent)
-        data = self.path.read_bytes() if self.path.exists() else b""
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            atomic_write(self.path, data[:whole].decode())
-        self.records()
+    Objects in a store are never appended to. What a kill loses since the last `flush`, a resumed stage logs again.
+    """
+
+    def __init__(self, store: Store, say: Callable[[str], None] = lambda text: None):
+        """Reads what is there. A damaged file is set aside, which `say` is told, and its whole lines are kept."""
+        self.store = store
+        data = store.read_if_exists(METRICS) or b""
+        lines = data.removesuffix(b"\n").split(b"\n") if data else []
+        parsed = [_parse(line) for line in lines]
+        self._records = [record for record in parsed if record is not None]
+        if None in parsed:
+            aside = store.path(store.set_aside(METRICS))
+            say(
+                f"{store.path(METRICS)} is damaged (line {parsed.index(None) + 1} is not a metrics record): it was moved to "
+                f"{aside}, and its other lines are kept."
+            )
+            self.flush()
 
     def log(self, iteration: int, stage: str, step: int, **scalars: float) -> None:
-        """Writes one line at once. NaN and infinities, which JSON has not, become null."""
+        """Adds one record. NaN and infinities, which JSON has not, become null."""
         values = {name: _plain(value) for name, value in scalars.items()}
-        record = {"time": time.time(), "iteration": iteration, "stage": stage, "step": step, **values}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._records.append({"time": time.time(), "iteration": iteration, "stage": stage, "step": step, **values})
 
     def rewind(self, iteration: int, stage: str, step: int) -> None:
-        """Drops the lines of a stage from `step` on, which a resumed run writes again: no step appears twice."""
-        kept = [r for r in self.records() if (r["iteration"], r["stage"]) != (iteration, stage) or r["step"] < step]
-        atomic_write(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        """Drops the records of a stage from `step` on, which a resumed run logs again: no step appears twice."""
+        of_stage = lambda record: (record["iteration"], record["stage"]) == (iteration, stage)
+        self._records = [record for record in self._records if not of_stage(record) or record["step"] < step]
+
+    def flush(self) -> None:
+        """Writes all records, durably. Raises UserError when they cannot be written."""
+        self.store.write(METRICS, "".join(json.dumps(record) + "\n" for record in self._records).encode())
 
     def records(self) -> list[dict[str, Any]]:
-        """All lines, in the order they were written."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [_parse(line, self.path, number) for number, line in enumerate(lines, start=1)]
+        """All records, in the order they were logged."""
+        return list(self._records)
 
 
 def _plain(value: float) -> int | float | None:
@@ -51,13 +58,10 @@ def _plain(value: float) -> int | float | None:
     return number if math.isfinite(number) else None
 
 
-def _parse(line: str, path: pathlib.Path, number: int) -> dict[str, Any]:
+def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-        record["iteration"], record["stage"], record["step"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} line {number} is not a metrics record ({error}): delete that line, or the file; resuming does not "
-            "need it."
-        ) from error
-    return record
+        is_record = isinstance(record["step"], int) and {"iteration", "stage"} <= record.keys()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return record if is_record else None

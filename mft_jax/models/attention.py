@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-CHUNK = 128  # queries that meet their keys together; longer rows have longer chunks, ...
-MOST_CHUNKS = 8  # ... so that there are never more than these to compile
+CHUNK = 128  # queries that are scored together
+MOST_CHUNKS = 8  # longer rows have longer chunks, so that no more than these are compiled
 _NEGATIVE = -1e30  # finite: a fully masked row (padding) then gives an average instead of NaN
-_FEW = 8  # queries of a kv head
+_FEW = 8  # queries of a kv head, up to which XLA's CPU matmul is slower than multiplying and adding
 
 
 def attend(
@@ -32,13 +32,13 @@ def attend(
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     scores = jnp.where(mask[:, None, None], scores.reshape(batch, kv_heads, groups, time, -1), _NEGATIVE)
-    # Divided by their sum after they have met the values: H numbers instead of S. The sum is at least exp(0).
+    # Divided by their sum after the product with the values: H divisions instead of S. The sum is at least exp(0).
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     total = jnp.sum(weights, axis=-1, keepdims=True)
     flat = weights.astype(values.dtype).reshape(batch, kv_heads, groups * time, -1)
-    mixed = jnp.einsum("bkts,bksh->bkth", flat, values, preferred_element_type=jnp.float32)
-    mixed = (mixed.reshape(q.shape) / total).astype(q.dtype)
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, dim)
+    output = jnp.einsum("bkts,bksh->bkth", flat, values, preferred_element_type=jnp.float32)
+    output = (output.reshape(q.shape) / total).astype(q.dtype)
+    return output.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, dim)
 
 
 def causal_attention(
@@ -51,29 +51,29 @@ def causal_attention(
     softcap: float | None = None,
     chunk: int | None = None,
 ) -> Float[Array, "B T N H"]:
-    """A token sees itself and earlier tokens of its own segment; packed dialogues never see each other.
+    """A token attends to itself and earlier tokens of its own segment; packed dialogues never see each other.
 
-    With a `window`, only that many last tokens, itself included.
-    A chunk of queries meets only the keys from its window's start to its own end, which leaves out almost half of the
-    T x T scores, or more, in pieces small enough for a cache: on CPUs a training step takes less than half the time
-    that it takes with all scores.
+    With a `window`, it attends only to that many last tokens, itself included.
+    Each chunk of queries is scored against the keys from its window's start to its own end only. That leaves out almost
+    half of the T x T scores, or more, and the chunks fit a CPU's cache: a training step on CPUs takes less than half of
+    the time that it takes with all scores.
     """
     time = q.shape[1]
     chunk = chunk or max(CHUNK, -(-time // MOST_CHUNKS))
-    mixed = []
+    outputs = []
     for start in range(0, time, chunk):
         end = min(start + chunk, time)
         first = 0 if window is None else max(0, start - window + 1)
         same = segment_ids[:, start:end, None] == segment_ids[:, None, first:end]
         mask = same & visible(jnp.arange(start, end)[:, None], jnp.arange(first, end), window)
-        mixed.append(attend(q[:, start:end], keys[..., first:end], values[:, :, first:end], mask, softcap))
-    return jnp.concatenate(mixed, axis=1)
+        outputs.append(attend(q[:, start:end], keys[..., first:end], values[:, :, first:end], mask, softcap))
+    return jnp.concatenate(outputs, axis=1)
 
 
 def visible(queries: Int[Array, "..."], keys: Int[Array, "..."], window: int | None) -> Bool[Array, "..."]:
-    """Which keys a query sees, by their places in the row: none behind itself, and of those before a window's worth."""
-    seen = keys <= queries
-    return seen if window is None else seen & (keys > queries - window)
+    """Which keys a query attends to, by their places in the row: none after it, and no more than `window` of the others."""
+    earlier = keys <= queries
+    return earlier if window is None else earlier & (keys > queries - window)
 
 
 def transposed(
@@ -84,7 +84,7 @@ def transposed(
 
 
 def _scores(q: Float[Array, "B K T H"], keys: Float[Array, "B K H S"]) -> Float[Array, "B K T S"]:
-    """q k, in float32. XLA's CPU matmul is slow for the one or few queries of a decode step: there, multiply and sum."""
+    """q k, in float32. XLA's CPU matmul is slow for the few queries of a decode step: there, multiply and add."""
     matmul = lambda q, keys: jnp.einsum("bkth,bkhs->bkts", q, keys, preferred_element_type=jnp.float32)
     if q.shape[2] > _FEW:
         return matmul(q, keys)

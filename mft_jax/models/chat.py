@@ -1,7 +1,7 @@
 """Chat messages to token ids and back, by the checkpoint's own tokenizer and template, the same for sampling and training."""
 
 import dataclasses
-import json
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +10,8 @@ import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mft_jax.errors import UserError
+from mft_jax.models import template
+from mft_jax.models.json_files import not_of_kind, read_json_object, shorten
 from mft_jax.prompts import Message, assistant, user
 
 Encoded = tuple[np.ndarray, np.ndarray]  # ids [T] int32 and the mask [T] bool of the tokens to learn
@@ -21,7 +23,7 @@ class Chat:
 
     tokenizer: PreTrainedTokenizerFast
     stop_ids: tuple[int, ...]
-    thinking: bool = False  # of templates that can have reasoning models think before they answer
+    thinking: bool = False  # whether reasoning models are asked to think before they answer
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a dialogue, opened for the assistant's next turn."""
@@ -34,53 +36,53 @@ class Chat:
     def examples(self, messages: Sequence[Message], final_turn_only: bool = False) -> list[Encoded]:
         """A dialogue to learn from: ids [T] int32, and a mask [T] bool of the assistant's tokens, end of turn included.
 
-        It is one example where the template leaves earlier turns as they were when they were sampled. Templates that
-        do not (reasoning models drop old thoughts) give an example for each assistant turn, so that training always
-        sees the text that sampling saw. Raises UserError when a turn does not go on from its own prompt.
+        It is one example where the template renders earlier turns as it did when they were sampled. Other templates
+        (those of reasoning models leave old thoughts out) give an example for each assistant turn, so that training
+        always sees the text that sampling saw. Raises UserError when a rendered turn does not begin with its own prompt.
         """
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         turns = turns[-1:] if final_turn_only else turns
         text = self._render(messages, opened=False)
-        spans = [self._span(messages[: turn + 1]) for turn in turns]
+        spans = [self._render_turn(messages[: turn + 1]) for turn in turns]
         if all(text.startswith(closed) for _, closed in spans):
-            return [self._masked(text, spans)]
-        return [self._masked(closed, [(opened, closed)]) for opened, closed in spans]
+            return [self._encode_with_mask(text, spans)]
+        return [self._encode_with_mask(closed, [(opened, closed)]) for opened, closed in spans]
 
     def example(self, messages: Sequence[Message], final_turn_only: bool = False) -> Encoded:
-        """`examples` of a template that gives one. Raises UserError for another one."""
+        """The one example that `examples` gives. Raises UserError for a template with which it gives several."""
         found = self.examples(messages, final_turn_only)
         if len(found) > 1:
             raise UserError(
-                "The chat template renders an assistant turn differently once the dialogue goes on: give a template that "
-                "keeps earlier turns as they were."
+                "The chat template renders an assistant turn differently once others follow: give a template that renders "
+                "earlier turns unchanged."
             )
         return found[0]
 
-    def _span(self, messages: Sequence[Message]) -> tuple[str, str]:
-        """The text up to the last message, the assistant's, and with it: the first is what sampling saw."""
+    def _render_turn(self, messages: Sequence[Message]) -> tuple[str, str]:
+        """The text before the last message, the assistant's, as sampling saw it; and the text with that message."""
         opened, closed = self._render(messages[:-1], opened=True), self._render(messages, opened=False)
         if not closed.startswith(opened):
             raise UserError(
-                "The chat template does not render an assistant turn as going on from its own prompt, so that training would "
-                "see other text than sampling: give another one with --model.chat-template FILE."
+                "The chat template renders an assistant turn differently from the prompt that opens it, so that training "
+                "would see other text than sampling: give another one with --model.chat-template FILE."
             )
         return opened, closed
 
-    def _masked(self, text: str, spans: Sequence[tuple[str, str]]) -> Encoded:
-        """Ids of `text`, and which of them lie behind the first and within the second text of a span."""
+    def _encode_with_mask(self, text: str, spans: Sequence[tuple[str, str]]) -> Encoded:
+        """Ids of `text`, and which of them lie between the ends of the two texts of a span."""
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["offset_mapping"]).reshape(-1, 2)
         mask = np.zeros(len(ids), bool)
         for opened, closed in spans:
             inside = (offsets[:, 0] >= len(opened)) & (offsets[:, 1] <= len(closed))
             ends = np.flatnonzero(inside & np.isin(ids, self.stop_ids))
-            if len(ends):  # what a template adds after the end of turn (a line break, say) is not the assistant's
+            if len(ends):  # the assistant does not write what a template adds after the end of turn (a line break, say)
                 inside[ends[-1] + 1 :] = False
             mask |= inside
         return ids, mask
 
     def _render(self, messages: Sequence[Message], *, opened: bool) -> str:
-        return _apply(self.tokenizer, messages, opened, self.thinking)
+        return _render(self.tokenizer, messages, opened, self.thinking)
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes them itself
@@ -89,54 +91,74 @@ class Chat:
 def load_chat(directory: pathlib.Path, chat_template: str | None = None, thinking: bool = False) -> Chat:
     """Reads the tokenizer of a checkpoint directory; `chat_template` names a file that replaces its template.
 
-    Raises UserError without a tokenizer or a chat template, and for one that cannot render a dialogue.
+    Raises UserError without a tokenizer or a chat template, and for a template that cannot render a dialogue or leaves
+    the text of its messages out.
     """
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{directory} has no tokenizer that transformers can load ({error}).") from error
+    template.start()
+    tokenizer = _load_tokenizer(directory)
     if chat_template is not None:
         tokenizer.chat_template = _read_template(chat_template)
-    if not tokenizer.chat_template:
+    try:
+        tokenizer.get_chat_template()
+    except ValueError as error:  # there is none, or several of which none is the default
         raise UserError(
             f"The tokenizer of {directory} has no chat template: give one with --model.chat-template FILE (Jinja), or use an "
             "instruct model."
-        )
-    return Chat(tokenizer, _stop_ids(directory, tokenizer), thinking)
+        ) from error
+    end_of_turn = _text_after_an_answer(tokenizer)
+    return Chat(tokenizer, _stop_ids(pathlib.Path(directory), tokenizer, end_of_turn), thinking)
+
+
+def _load_tokenizer(directory: pathlib.Path) -> Any:
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the libraries raise many kinds, all of which mean that the files are missing or broken
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UserError(
+            f"{directory} has no tokenizer that transformers can load ({reason}): download the checkpoint again."
+        ) from error
+    if not tokenizer.is_fast:
+        raise UserError(f"{directory} has no tokenizer.json, which is needed: give a checkpoint with a fast tokenizer.")
+    return tokenizer
 
 
 def _read_template(path: str) -> str:
     try:
-        return pathlib.Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return pathlib.Path(os.path.expanduser(path)).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8
         raise UserError(
             f"Cannot read the chat template {path} ({error}): give a file with a Jinja template."
         ) from error
 
 
-def _apply(tokenizer: Any, messages: Sequence[Message], opened: bool, thinking: bool = False) -> str:
-    """The text of a dialogue. Templates that write today's date get a fixed one: a run must not change overnight."""
-    options = {"date_string": "26 Jul 2024", "enable_thinking": thinking}  # a template takes what it knows
-    try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=opened, **options)
-    except Exception as error:  # whatever a template raises
-        raise UserError(
-            f"The chat template cannot render a dialogue of user and assistant turns ({' '.join(str(error).split())}): "
-            "give another one with --model.chat-template FILE."
-        ) from error
-    return str(text)
+def _render(tokenizer: Any, messages: Sequence[Message], opened: bool, thinking: bool = False) -> str:
+    """The text of a dialogue. Templates use the variables that they know."""
+    # A date is given since a run must not change overnight.
+    variables = tokenizer.special_tokens_map | {"date_string": "26 Jul 2024", "enable_thinking": thinking}
+    return template.render(tokenizer.get_chat_template(), messages, opened=opened, variables=variables)
 
 
-def _stop_ids(directory: pathlib.Path, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+def _text_after_an_answer(tokenizer: Any) -> str:
+    """What the template writes after an assistant turn. Raises UserError when it leaves the text of messages out."""
+    texts = [f"text of message {number}" for number in range(1, 5)]
+    dialogue = [user(texts[0]), assistant(texts[1]), user(texts[2]), assistant(texts[3])]
+    for length in range(1, 5):
+        rendered = _render(tokenizer, dialogue[:length], opened=length % 2 == 1)
+        missing = [message["role"] for message in dialogue[:length] if message["content"] not in rendered]
+        if missing:
+            raise UserError(
+                f"The chat template leaves out the text of a message of the {missing[0]}: give another one with "
+                "--model.chat-template FILE."
+            )
+    return rendered[rendered.rindex(texts[-1]) + len(texts[-1]) :]
+
+
+def _stop_ids(directory: pathlib.Path, tokenizer: PreTrainedTokenizerFast, end_of_turn: str) -> tuple[int, ...]:
     """The end-of-sequence ids of generation_config.json and the tokenizer, and the template's own end of turn."""
-    stops = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
-    generation = directory / "generation_config.json"
-    if generation.is_file():
-        ids = json.loads(generation.read_text()).get("eos_token_id")
-        stops |= set(ids if isinstance(ids, list) else [] if ids is None else [ids])
-    marker = "0"
-    closed = _apply(tokenizer, [user(marker), assistant(marker)], opened=False)
-    tail = tokenizer(closed[closed.rindex(marker) + len(marker) :], add_special_tokens=False)["input_ids"]
+    stops = set(_generation_stop_ids(directory / "generation_config.json"))
+    if tokenizer.eos_token_id is not None:
+        stops.add(tokenizer.eos_token_id)
+    tail = tokenizer(end_of_turn, add_special_tokens=False)["input_ids"]
     if tail and tail[0] in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder):
         stops.add(tail[0])
     if not stops:
@@ -144,3 +166,15 @@ def _stop_ids(directory: pathlib.Path, tokenizer: PreTrainedTokenizerFast) -> tu
             f"The tokenizer of {directory} names no end of turn: set eos_token_id in generation_config.json."
         )
     return tuple(sorted(stops))
+
+
+def _generation_stop_ids(path: pathlib.Path) -> list[int]:
+    """The eos_token_id of a generation_config.json: a token id, a list of them, or none."""
+    kind, remedy = "a generation configuration", "download it again, or delete it"
+    found = read_json_object(path, kind, remedy).get("eos_token_id") if path.is_file() else None
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(token) is int and token >= 0 for token in ids):
+        raise not_of_kind(
+            path, kind, f"its eos_token_id is {shorten(found)}, expected a token id or a list of them", remedy
+        )
+    return ids

@@ -1,11 +1,11 @@
 """The decoder of all Llama-like families, read from top to bottom: linear, norm, block, decoder.
 
 Modules are flax.nnx and hold the frozen base only; they are split once into (graphdef, base) and merged inside compiled
-functions. An agent's adapter is an argument, never a part of the module, so that `jax.vmap` maps it and leaves the base
+functions. An adapter is an argument, never a part of the module, so that `jax.vmap` maps it and leaves the base
 un-mapped: the base matmul stays one matmul over all agents' rows. `None` as adapter is the base model itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
@@ -15,27 +15,26 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mft_jax.models.attention import causal_attention, transposed
 from mft_jax.models.config import ModelConfig
-from mft_jax.models.lora import Adapter, projection_shapes
+from mft_jax.models.lora import Adapter, LowRank, projection_shapes
 from mft_jax.models.rotary import rotate, rotation
 
-# Called by a block with its (layer index, q, k, v); returns the mixed values. Where keys and values live is the caller's.
+# Called by a block with (its index, q, k, v); returns the attention output. Where keys and values are kept is up to the caller.
 Attention = Callable[[int, Array, Array, Array], Float[Array, "B T N H"]]
 
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": partial(jax.nn.gelu, approximate=True)}
 
 
 class Linear(nnx.Module):
-    """x @ kernel (+ bias), plus an agent's low-rank delta."""
+    """x @ kernel (+ bias), plus an adapter's low-rank change."""
 
-    def __init__(self, size_in: int, size_out: int, bias: bool, lora_scale: float, dtype: jnp.dtype):
+    def __init__(self, size_in: int, size_out: int, bias: bool, dtype: jnp.dtype):
         self.kernel = nnx.Param(jnp.zeros((size_in, size_out), dtype))
         self.bias = nnx.Param(jnp.zeros((size_out,), dtype)) if bias else None
-        self.lora_scale = lora_scale
 
-    def __call__(self, x: Float[Array, "... in"], lora: Adapter | None = None) -> Float[Array, "... out"]:
+    def __call__(self, x: Float[Array, "... in"], lora: LowRank | None = None) -> Float[Array, "... out"]:
         y = x @ self.kernel[...].astype(x.dtype)
         if lora is not None:
-            delta = ((x @ lora["a"].astype(x.dtype)) @ lora["b"].astype(x.dtype)) * self.lora_scale
+            delta = ((x @ lora.a.astype(x.dtype)) @ lora.b.astype(x.dtype)) * lora.scale.astype(x.dtype)
             y = delta + y  # delta first: XLA then fuses the sum into the base matmul
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
@@ -58,11 +57,11 @@ class RMSNorm(nnx.Module):
 class Block(nnx.Module):
     """Attention and gated MLP, each after a norm (Gemma: between two) and inside a residual."""
 
-    def __init__(self, config: ModelConfig, lora_scale: float, dtype: jnp.dtype):
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
         self.config = config
         norm = lambda size: RMSNorm(size, config.norm_eps, config.norm_offset, dtype)
         shapes = projection_shapes(config)
-        linear = lambda name, bias: Linear(*shapes[name], bias, lora_scale, dtype)
+        linear = lambda name, bias: Linear(*shapes[name], bias, dtype)
         self.input_norm = norm(config.embed)
         if config.fused:
             self.qkv_proj = linear("qkv_proj", config.qkv_bias)
@@ -84,20 +83,19 @@ class Block(nnx.Module):
         self.mlp_out_norm = norm(config.embed) if config.out_norms else None
 
     def __call__(
-        self, x: Float[Array, "B T D"], rope: tuple[Array, Array], attention: Callable, lora: Adapter | None
+        self, x: Float[Array, "B T D"], rope: tuple[Array, Array], attention: Callable, lora: Mapping[str, LowRank]
     ) -> Float[Array, "B T D"]:
-        lora = lora or {}
         with jax.named_scope("attention"):
             q, k, v = self._queries_keys_values(self.input_norm(x), lora)
-            mixed = attention(rotate(q, *rope) * self.config.query_scale, rotate(k, *rope), v)
-            mixed = self.o_proj(mixed.reshape(*x.shape[:2], -1), lora.get("o_proj"))
-            x = x + (mixed if self.attention_out_norm is None else self.attention_out_norm(mixed))
+            output = attention(rotate(q, *rope) * self.config.query_scale, rotate(k, *rope), v)
+            output = self.o_proj(output.reshape(*x.shape[:2], -1), lora.get("o_proj"))
+            x = x + (output if self.attention_out_norm is None else self.attention_out_norm(output))
         with jax.named_scope("mlp"):
             gate, up = self._gate_up(self.post_norm(x), lora)
             y = self.down_proj(_ACTIVATIONS[self.config.activation](gate) * up, lora.get("down_proj"))
             return x + (y if self.mlp_out_norm is None else self.mlp_out_norm(y))
 
-    def _queries_keys_values(self, y: Float[Array, "B T D"], lora: Adapter) -> tuple[Array, Array, Array]:
+    def _queries_keys_values(self, y: Float[Array, "B T D"], lora: Mapping[str, LowRank]) -> tuple[Array, Array, Array]:
         """[B, T, N, H], [B, T, K, H] and [B, T, K, H]."""
         config = self.config
         if config.fused:
@@ -112,7 +110,9 @@ class Block(nnx.Module):
         q, k, v = (part.reshape(*y.shape[:2], -1, config.head_dim) for part in parts)
         return (q, k, v) if self.q_norm is None or self.k_norm is None else (self.q_norm(q), self.k_norm(k), v)
 
-    def _gate_up(self, y: Float[Array, "B T D"], lora: Adapter) -> tuple[Float[Array, "B T F"], Float[Array, "B T F"]]:
+    def _gate_up(
+        self, y: Float[Array, "B T D"], lora: Mapping[str, LowRank]
+    ) -> tuple[Float[Array, "B T F"], Float[Array, "B T F"]]:
         if self.config.fused:
             gate, up = jnp.split(self.gate_up_proj(y, lora.get("gate_up_proj")), 2, axis=-1)
             return gate, up
@@ -125,16 +125,15 @@ class Decoder(nnx.Module):
     def __init__(
         self,
         config: ModelConfig,
-        lora_scale: float = 1.0,
         dtype: jnp.dtype = jnp.float32,
         compute_dtype: jnp.dtype | None = None,
     ):
         self.config = config
         self.compute_dtype = jnp.dtype(dtype if compute_dtype is None else compute_dtype)
         self.embedding = nnx.Param(jnp.zeros((config.vocab_size, config.embed), dtype))
-        self.blocks = nnx.List([Block(config, lora_scale, dtype) for _ in range(config.layers)])
+        self.blocks = nnx.List([Block(config, dtype) for _ in range(config.layers)])
         self.norm = RMSNorm(config.embed, config.norm_eps, config.norm_offset, dtype)
-        self.lm_head = None if config.tied_embeddings else Linear(config.embed, config.vocab_size, False, 1.0, dtype)
+        self.lm_head = None if config.tied_embeddings else Linear(config.embed, config.vocab_size, False, dtype)
 
     def run(
         self,
@@ -146,9 +145,9 @@ class Decoder(nnx.Module):
         long: Bool[Array, "..."] | None = None,
         remat: bool = False,
     ) -> Float[Array, "B T D"]:
-        """Hidden states after the last norm. Layers are unrolled: a scan over weights copies each of them on CPUs.
+        """Hidden states after the last norm. Layers are unrolled: a scan over the weights would copy each of them on CPUs.
 
-        `long`, [] or [B, T], as in `rotary.rotation`: only models with a `config.long_after` look at it.
+        `long`, [] or [B, T], as in `rotary.rotation`: only models with a `config.long_after` use it.
         """
         config = self.config
         x = self.embedding[...][tokens].astype(self.compute_dtype)
@@ -157,9 +156,9 @@ class Decoder(nnx.Module):
         rope = rotation(config.rope, positions, long)
         local = rope if config.local_rope is None else rotation(config.local_rope, positions)
         for index, (block, window) in enumerate(zip(self.blocks, config.windows, strict=True)):
-            lora = None if adapter is None else jax.tree.map(lambda leaf, i=index: leaf[i], adapter)
-            turn = rope if window is None else local
-            layer = lambda x, lora, block=block, index=index, turn=turn: block(x, turn, partial(attention, index), lora)
+            lora = {} if adapter is None else adapter.layer(index)
+            angles = rope if window is None else local
+            layer = lambda x, lora, b=block, i=index, angles=angles: b(x, angles, partial(attention, i), lora)
             x = (jax.checkpoint(layer) if remat else layer)(x, lora)
         return self.norm(x)
 
@@ -190,19 +189,18 @@ class Decoder(nnx.Module):
             return scores if cap is None else cap * jnp.tanh(scores / cap)
 
     def __call__(self, tokens: Int[Array, "B T"], adapter: Adapter | None = None) -> Float[Array, "B T V"]:
-        """Logits of every position of un-padded rows."""
+        """Logits of every position of rows without padding."""
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         return self.logits(self.hidden(tokens, positions, jnp.zeros_like(tokens), adapter))
 
 
 def build(
     config: ModelConfig,
-    lora_scale: float = 1.0,
     dtype: jnp.dtype = jnp.float32,
     compute_dtype: jnp.dtype | None = None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """(graphdef, abstract base): the base's leaves are ShapeDtypeStructs, for `weights` to fill, or a compiler to plan with.
+    """(graphdef, abstract base). The base's leaves are ShapeDtypeStructs: `weights` fills them, a compiler needs no more.
 
-    `dtype` is that of the weights, `compute_dtype` of activations; none: the same.
+    `dtype` is that of the weights, `compute_dtype` that of activations (None: the same).
     """
-    return nnx.split(nnx.eval_shape(lambda: Decoder(config, lora_scale, dtype, compute_dtype)))
+    return nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype, compute_dtype)))

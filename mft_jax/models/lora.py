@@ -1,9 +1,11 @@
-"""Low-rank adapters: a plain pytree beside the frozen base, stacked over layers here and over agents by the callers.
+"""Low-rank adapters: a plain pytree beside the frozen base, stacked over layers here and over a society by the callers.
 
-An adapter is {target: {"a": [L, in, R], "b": [L, R, out]}}; a society's adapters have one more leading axis, A.
+The weights of one adapter are {target: {"a": [L, in, R], "b": [L, R, out]}}; those of a society have one more leading
+axis, A.
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,28 @@ from mft_jax.config import FUSED, TARGETS, LoraConfig
 from mft_jax.errors import UserError
 from mft_jax.models.config import ModelConfig
 
-Adapter = PyTree[Float[Array, "..."]]
+AdapterWeights = PyTree[Float[Array, "..."]]
+
+
+class LowRank(NamedTuple):
+    """The change of one linear layer: x -> scale * (x @ a) @ b."""
+
+    a: Float[Array, "in R"]
+    b: Float[Array, "R out"]
+    scale: Float[Array, ""]
+
+
+class Adapter(NamedTuple):
+    """An adapter with its scale, alpha / rank, which so is data: one compiled program serves adapters of any scale."""
+
+    weights: AdapterWeights
+    scale: Float[Array, "..."]  # [] of one adapter, [A] of a society
+
+    def layer(self, index: int) -> dict[str, LowRank]:
+        """One adapter's changes to the linear layers of a block, by the name of the layer."""
+        return {
+            target: LowRank(pair["a"][index], pair["b"][index], self.scale) for target, pair in self.weights.items()
+        }
 
 
 def projection_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -57,8 +80,8 @@ def resolve_targets(config: ModelConfig, targets: Iterable[str]) -> tuple[str, .
     return tuple(name for name in shapes if name in asked)
 
 
-def init_adapter(config: ModelConfig, lora: LoraConfig, key: Key[Array, ""]) -> Adapter:
-    """One agent's adapter: `a` uniform within 1/sqrt(in) as in PEFT, `b` zero, so that it starts as the base model."""
+def init_weights(config: ModelConfig, lora: LoraConfig, key: Key[Array, ""]) -> AdapterWeights:
+    """One fresh adapter: `a` uniform within 1/sqrt(in) as in PEFT, `b` zero, so that it computes what the base computes."""
     shapes, dtype = projection_shapes(config), jnp.dtype(lora.dtype)
     adapter = {}
     for target in resolve_targets(config, lora.targets):
@@ -70,7 +93,7 @@ def init_adapter(config: ModelConfig, lora: LoraConfig, key: Key[Array, ""]) -> 
     return adapter
 
 
-def init_adapters(config: ModelConfig, lora: LoraConfig, key: Key[Array, ""], agents: int) -> Adapter:
-    """Adapters of `agents` agents, stacked; agent i's does not depend on how many others there are."""
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(agents))
-    return jax.vmap(lambda k: init_adapter(config, lora, k))(keys)
+def init_society(config: ModelConfig, lora: LoraConfig, key: Key[Array, ""], adapters: int) -> AdapterWeights:
+    """The weights of `adapters` fresh adapters, stacked; those of number i do not depend on how many others there are."""
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(adapters))
+    return jax.vmap(lambda k: init_weights(config, lora, k))(keys)

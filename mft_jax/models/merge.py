@@ -1,8 +1,8 @@
-"""A base with one agent's adapter folded in, as an ordinary Hugging Face checkpoint.
+"""Merges one agent's adapter into its base, as an ordinary Hugging Face checkpoint.
 
-Tensors go from the source's files to the new ones one at a time, as the bytes they are; only those of adapted
-projections are computed with. Memory so is that of the largest tensor, and nothing is asked about the architecture
-but what its projections are called.
+Tensors are copied from the source's files to the new ones one at a time, byte for byte, but for those of adapted
+projections. So the largest tensor decides how much memory it takes, and of the architecture only the names of its
+projections matter.
 """
 
 import dataclasses
@@ -12,21 +12,19 @@ import pathlib
 import shutil
 from collections.abc import Callable, Mapping
 
-import jax.numpy as jnp
 import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
-from safetensors import SafetensorError, safe_open
 
 from mft_jax.config import LoraConfig
 from mft_jax.errors import UserError
 from mft_jax.files import new_directory
-from mft_jax.models.lora import Adapter
-from mft_jax.models.weights import projection_module, tensor_files
+from mft_jax.models.peft import Weights
+from mft_jax.models.tensor_files import FLOAT_TYPES, check_finite, find_tensors, read_headers
+from mft_jax.models.weights import projection_module
 
-# What a checkpoint has besides its weights: configuration, tokenizer, chat template, terms of use.
+# What is copied besides the weights: configuration, tokenizer, chat template, terms of use.
 _COPIED = ("config.json", "generation_config.json", "*token*.json", "vocab.*", "merges.txt", "*.model", "*.jinja",
            "LICENSE*", "NOTICE*", "USE_POLICY*")  # fmt: skip
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,34 +38,38 @@ class _Stored:
     size: int  # bytes
 
     def read(self) -> bytes:
-        with open(self.file, "rb") as file:
-            file.seek(self.start)
-            return file.read(self.size)
+        try:
+            with open(self.file, "rb") as file:
+                file.seek(self.start)
+                return file.read(self.size)
+        except OSError as error:
+            raise UserError(f"{self.file} cannot be read ({error.strerror}): download it again.") from error
 
 
 def merge_checkpoint(
     source: pathlib.Path,
     directory: pathlib.Path,
-    adapter: Adapter,
+    adapter: Weights,
     lora: LoraConfig,
     *,
     max_shard_size: int | str = "5GB",
 ) -> None:
     """Writes `source` with W + scale * B A in place of every adapted W, computed in float32, stored in W's own type.
 
-    `adapter` is one agent's, {target: {"a": [L, in, R], "b": [L, R, out]}}. Weights go into one file, or into several of
-    at most `max_shard_size` (bytes, or "5GB") with an index. Raises UserError when the adapter does not fit the source,
-    and when `directory` is not empty or cannot be written; it appears whole or not at all.
+    `adapter` holds one agent's weights, {target: {"a": [L, in, R], "b": [L, R, out]}}. They are written into one file, or
+    several of at most `max_shard_size` (bytes, or "5GB") with an index. Raises UserError when the adapter does not fit
+    the source, when the sum is not finite in W's type, and when `directory` is not empty or cannot be written; an error
+    leaves nothing behind.
     """
     source = pathlib.Path(source)
-    tensors = _stored_tensors(source)
+    tensors = _locate_tensors(source)
     deltas = {
         f"{projection_module(layer, target)}.weight": (target, layer)
         for target, pair in adapter.items()
         for layer in range(len(pair["a"]))
     }
     for name, (target, _) in deltas.items():
-        _check(name, tensors.get(name), (adapter[target]["b"].shape[2], adapter[target]["a"].shape[1]), source)
+        _check_fits(name, tensors.get(name), (adapter[target]["b"].shape[2], adapter[target]["a"].shape[1]), source)
 
     def content(name: str) -> bytes:
         stored = tensors[name]
@@ -75,8 +77,12 @@ def merge_checkpoint(
             return stored.read()
         target, layer = deltas[name]
         a, b = (np.asarray(adapter[target][part][layer], np.float32) for part in "ab")
-        weight = np.frombuffer(stored.read(), _DTYPES[stored.dtype]).reshape(stored.shape)
-        return (weight.astype(np.float32) + np.float32(lora.scale) * (a @ b).T).astype(weight.dtype).tobytes()
+        weight = np.frombuffer(stored.read(), FLOAT_TYPES[stored.dtype]).reshape(stored.shape)
+        with np.errstate(over="ignore"):  # it is checked next
+            merged = (weight.astype(np.float32) + np.float32(lora.scale) * (a @ b).T).astype(weight.dtype)
+        remedy = "take a base that is finite and stored in a wider type, or export the adapter with --to peft"
+        check_finite(merged, stored.file, name, remedy)
+        return merged.tobytes()
 
     try:
         split = split_state_dict_into_shards_factory(
@@ -92,21 +98,17 @@ def merge_checkpoint(
             for file in source.glob(pattern):
                 shutil.copyfile(file, temporary / file.name)
         for file, names in split.filename_to_tensors.items():
-            _write(temporary / file, {name: tensors[name] for name in names}, content)
+            _write_safetensors(temporary / file, {name: tensors[name] for name in names}, content)
         if split.is_sharded:
             index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
             (temporary / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _stored_tensors(source: pathlib.Path) -> dict[str, _Stored]:
-    """Every tensor of a checkpoint, in the order of its files."""
+def _locate_tensors(source: pathlib.Path) -> dict[str, _Stored]:
+    """The place of every tensor of a checkpoint, in the order of its files."""
     stored = {}
-    for path in sorted(set(tensor_files(source).values())):
-        try:
-            with safe_open(path, framework="numpy"):
-                pass  # has checked that the file is whole and its header makes sense
-        except SafetensorError as error:
-            raise UserError(f"{path} is not a complete safetensors file ({error}): download it again.") from error
+    for path in sorted(set(find_tensors(source).values())):
+        read_headers(path)  # raises UserError unless the file is complete and its header makes sense
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
@@ -117,7 +119,7 @@ def _stored_tensors(source: pathlib.Path) -> dict[str, _Stored]:
     return stored
 
 
-def _check(name: str, stored: _Stored | None, expected: tuple[int, int], source: pathlib.Path) -> None:
+def _check_fits(name: str, stored: _Stored | None, expected: tuple[int, int], source: pathlib.Path) -> None:
     if stored is None:
         raise UserError(f"{source} has no tensor {name}, which the adapter changes: it is an adapter of another base.")
     if stored.shape != expected:
@@ -125,17 +127,17 @@ def _check(name: str, stored: _Stored | None, expected: tuple[int, int], source:
             f"{stored.file}: {name} has shape {stored.shape}, the adapter's change {expected}: it is an adapter of "
             "another base."
         )
-    if stored.dtype not in _DTYPES:
+    if stored.dtype not in FLOAT_TYPES:
         raise UserError(
-            f"{stored.file}: {name} is stored as {stored.dtype}, expected one of {', '.join(_DTYPES)}: an adapter cannot "
+            f"{stored.file}: {name} is stored as {stored.dtype}, expected one of {', '.join(FLOAT_TYPES)}: an adapter cannot "
             "be merged into quantized weights; export it with --to peft."
         )
 
 
-def _write(path: pathlib.Path, tensors: Mapping[str, _Stored], content: Callable[[str], bytes]) -> None:
-    """A safetensors file: the header's length, the header, the tensors. The library's own writer wants all in memory."""
+def _write_safetensors(path: pathlib.Path, tensors: Mapping[str, _Stored], content: Callable[[str], bytes]) -> None:
+    """Writes the header's length, the header, and the tensors. The library's own writer needs them all in memory."""
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
-    # Wide types first, as the library does: every tensor is then aligned for those that map the file into memory.
+    # Wide types first, as the library does: then every tensor is aligned for programs that map the file into memory.
     names = sorted(tensors, key=lambda name: -tensors[name].size // max(1, math.prod(tensors[name].shape)))
     offset = 0
     for name in names:

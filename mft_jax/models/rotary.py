@@ -4,17 +4,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from mft_jax.models.config import LinearScaling, Llama3Scaling, LongScaling, Rope
+from mft_jax.models.rope_config import LinearScaling, Llama3Scaling, LongScaling, Rope
 
 
 def inverse_frequencies(rope: Rope, long: bool = False) -> np.ndarray:
-    """Radians per position for each pair of turned dimensions, [dims/2] in float32, as transformers computes them.
+    """Radians per position for each pair of rotated dimensions, [dims/2] in float32, as transformers computes them.
 
     `long` asks for the frequencies of sequences longer than longrope's original context.
     """
     exponents = np.arange(0, rope.dims, 2, dtype=np.float32) / np.float32(rope.dims)
-    # The power is taken in double and rounded: numpy's own float32 power is an ulp off one time in six, which at
-    # position 2,048 moves an angle by 1e-4.
+    # The power is computed in double precision and rounded: one in six of numpy's own float32 powers is an ulp off, which
+    # at position 2,048 changes an angle by 1e-4.
     periods = (rope.theta ** exponents.astype(np.float64)).astype(np.float32)
     scaling = rope.scaling
     if isinstance(scaling, LongScaling):
@@ -23,10 +23,10 @@ def inverse_frequencies(rope: Rope, long: bool = False) -> np.ndarray:
     frequencies = (1.0 / periods).astype(np.float32)
     if isinstance(scaling, LinearScaling):
         return (frequencies / np.float32(scaling.factor)).astype(np.float32)
-    return _llama3(frequencies, scaling) if isinstance(scaling, Llama3Scaling) else frequencies
+    return _scale_llama3(frequencies, scaling) if isinstance(scaling, Llama3Scaling) else frequencies
 
 
-def _llama3(frequencies: np.ndarray, scaling: Llama3Scaling) -> np.ndarray:
+def _scale_llama3(frequencies: np.ndarray, scaling: Llama3Scaling) -> np.ndarray:
     wavelengths = 2 * np.pi / frequencies
     longest_kept = scaling.original_max_position / scaling.high_freq_factor
     shortest_slowed = scaling.original_max_position / scaling.low_freq_factor
@@ -58,9 +58,9 @@ def rotation(
 def rotate(
     x: Float[Array, "B T N H"], cos: Float[Array, "B T 1 R"], sin: Float[Array, "B T 1 R"]
 ) -> Float[Array, "B T N H"]:
-    """Turns each pair (i, i + R/2) of the first R dimensions by its position's angle; the others pass."""
+    """Rotates each pair (i, i + R/2) of the first R dimensions by its position's angle; the others stay as they are."""
     dims = cos.shape[-1]
-    turning, passing = x[..., :dims], x[..., dims:]
-    left, right = jnp.split(turning, 2, axis=-1)
-    turned = (turning * cos + jnp.concatenate([-right, left], axis=-1) * sin).astype(x.dtype)
-    return turned if dims == x.shape[-1] else jnp.concatenate([turned, passing], axis=-1)
+    rotating, rest = x[..., :dims], x[..., dims:]
+    left, right = jnp.split(rotating, 2, axis=-1)
+    rotated = (rotating * cos + jnp.concatenate([-right, left], axis=-1) * sin).astype(x.dtype)
+    return rotated if dims == x.shape[-1] else jnp.concatenate([rotated, rest], axis=-1)

@@ -1,6 +1,6 @@
-"""Base weights in and out: ordinary Hugging Face checkpoint directories, one tensor at a time."""
+"""Reads and writes base weights, one tensor at a time, as ordinary Hugging Face checkpoint directories."""
 
-import json
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mft_jax.errors import UserError
 from mft_jax.models.config import ModelConfig
 from mft_jax.models.decoder import build
+from mft_jax.models.tensor_files import FLOAT_TYPES, SINGLE, check_finite, find_tensors, read_headers, read_tensor
 
 Path = tuple[str | int, ...]
 
@@ -28,8 +28,8 @@ _FOUR_NORMS = {
 
 def checkpoint_directory(path: str) -> pathlib.Path:
     """`path` itself when it is a directory, else the local copy of the hub's model of that name, downloaded when needed."""
-    directory = pathlib.Path(path).expanduser()
-    if directory.is_dir():
+    directory = pathlib.Path(os.path.expanduser(path))  # Path.expanduser raises where a user's home is not known
+    if os.path.isdir(directory):  # as Path.is_dir does for a name that is too long
         return directory
     if directory.is_absolute() or path.startswith(".") or path.count("/") != 1:
         raise UserError(
@@ -39,19 +39,20 @@ def checkpoint_directory(path: str) -> pathlib.Path:
 
     try:
         files = ["*.json", "*.safetensors", "*.jinja", "*.model"]
-        # Some publish the same weights a second time, for other programs.
+        # Some repositories hold the same weights a second time, in the format of other programs.
         return pathlib.Path(
             snapshot_download(path, allow_patterns=files, ignore_patterns=["consolidated*", "original/*"])
         )
-    except Exception as error:  # the hub's client raises many kinds, all of which mean: not to be had
+    except Exception as error:  # the hub's client raises many kinds, all of which mean that there is no download
+        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path} is neither a directory nor a model that could be downloaded ({type(error).__name__}): "
+            f"{path} is neither a directory nor a model that could be downloaded ({type(error).__name__}: {reason}): "
             "check the name and the network, or give a checkpoint directory."
         ) from error
 
 
 def projection_module(layer: int | str, projection: str) -> str:
-    """The checkpoint's name of a layer's linear module, model.layers.0.self_attn.q_proj for one; fused ones included."""
+    """The checkpoint's name of a layer's linear module, fused ones included: model.layers.0.self_attn.q_proj, say."""
     place = "mlp" if projection in ("gate_proj", "up_proj", "gate_up_proj", "down_proj") else "self_attn"
     return f"model.layers.{layer}.{place}.{projection}"
 
@@ -68,7 +69,7 @@ def hugging_face_name(path: Path, config: ModelConfig) -> tuple[str, bool]:
     if str(module).endswith("_proj"):
         name = projection_module(layer, str(module))
     else:
-        # Where there are norms behind attention and MLP too, "post_attention" is the one behind.
+        # In families with norms after attention and MLP too, "post_attention" means the one after attention.
         norms = _FOUR_NORMS if config.out_norms else _TWO_NORMS
         name = f"model.layers.{layer}.{norms.get(str(module), f'self_attn.{module}')}"
     return f"{name}.{'bias' if kind == 'bias' else 'weight'}", kind == "kernel"
@@ -78,7 +79,6 @@ def load_base(
     directory: pathlib.Path,
     config: ModelConfig,
     *,
-    lora_scale: float = 1.0,
     dtype: jnp.dtype | None = jnp.float32,
     compute_dtype: jnp.dtype | None = None,
     place: Callable[[Path, np.ndarray], jax.Array] | None = None,
@@ -86,23 +86,25 @@ def load_base(
     """Reads a checkpoint into (graphdef, base), every tensor placed on its devices before the next is read.
 
     `dtype` is that of the weights; None: each as it is stored. `compute_dtype` is that of activations; None: the same.
-    `place(path, tensor)` puts one leaf where the mesh wants it; by default it goes to the default device.
+    `place(path, tensor)` puts one leaf on the devices of a mesh; by default it goes to the default device.
     On the host no more than a tensor and its transposed copy are held besides what was placed there.
-    Raises UserError for a missing file or tensor, a wrong shape, and for tensors the decoder has no use for.
+    Raises UserError for a missing file or tensor, a wrong shape, a tensor that holds NaN or infinity, and a tensor that
+    the decoder does not use.
     """
-    graphdef, abstract = build(config, lora_scale, dtype or jnp.float32, compute_dtype)
+    graphdef, abstract = build(config, dtype or jnp.float32, compute_dtype)
     place = place or (lambda _, tensor: jnp.asarray(tensor))
-    files = tensor_files(directory)
+    files = find_tensors(directory)
     flat, treedef = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(abstract))
     wanted = [(tuple(key.key for key in keys), spec.shape) for keys, spec in flat]
-    _check_all(files, wanted, config, directory)
+    _check_headers(files, wanted, config, directory)
     leaves = []
     for path, _ in wanted:
         name, is_transposed = hugging_face_name(path, config)
-        tensor = _read(files[name], name)
-        tensor = tensor.T if is_transposed else tensor
-        leaf = place(path, tensor if dtype is None else tensor.astype(dtype, copy=False))
-        leaves.append(jax.block_until_ready(leaf))  # or tensors on their way to a device would pile up on the host
+        tensor = read_tensor(files[name], name)
+        tensor = tensor if dtype is None else tensor.astype(dtype, copy=False)
+        check_finite(tensor, files[name], name, "download it again, or give another checkpoint")
+        leaf = place(path, tensor.T if is_transposed else tensor)
+        leaves.append(jax.block_until_ready(leaf))  # else tensors that are being transferred pile up on the host
     nnx.replace_by_pure_dict(abstract, jax.tree_util.tree_unflatten(treedef, leaves))
     return graphdef, abstract
 
@@ -114,29 +116,38 @@ def save_base(base: nnx.State, directory: pathlib.Path, config: ModelConfig) -> 
         name, is_transposed = hugging_face_name(tuple(key.key for key in keys), config)
         tensor = np.asarray(leaf)
         tensors[name] = np.ascontiguousarray(tensor.T if is_transposed else tensor)
-    path = pathlib.Path(directory) / "model.safetensors"
+    path = pathlib.Path(directory) / SINGLE
     save_file(tensors, str(path), metadata={"format": "pt"})
     path.chmod(0o644)  # safetensors makes it readable by its owner alone
 
 
-def _check_all(
+def _check_headers(
     files: dict[str, pathlib.Path],
     wanted: Sequence[tuple[Path, tuple[int, ...]]],
     config: ModelConfig,
     directory: pathlib.Path,
 ) -> None:
-    """Every tensor is there, has its shape, and none is left over: known from the headers, before minutes of reading."""
-    shapes = _shapes(set(files.values()))
+    """Every tensor is there, with its shape and a type that can be read, and none is left over.
+
+    The files' headers tell, so that a checkpoint that does not fit is refused before its weights are read.
+    """
+    headers = {path: read_headers(path) for path in sorted(set(files.values()))}
     used = set()
     for path, shape in wanted:
         name, is_transposed = hugging_face_name(path, config)
-        if name not in files or name not in shapes[files[name]]:
+        header = headers[files[name]].get(name) if name in files else None
+        if header is None:
             raise UserError(
                 f"{directory}: the tensor {name} is missing: the checkpoint is incomplete or of another architecture."
             )
-        expected, found = shape[::-1] if is_transposed else shape, shapes[files[name]][name]
-        if found != expected:
-            raise UserError(f"{files[name]}: {name} has shape {found}, but config.json asks for {expected}.")
+        expected = shape[::-1] if is_transposed else shape
+        if header.shape != expected:
+            raise UserError(f"{files[name]}: {name} has shape {header.shape}, but config.json asks for {expected}.")
+        if header.dtype not in FLOAT_TYPES:
+            raise UserError(
+                f"{files[name]}: {name} is stored as {header.dtype}, expected one of {', '.join(FLOAT_TYPES)}: give a "
+                "checkpoint whose weights are not quantized."
+            )
         used.add(name)
     unused = [
         name
@@ -147,49 +158,3 @@ def _check_all(
         raise UserError(
             f"{files[unused[0]]}: the tensor {unused[0]} has no place in this decoder: the architecture differs from config.json."
         )
-
-
-def tensor_files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Which file holds each tensor, from the shard index when there is one."""
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            weight_map = json.loads(index.read_text())["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{index} is not a shard index ({error}): download the checkpoint again.") from error
-        files = {name: directory / shard for name, shard in weight_map.items()}
-        absent = sorted({str(f) for f in files.values() if not f.is_file()})
-        if absent:
-            raise UserError(f"{index} names {absent[0]}, which does not exist: download the checkpoint again.")
-        return files
-    single = directory / "model.safetensors"
-    if not single.is_file():
-        raise UserError(
-            f"{directory} has no model.safetensors and no model.safetensors.index.json: only safetensors are read."
-        )
-    return dict.fromkeys(_names(single), single)
-
-
-def _names(path: pathlib.Path) -> list[str]:
-    return list(_shapes({path})[path])
-
-
-def _shapes(files: set[pathlib.Path]) -> dict[pathlib.Path, dict[str, tuple[int, ...]]]:
-    """The shape of every tensor in each file, from its header."""
-    shapes = {}
-    for path in sorted(files):
-        try:
-            with safe_open(path, framework="numpy") as file:
-                shapes[path] = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is not a complete safetensors file ({error}): download it again.") from error
-    return shapes
-
-
-def _read(path: pathlib.Path, name: str) -> np.ndarray:
-    """One tensor. The file is opened for each, so that its pages do not stay mapped, and count as memory, until the end."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: the tensor {name} cannot be read ({error}): download the file again.") from error

@@ -8,7 +8,7 @@ _SETTINGS = {_MMAP_THRESHOLD: 1 << 30, _TRIM_THRESHOLD: (1 << 31) - 1, _TOP_PAD:
 
 
 def keep_freed_memory() -> bool:
-    """Stops glibc from giving memory back to the kernel after every call: a fifth of a CPU training step is page faults else.
+    """Stops glibc from returning memory to the kernel after every call; a fifth of a CPU training step is page faults otherwise.
 
     For a program that owns its process, before it computes. Returns False where the C library has no such setting.
     """

@@ -69,9 +69,9 @@ def base_sharding(mesh: Mesh, path: tuple[str | int, ...], shape: Sequence[int])
     return sharding(mesh, *axes, shape=shape)
 
 
-def adapter_shardings(mesh: Mesh, adapters: PyTree) -> PyTree:
-    """Adapters, and optimizer state of the same shapes: split over agents; whole over `model`, for they are small."""
-    return jax.tree.map(lambda leaf: sharding(mesh, *("agent",) * bool(leaf.ndim), shape=leaf.shape[:1]), adapters)
+def society_shardings(mesh: Mesh, stacked: PyTree) -> PyTree:
+    """Stacked adapters, and optimizer state of the same shapes: split over agents; whole over `model`, for they are small."""
+    return jax.tree.map(lambda leaf: sharding(mesh, *("agent",) * bool(leaf.ndim), shape=leaf.shape[:1]), stacked)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from mft_jax.report.text import clean, literal
+
 
 class Stage(Protocol):
     """A stage in progress."""
@@ -30,12 +32,15 @@ class Stage(Protocol):
 class Reporter(Protocol):
     """Where an experiment says what it is doing."""
 
-    def stage(self, name: str, total: int, unit: str, done: int = 0) -> contextlib.AbstractContextManager[Stage]: ...
+    def stage(self, name: str, total: int, unit: str, done: int = 0) -> contextlib.AbstractContextManager[Stage]:
+        """A stage of `total` units ("samples", "steps"), of which `done` were done by an earlier start of the run."""
+        ...
 
-    def say(self, text: str) -> None: ...
+    def say(self, text: str) -> None:
+        """A remark of one line."""
 
 
-class _Silence:
+class _SilentStage:
     def advance(self, done: int, tokens: int) -> None:
         del done, tokens
 
@@ -49,14 +54,15 @@ class SilentReporter:
     @contextlib.contextmanager
     def stage(self, name: str, total: int, unit: str, done: int = 0) -> Generator[Stage]:
         del name, total, unit, done
-        yield _Silence()
+        yield _SilentStage()
 
     def say(self, text: str) -> None:
         del text
 
 
 class TerminalReporter:
-    """A live bar for the stage at work, and a line that stays for each one that is done; without a terminal, the lines only."""
+    """A live bar for the stage at work, and a line that stays for each one that is done; without a terminal, only the
+    lines. Names and remarks are shown literally."""
 
     def __init__(self, console: Console):
         self.console = console
@@ -64,17 +70,19 @@ class TerminalReporter:
     @contextlib.contextmanager
     def stage(self, name: str, total: int, unit: str, done: int = 0) -> Generator[Stage]:
         columns = (
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}  {task.fields[rate]}  {task.fields[note]}"), TimeRemainingColumn(),
+            SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}  {task.fields[rate]}  {task.fields[note]}", markup=False),
+            TimeRemainingColumn(),
         )  # fmt: skip
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
-            bar = progress.add_task(name, total=total, completed=done, unit=unit, rate="", note="")
+            bar = progress.add_task(clean(name), total=total, completed=done, unit=unit, rate="", note="")
             stage = _Bar(progress, bar)
             yield stage
         self.say(f"{name}: {total} {unit}, {stage.summary}")
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(literal(text), soft_wrap=True)
 
 
 class _Bar:
@@ -87,8 +95,8 @@ class _Bar:
         self.progress.update(self.bar, advance=done, rate=self.rate)
 
     def note(self, text: str) -> None:
-        self.remark = text
-        self.progress.update(self.bar, note=text)
+        self.remark = clean(text)
+        self.progress.update(self.bar, note=self.remark)
 
     @property
     def rate(self) -> str:

@@ -1,44 +1,72 @@
-"""The table a run ends with."""
+"""The table that a run ends with."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
 
-from mft_jax.runs.results import Result
+from mft_jax.report.text import literal
+
+if TYPE_CHECKING:  # importing it takes seconds, and a result that is shown has been made already
+    from mft_jax.runs.results import Result
+
+NOT_MEASURED = "-"
 
 
-def results_table(results: Sequence[Result], title: str | None = None) -> Table:
+def results_table(results: "Sequence[Result]", title: str | None = None) -> Table:
     """A row per result, in the given order; a column for the task only when there are several.
 
-    Accuracies are in percent with their standard error, seconds are on the clock, diversity is 1 - consensus.
+    Accuracies are in percent with their standard error, seconds are on the clock, diversity is 1 - consensus. A caption
+    says how much of what was asked could not be answered or graded.
     """
     has_tasks = len({result.task for result in results}) > 1
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    caption = _caption(results)
+    table = Table(
+        title=literal(title, "table.title") if title else None,
+        caption=literal(caption, "table.caption") if caption else None,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+    )
     table.add_column("method", no_wrap=True)
     if has_tasks:
         table.add_column("task", no_wrap=True)
     for name in ("iter.", "accuracy\n%", "prompt\ntokens", "new\ntokens", "seconds", "diversity"):
         table.add_column(name, justify="right")
     for result in results:
-        table.add_row(result.method, *([result.task] if has_tasks else []), *_numbers(result))
+        names = [literal(name) for name in (result.method, *([result.task] if has_tasks else []))]
+        table.add_row(*names, *_numbers(result))
     return table
 
 
-def _numbers(result: Result) -> tuple[str, ...]:
-    return (
-        str(result.iteration),
-        f"{100 * result.accuracy:.1f} ± {100 * result.stderr:.1f}",
-        _short(result.prompt_tokens),
-        _short(result.new_tokens),
-        f"{result.wall_seconds:,.1f}",
-        "-" if result.diversity is None else f"{result.diversity['diversity']:.2f}",
-    )
-
-
-def _short(count: int) -> str:
-    """A count of tokens in at most seven characters, so that the table fits a terminal: 812, 94.2 k, 1.11 M."""
-    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+def short_count(count: float) -> str:
+    """A count in at most seven characters, so that a table fits a terminal: 812, 94.2 k, 1.11 M."""
+    for size, unit in ((10**18, "E"), (10**15, "P"), (10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
         if count >= 0.9995 * size:  # else 999,999 would read 1e+03 k
             return f"{count / size:.3g} {unit}"
     return str(count)
+
+
+def _numbers(result: "Result") -> tuple[str, ...]:
+    has_accuracy = result.accuracy is not None and result.stderr is not None
+    return (
+        str(result.iteration),
+        f"{100 * result.accuracy:.1f} ± {100 * result.stderr:.1f}" if has_accuracy else NOT_MEASURED,
+        short_count(result.prompt_tokens),
+        short_count(result.new_tokens),
+        f"{result.wall_seconds:,.1f}",
+        NOT_MEASURED if result.diversity is None else f"{result.diversity['diversity']:.2f}",
+    )
+
+
+def _caption(results: "Sequence[Result]") -> str:
+    """What the rows together lost, each kind with its number; empty if nothing was lost."""
+    kinds = (
+        ("cut", "answer was cut by a limit", "answers were cut by a limit"),
+        ("unanswered", "turn had no room in the model's context", "turns had no room in the model's context"),
+        ("grading_timeouts", "comparison of answers ran out of time", "comparisons of answers ran out of time"),
+    )
+    totals = [(sum(getattr(result, field) for result in results), *words) for field, *words in kinds]
+    said = [f"{total:,} {one if total == 1 else many}" for total, one, many in totals if total]
+    return "; ".join(said) + "." if said else ""

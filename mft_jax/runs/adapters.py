@@ -1,24 +1,26 @@
 """The adapters that a run directory keeps: imported ones to begin with, and those of every finished iteration."""
 
 import dataclasses
-import functools
-import pathlib
+from collections.abc import Sequence
 
 import jax
-from jaxtyping import PyTree
+import jax.numpy as jnp
 
 from mft_jax.config import ExperimentConfig, LoraConfig
 from mft_jax.errors import UserError
 from mft_jax.files import new_directory
 from mft_jax.metrics.ledger import Cost
 from mft_jax.models.config import ModelConfig
-from mft_jax.models.lora import Adapter, init_adapters
+from mft_jax.models.lora import AdapterWeights, projection_shapes, resolve_targets
+from mft_jax.runs import layout
+from mft_jax.runs.checkpoint_info import latest_info
 from mft_jax.runs.checkpoints import Checkpoints
 from mft_jax.runs.directory import RunDirectory
+from mft_jax.runs.store import Store
 
 
 def chosen_iteration(directory: RunDirectory, iterations: int, asked: int | None) -> int:
-    """The iteration whose society is asked for, or the last one that is there."""
+    """The iteration whose society is asked for, or the last finished one. Raises UserError when there is none such."""
     done = finished_iterations(directory, iterations)
     if not done:
         raise UserError(f"{directory.path} has no finished iteration yet: let `mft run` finish one first.")
@@ -28,39 +30,54 @@ def chosen_iteration(directory: RunDirectory, iterations: int, asked: int | None
 
 
 def finished_iterations(directory: RunDirectory, iterations: int) -> list[int]:
-    """Those whose finetuning is done."""
-    done = []
-    for iteration in range(1, iterations + 1):
-        if directory.checkpoint(iteration).is_dir():
-            with Checkpoints(directory.checkpoint(iteration), read_only=True) as checkpoints:
-                if checkpoints.finished() is not None:
-                    done.append(iteration)
-    return done
+    """Those whose finetuning is done. Raises UserError for a damaged checkpoint."""
+    infos = {k: latest_info(directory.store, layout.checkpoint(k)) for k in range(1, iterations + 1)}
+    return [k for k, info in infos.items() if info is not None and info.finished]
 
 
-def read_adapters(checkpoint: pathlib.Path, model: ModelConfig, agents: int) -> tuple[LoraConfig, Adapter]:
-    """The adapters of a finished checkpoint and what they are, with no configuration but the model's; on one device."""
-    with Checkpoints(checkpoint, read_only=True) as checkpoints:
-        info = checkpoints.finished()
-        assert info is not None, "callers ask for finished checkpoints"
-        fresh = functools.partial(init_adapters, model, info.lora, agents=agents)
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        here = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
-        abstract = jax.tree.map(here, jax.eval_shape(fresh, jax.random.key(0)))
-        return info.lora, checkpoints.restore(info.step, {"adapters": abstract})["adapters"]
+def read_adapters(
+    directory: RunDirectory, iteration: int, model: ModelConfig
+) -> tuple[LoraConfig, dict[str, AdapterWeights]]:
+    """What the adapters of a finished iteration are, and the weights of each by its name, on one device.
+
+    Raises UserError when the checkpoint is damaged, and when it is of another model.
+    """
+    checkpoints = Checkpoints(directory.store, layout.checkpoint(iteration), read_only=True)
+    info = checkpoints.finished()
+    assert info is not None, "callers ask for finished iterations"
+    stacked = checkpoints.restore(info.step, {"adapters": _shapes_of(model, info.lora, len(info.names))})["adapters"]
+    one = lambda index: jax.tree.map(lambda leaf: leaf[index], stacked)
+    return info.lora, {name: one(index) for index, name in enumerate(info.names)}
 
 
-def write_imported(directory: RunDirectory, lora: LoraConfig, adapters: PyTree) -> None:
-    """Puts a society's adapters where `mft run` begins with them; whole or not at all."""
-    with new_directory(directory.initial) as temporary, Checkpoints(temporary) as checkpoints:
-        checkpoints.save(0, {"adapters": adapters}, finished=True, lora=lora, cost=Cost())
+def write_imported(directory: RunDirectory, names: Sequence[str], lora: LoraConfig, weights: AdapterWeights) -> None:
+    """Puts a society's stacked weights where `mft run` begins with them; whole or not at all.
+
+    Raises UserError when the directory is a run already, has imported adapters, or is in use.
+    """
+    directory.take_for_import()
+    try:
+        with new_directory(directory.initial) as temporary:
+            checkpoints = Checkpoints(Store(temporary), "")
+            checkpoints.save(0, {"adapters": weights}, finished=True, lora=lora, cost=Cost(), names=tuple(names))
+    finally:
+        directory.release()
 
 
 def with_imported(config: ExperimentConfig, directory: RunDirectory) -> ExperimentConfig:
     """The configuration with the rank, alpha and targets of the imported adapters."""
-    with Checkpoints(directory.initial, read_only=True) as checkpoints:
-        info = checkpoints.finished()
+    info = latest_info(directory.store, layout.INITIAL)
     if info is None:
         raise UserError(f"{directory.initial} holds no imported adapters: delete it, and import them again if needed.")
     found = {"rank": info.lora.rank, "alpha": info.lora.alpha, "targets": info.lora.targets}
     return dataclasses.replace(config, lora=dataclasses.replace(config.lora, **found))
+
+
+def _shapes_of(model: ModelConfig, lora: LoraConfig, adapters: int) -> AdapterWeights:
+    """The stacked weights of a society, as shapes on one device: {target: {"a": [A, L, in, R], "b": [A, L, R, out]}}."""
+    shapes, device = projection_shapes(model), jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    of = lambda *shape: jax.ShapeDtypeStruct((adapters, model.layers, *shape), jnp.dtype(lora.dtype), sharding=device)
+    return {
+        target: {"a": of(shapes[target][0], lora.rank), "b": of(lora.rank, shapes[target][1])}
+        for target in resolve_targets(model, lora.targets)
+    }

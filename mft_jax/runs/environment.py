@@ -9,8 +9,6 @@ import platform
 import subprocess
 from typing import Any
 
-import jax
-
 import mft_jax
 
 PACKAGES = {  # name in run.json -> distribution
@@ -25,7 +23,7 @@ PACKAGES = {  # name in run.json -> distribution
 
 
 def environment() -> dict[str, Any]:
-    """{"time", "pid", "versions", "git_revision", "devices"}; looking at the devices starts JAX's backend."""
+    """{"time", "pid", "versions", "git_revision", "devices"}. Looking at the devices starts JAX's backend."""
     return {
         "time": now(),
         "pid": os.getpid(),
@@ -67,5 +65,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _devices() -> dict[str, Any]:
+    import jax  # here, so that whoever only reads a run need not wait for it
+
     kinds = collections.Counter(device.device_kind for device in jax.devices())
     return {"platform": jax.default_backend(), "kinds": dict(kinds), "processes": jax.process_count()}

@@ -1,19 +1,23 @@
-"""results.json: what a run found, built from what is journalled, so that a run that was killed reports the same."""
+"""results.json: what a run found. It is derived from the evaluations' transcripts, and can be rebuilt from them at any time."""
 
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from mft_jax.config import ExperimentConfig
 from mft_jax.errors import UserError
-from mft_jax.files import atomic_write
 from mft_jax.metrics.accuracy import accuracy
 from mft_jax.metrics.diversity import Equivalent, consensus_diversity
-from mft_jax.metrics.ledger import Cost
-from mft_jax.runs.checkpoints import Checkpoints
-from mft_jax.runs.directory import RunDirectory
-from mft_jax.runs.journal import read_committed
+from mft_jax.metrics.ledger import Cost, total
+from mft_jax.runs import layout
+from mft_jax.runs.checkpoint_info import latest_info
+from mft_jax.runs.stages import read_committed, read_stage
+from mft_jax.runs.store import DamagedFile, Store
+
+if TYPE_CHECKING:
+    from mft_jax.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,17 +28,71 @@ class Result:
     iteration: int  # finetunings behind it; 0 is untuned
     task: str
     n: int  # evaluation questions
-    accuracy: float  # 0..1
-    stderr: float
+    accuracy: float | None  # 0..1, over the questions whose answer is known; None where none is
+    stderr: float | None
     prompt_tokens: int
     new_tokens: int
     flops: int
     device_seconds: float
     wall_seconds: float
     diversity: dict[str, float] | None  # None for a single agent
+    cut: int = 0  # answers that a limit cut
+    unanswered: int = 0  # turns for which the model's context had no room
+    grading_timeouts: int = 0  # comparisons of answers that ran out of time, and count as different
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """An evaluation of a run."""
+
+    method: str
+    iteration: int  # 0: without finetuning
+    stage: str  # the name of the stage with its transcripts
 
 
 _COSTS = ("prompt_tokens", "new_tokens", "flops", "device_seconds", "wall_seconds")
+_COUNTS = ("cut", "unanswered", "grading_timeouts")
+
+
+def list_evaluations(config: ExperimentConfig) -> list[Evaluation]:
+    """The evaluations of a run in their order, whether they are done or not."""
+    places = [(name, 0) for name in config.baselines] + [(config.method, k + 1) for k in range(config.iterations)]
+    return [Evaluation(method=name, iteration=k, stage=layout.evaluation(name, k)) for name, k in places]
+
+
+def collect_results(
+    store: Store,
+    evaluations: Sequence[Evaluation],
+    *,
+    task: str,
+    questions: int,
+    equivalent: Equivalent,
+    say: Callable[[str], None],
+) -> list[Result]:
+    """Results of those evaluations whose `questions` questions are all committed, in the order given.
+
+    One of damaged pieces is left out, which `say` is told: whoever works on the run repairs them.
+    """
+    results = []
+    for evaluation in evaluations:
+        try:
+            lines, cost, counts = read_stage(store, evaluation.stage)
+            if len(lines) == questions:
+                spent = cost_before(store, evaluation.iteration) + cost
+                made = {"method": evaluation.method, "iteration": evaluation.iteration, "task": task}
+                results.append(make_result(lines, **made, cost=spent, counts=counts, equivalent=equivalent))
+        except DamagedFile as error:
+            say(f"The results of {evaluation.method}, iteration {evaluation.iteration}, are left out. {error}")
+    return results
+
+
+def cost_before(store: Store, iteration: int) -> Cost:
+    """What was spent before the evaluation of an iteration: on its debate and its finetuning; nothing before the first."""
+    if not iteration:
+        return Cost()
+    info = latest_info(store, layout.checkpoint(iteration))
+    debate = total(chunk.cost for chunk in read_committed(store, layout.debate(iteration)))
+    return debate if info is None else debate + info.cost
 
 
 def make_result(
@@ -44,10 +102,12 @@ def make_result(
     iteration: int,
     task: str,
     cost: Cost,
+    counts: Mapping[str, int],
     equivalent: Equivalent,
 ) -> Result:
     """The result of evaluation transcripts, parsed from their JSON lines; `equivalent` compares the task's answers."""
-    score = accuracy([line["correct"] for line in transcripts])
+    known = [line["correct"] for line in transcripts if line["correct"] is not None]
+    score = accuracy(known) if known else None
     answers = [[agent["answers"][-1] for agent in line["agents"]] for line in transcripts]
     votes = [line["vote"] for line in transcripts]
     has_society = all(len(row) > 1 for row in answers)
@@ -55,64 +115,79 @@ def make_result(
         method=method,
         iteration=iteration,
         task=task,
-        n=score.n,
-        accuracy=score.value,
-        stderr=score.stderr,
+        n=len(transcripts),
+        accuracy=None if score is None else score.value,
+        stderr=None if score is None else score.stderr,
         **{name: getattr(cost, name) for name in _COSTS},
         diversity=consensus_diversity(answers, votes, equivalent) if has_society else None,
+        **{name: counts.get(name, 0) for name in _COUNTS},
     )
 
 
-def collect_results(
-    run: RunDirectory,
-    *,
-    task: str,
-    questions: int,
-    baselines: Sequence[str],
-    method: str,
-    iterations: int,
-    equivalent: Equivalent,
-) -> list[Result]:
-    """Results of every evaluation whose `questions` questions are all journalled, in the order of the run.
-
-    A baseline costs its evaluation; iteration K of `method` its debate, its finetuning and its evaluation.
-    """
-    results = []
-    for name in baselines:
-        lines, cost = read_committed(run.baseline_file(name))
-        if len(lines) == questions:
-            results.append(make_result(lines, method=name, iteration=0, task=task, cost=cost, equivalent=equivalent))
-    for iteration in range(1, iterations + 1):
-        lines, cost = read_committed(run.evaluation_file(iteration))
-        if len(lines) == questions:
-            cost = read_committed(run.debate_file(iteration))[1] + finetuning_cost(run, iteration) + cost
-            results.append(
-                make_result(lines, method=method, iteration=iteration, task=task, cost=cost, equivalent=equivalent)
-            )
+def publish_results(store: Store, config: ExperimentConfig, task: "Task", say: Callable[[str], None]) -> list[Result]:
+    """Rebuilds results.json: the run's own task, then the evaluations of its agents on other tasks."""
+    own = collect_results(
+        store, list_evaluations(config), task=task.name, questions=len(task.eval), equivalent=task.equivalent, say=say
+    )  # fmt: skip
+    results = own + read_evaluations(store, say)
+    write_results(store, results)
     return results
 
 
-def finetuning_cost(run: RunDirectory, iteration: int) -> Cost:
-    """What the finetuning of an iteration has cost up to its last checkpoint."""
-    if not run.checkpoint(iteration).is_dir():
-        return Cost()
-    with Checkpoints(run.checkpoint(iteration), read_only=True) as checkpoints:
-        info = checkpoints.latest()
-    return Cost() if info is None else info.cost
+def read_evaluations(store: Store, say: Callable[[str], None]) -> list[Result]:
+    """The results in evaluations/LABEL/, each as task LABEL; `say` is told of those that cannot be read."""
+    results = []
+    for folder in store.names(layout.EVALUATIONS):
+        inside, label = Store(store.path(folder)), folder.rsplit("/", 1)[-1]
+        if not inside.exists(layout.RESULTS):
+            continue  # not finished
+        try:
+            found = read_results(inside.path(layout.RESULTS))
+        except UserError as error:
+            say(f"The results of the evaluation {label} are left out. {error}")
+            continue
+        results += [dataclasses.replace(result, task=label) for result in found]
+    return results
 
 
-def write_results(path: pathlib.Path, results: Sequence[Result]) -> None:
-    """Writes a list of objects, one for each (method, iteration, task)."""
-    atomic_write(path, json.dumps([dataclasses.asdict(result) for result in results], indent=2) + "\n")
+def write_results(store: Store, results: Sequence[Result]) -> None:
+    """Writes a list of objects, one for each (method, iteration, task). Only for the process that holds the store."""
+    if not store.is_mine:
+        raise RuntimeError(f"{store.root} is not held by this process, which must not write its results")
+    text = json.dumps([dataclasses.asdict(result) for result in results], indent=2) + "\n"
+    store.write(layout.RESULTS, text.encode())
 
 
 def read_results(path: pathlib.Path) -> list[Result]:
     """The inverse of `write_results`. Raises UserError when there is no such file, or another kind of file."""
+    path = pathlib.Path(path)
     try:
-        return [Result(**raw) for raw in json.loads(pathlib.Path(path).read_text(encoding="utf-8"))]
+        raw = json.loads(path.read_bytes())
+        results = [Result(**fields) for fields in raw]
+        wrong = [name for result in results for name in _wrong_fields(result)]
+        reason = f"{wrong[0]} has a wrong type" if wrong else "" if results else "it is empty"
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}): give a run with results; `mft run` makes them."
         ) from error
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is not a list of results ({error}): run `mft run` again to rebuild it.") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        reason = str(error)
+    if reason:
+        raise UserError(
+            f"{path} is not a list of results ({reason}): start the command that made it again, which rebuilds it."
+        )
+    return results
+
+
+def _wrong_fields(result: Result) -> Iterator[str]:
+    numbers = ("iteration", "n", *_COSTS, *_COUNTS)
+    optional = [name for name in ("accuracy", "stderr") if getattr(result, name) is not None]
+    for name in ("method", "task"):
+        if not isinstance(getattr(result, name), str):
+            yield name
+    for name in (*numbers, *optional):
+        if not isinstance(getattr(result, name), int | float):
+            yield name
+    diversity = result.diversity
+    if diversity is not None and not (isinstance(diversity, dict) and {"consensus", "diversity"} <= diversity.keys()):
+        yield "diversity"

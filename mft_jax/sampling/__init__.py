@@ -1,5 +1,10 @@
-"""Continuous-batching sampling for all agents at once: a grid of slots [A, B] over one frozen base."""
+"""Continuous-batching sampling for all speakers at once over one frozen base, and scores of given texts."""
 
-from mft_jax.sampling.sampler import Completion, Request, Sampler, Usage, row_key
+from mft_jax.sampling.completions import Completion, Progress, Reason, Request, Sampling, Usage
+from mft_jax.sampling.sampler import NonFiniteLogits, Sampler
+from mft_jax.sampling.scorer import Score, Text, score_texts
 
-__all__ = ["Completion", "Request", "Sampler", "Usage", "row_key"]
+__all__ = [
+    "Completion", "NonFiniteLogits", "Progress", "Reason", "Request", "Sampler", "Sampling", "Score", "Text", "Usage",
+    "score_texts",
+]  # fmt: skip

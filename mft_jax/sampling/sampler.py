@@ -1,61 +1,32 @@
-"""The slot scheduler: a queue of prompts for each agent, a grid of slots, and finished rows refilled at once."""
+"""The slot scheduler: a queue of prompts for each speaker, a grid of slots, and finished rows refilled at once."""
 
 import collections
 import dataclasses
-import hashlib
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 
 from mft_jax.config import SamplingConfig
 from mft_jax.errors import UserError
-from mft_jax.models.config import ModelConfig
 from mft_jax.models.lora import Adapter
-from mft_jax.parallel.compilation import compile_seconds
+from mft_jax.models.society import Society
 from mft_jax.parallel.mesh import replicated, sharding
-from mft_jax.sampling import steps
-from mft_jax.sampling.slots import Settings, Slots, View, bucket, empty_slots, slot_shardings, view_shardings
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """One sequence to sample: whose adapter, after which tokens, with which random key."""
-
-    agent: int  # row of the adapters' leading axis; without adapters, any number: rows are dealt out evenly
-    prompt: Sequence[int]
-    key: np.ndarray  # [2] uint32, from `row_key`
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """What was sampled. `stopped` is false when the row ran into its token limit."""
-
-    ids: list[int]  # without the stop token
-    stopped: bool
-    new_tokens: int  # the stop token included: what was paid for
-
-
-@dataclasses.dataclass(frozen=True)
-class Usage:
-    """What one call of `Sampler.sample` cost."""
-
-    adapted: bool  # adapters were on, or it was the base model itself
-    lengths: tuple[tuple[int, int], ...]  # (prompt tokens, new tokens) of every row
-    device_seconds: float  # in compiled programs, compilation left out, summed over devices
+from mft_jax.programs import Programs
+from mft_jax.programs.slots import Prompts, Settings, Slots, View, bucket, empty_slots
+from mft_jax.sampling.completions import Completion, Progress, Request, Usage
 
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """A request on its way: what the model has to read, and how far the answer is."""
+    """A request under way: what the model has to read, and how much of the answer is there."""
 
     index: int  # of the request
-    agent: int
+    lane: int  # row of the grid's leading axis
     tokens: Sequence[int]  # the prompt, and new tokens so far
+    log_probs: tuple[float, ...]  # of the new tokens so far
     new: int  # how many of `tokens` are new
     limit: int  # new tokens at most
     key: np.ndarray
@@ -64,202 +35,216 @@ class _Row:
 Queue = collections.deque[int]  # numbers of rows
 
 
-def row_key(*parts: object) -> np.ndarray:
-    """The random key of a row from its (seed, iteration, stage, question, agent): [2] uint32, the same everywhere."""
-    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
-    return np.frombuffer(digest, "<u4")
+class NonFiniteLogits(UserError):
+    """A speaker's logits were NaN or infinite."""
 
 
 class Sampler:
-    """Samples for a fixed number of agents with one base model. Holds the compiled programs, and no other state."""
+    """Samples for any speakers of a society with one base model. The programs are shared; a sampler has only settings.
+
+    `lanes` is how many grids of `config.rows` slots the base model is sampled in; adapters have one each.
+    """
 
     def __init__(
-        self,
-        graphdef: nnx.GraphDef,
-        base: nnx.State,
-        model: ModelConfig,
-        config: SamplingConfig,
-        *,
-        agents: int,
-        stop_ids: Sequence[int],
-        mesh: Mesh,
-        dtype: str = "float32",
+        self, programs: Programs, base: nnx.State, config: SamplingConfig, *, stop_ids: Sequence[int], lanes: int
     ):
-        self.base, self.model, self.config, self.mesh, self.dtype = base, model, config, mesh, dtype
-        self.agents, self.stop_ids = agents, tuple(stop_ids)
-        self.compiles: collections.Counter[tuple] = (
-            collections.Counter()
-        )  # (phase, bucket..., adapted or base) -> traces
-        self._rows = sharding(mesh, "agent", "batch")
-        slots_out = slot_shardings(mesh, model)
-
-        def prefill(base, adapters, slots, prompts, *rest):
-            self.compiles["prefill", prompts.shape[-1], slots.values[0].shape[-2], _kind(adapters)] += 1
-            return steps.prefill(graphdef, base, adapters, slots, prompts, *rest)
-
-        def decode(base, adapters, slots, settings):
-            self.compiles["decode", slots.values[0].shape[-2], slots.output.shape[-1], _kind(adapters)] += 1
-            return steps.decode(graphdef, base, adapters, slots, settings)
-
-        self._prefill = jax.jit(prefill, donate_argnums=2, out_shardings=slots_out)
-        self._decode = jax.jit(decode, donate_argnums=2, out_shardings=(slots_out, view_shardings(mesh)))
+        self.programs, self.base, self.config = programs, base, config
+        self.stop_ids, self.lanes = tuple(stop_ids), lanes
 
     def sample(
         self,
         requests: Sequence[Request],
-        adapters: Adapter | None = None,
+        society: Society = Society(),  # noqa: B008  (frozen)
         *,
         config: SamplingConfig | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> tuple[list[Completion], Usage]:
-        """Completions in the order of the requests, and their cost; `adapters` [A, ...] or None for the base model itself.
+        log_probs: bool = False,
+        on_progress: Progress | None = None,
+    ) -> tuple[list[Completion], list[Usage]]:
+        """Completions in the order of the requests, and the cost of each pass over the grid.
 
         `config` replaces the sampler's settings for this call; temperature, top_p, stop ids and max_new_tokens never
-        recompile within a bucket of lengths. `on_progress(finished rows, new tokens)` is called as work is done.
-        Raises UserError when a prompt does not fit the model's context.
+        recompile within a bucket of lengths. `on_progress(finished rows, new tokens)` is called as rows finish.
+        A prompt that leaves no room in the model's context is `unanswerable`. Raises NonFiniteLogits, with the name of
+        the speaker.
         """
-        if not requests:
-            return [], Usage(adapters is not None, (), 0.0)
         config = config or self.config
-        self._check(requests)
-        started, compiled = time.perf_counter(), compile_seconds()
-        completions = self._sample(self._rows_of(requests, adapters, config), adapters, config, on_progress)
-        spent = max(0.0, time.perf_counter() - started - (compile_seconds() - compiled))
-        ordered = [completions[index] for index in range(len(requests))]
-        lengths = tuple((len(request.prompt), c.new_tokens) for request, c in zip(requests, ordered, strict=True))
-        return ordered, Usage(adapters is not None, lengths, spent * self.mesh.size)
+        if not all(len(request.prompt) for request in requests):
+            raise ValueError("a request has an empty prompt; the model needs at least one token to continue")
+        room = self.programs.model.max_positions
+        completions = {
+            index: Completion((), "unanswerable", 0, () if log_probs else None)
+            for index, request in enumerate(requests)
+            if len(request.prompt) >= room
+        }
+        if completions and on_progress:
+            on_progress(len(completions), 0)
+        usages = []
+        for adapted in (False, True):
+            own = [i for i, r in enumerate(requests) if (r.speaker is not None) == adapted and i not in completions]
+            if own:
+                grid = _Grid(self, config, society if adapted else None, requests, own, log_probs, on_progress)
+                completions.update(grid.run())
+                lengths = tuple((len(requests[i].prompt), completions[i].new_tokens) for i in own)
+                usages.append(Usage(adapted, lengths, grid.device_seconds))
+        return [completions[index] for index in range(len(requests))], usages
 
-    def _sample(self, rows: Sequence[_Row], adapters, config: SamplingConfig, on_progress) -> dict[int, Completion]:
-        """Every row to its end, by index.
 
-        Rows of up to `long_after` tokens and longer ones are turned by other frequencies, which also changes what is in
-        the cache. So a row that grows past it is stopped there, read anew, and gone on with: as transformers does.
+class _Grid:
+    """One pass: requests of the base model, or of adapters, through slots [lanes, rows] until all are answered."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        config: SamplingConfig,
+        society: Society | None,
+        requests: Sequence[Request],
+        own: Sequence[int],
+        log_probs: bool,
+        on_progress: Progress | None,
+    ):
+        self.programs, self.base, self.config = sampler.programs, sampler.base, config
+        self.stop_ids, self.on_progress, self.log_probs = sampler.stop_ids, on_progress, log_probs
+        self.mesh, self.model = sampler.programs.mesh, sampler.programs.model
+        self.adapters, self.speakers = self._lanes(society, [requests[i] for i in own], sampler.lanes)
+        self.rows = [self._row(place, index, requests[index]) for place, index in enumerate(own)]
+        self.device_seconds = 0.0
+
+    def run(self) -> dict[int, Completion]:
+        """Every request to its end, by index.
+
+        Rows of up to `long_after` tokens and longer ones are rotated by different frequencies, which also changes what
+        is in the cache. So a row that grows past that length is stopped there, read anew, and resumed, as transformers
+        does.
         """
         switch = self.model.long_after
         if switch is None:
-            return self._fill(rows, adapters, config, False, on_progress)
+            return self._fill(self.rows, long=False)
         # The token after exactly `switch` tokens is still chosen as in a short sequence.
-        short = [row for row in rows if len(row.tokens) <= switch]
+        short = [row for row in self.rows if len(row.tokens) <= switch]
         cut = [dataclasses.replace(row, limit=min(row.limit, switch - len(row.tokens) + 1)) for row in short]
-        completions = self._fill(cut, adapters, config, False, on_progress)
+        completions = self._fill(cut, long=False)
         grown = []
         for row in short:
             so_far = completions[row.index]
-            if not so_far.stopped and so_far.new_tokens < row.limit:
-                tokens = [*row.tokens, *completions.pop(row.index).ids]
-                grown.append(dataclasses.replace(row, tokens=tokens, new=so_far.new_tokens))
-        longer = [row for row in rows if len(row.tokens) > switch]
-        return completions | self._fill([*grown, *longer], adapters, config, True, on_progress)
+            if not so_far.complete and so_far.new_tokens < row.limit:
+                del completions[row.index]
+                tokens = [*row.tokens, *so_far.ids]
+                grown.append(
+                    dataclasses.replace(row, tokens=tokens, new=so_far.new_tokens, log_probs=so_far.log_probs or ())
+                )
+        longer = [row for row in self.rows if len(row.tokens) > switch]
+        return completions | self._fill([*grown, *longer], long=True)
 
-    def _fill(
-        self, rows: Sequence[_Row], adapters, config: SamplingConfig, long: bool, on_progress
-    ) -> dict[int, Completion]:
+    def _lanes(
+        self, society: Society | None, requests: Sequence[Request], lanes: int
+    ) -> tuple[Adapter | None, tuple[str, ...]]:
+        """(the adapters of the grid's leading axis, their names); as many as the mesh's agent axis divides."""
+        multiple = self.mesh.shape["agent"]
+        if society is None:
+            return None, ("the base model",) * (-(-lanes // multiple) * multiple)
+        asked = {request.speaker for request in requests}
+        speakers = tuple(name for name in society.names if name in asked)
+        unknown = sorted(str(name) for name in asked.difference(speakers))
+        if unknown:
+            society.index(unknown[0])  # raises
+        padded = speakers + speakers[:1] * (-len(speakers) % multiple)
+        return society.stack(padded), padded
+
+    def _row(self, place: int, index: int, request: Request) -> _Row:
+        lane = place % len(self.speakers) if self.adapters is None else self.speakers.index(str(request.speaker))
+        limit = min(self.config.max_new_tokens, self.model.max_positions - len(request.prompt))
+        return _Row(index, lane, request.prompt, (), 0, limit, request.key)
+
+    def _fill(self, rows: Sequence[_Row], *, long: bool) -> dict[int, Completion]:
         """Runs rows through the grid of slots until all have stopped or reached their limits."""
         if not rows:
             return {}
+        config, lanes = self.config, len(self.speakers)
         length = bucket(max(len(row.tokens) for row in rows))
         columns = bucket(max(len(row.tokens) - row.new + row.limit for row in rows))
-        room = bucket(config.max_new_tokens)
-        slots = empty_slots(self.model, self.mesh, self.agents, config.rows, columns, room, self.dtype)
-        numbers = range(len(rows))
-        queues = [collections.deque(n for n in numbers if rows[n].agent == agent) for agent in range(self.agents)]
-        owner = np.full((self.agents, config.rows), -1)  # which row a slot holds
+        slots = empty_slots(
+            self.model, self.mesh, agents=lanes, rows=config.rows, columns=columns,
+            new_tokens=bucket(config.max_new_tokens), dtype=self.programs.dtype, log_probs=self.log_probs,
+        )  # fmt: skip
+        queues = [Queue(n for n in range(len(rows)) if rows[n].lane == lane) for lane in range(lanes)]
+        owner = np.full((lanes, config.rows), -1)  # which row a slot holds
         completions: dict[int, Completion] = {}
         while any(queues) or (owner >= 0).any():
+            started, compiled = time.perf_counter(), self.programs.compile_seconds
             while _refillable(owner, queues, config.prefill_rows):
-                slots = self._refill(slots, adapters, rows, queues, owner, length, config, long)
-            slots, view = self._decode(self.base, adapters, slots, self._settings(config, queues, long))
-            finished = _harvest(jax.device_get(view), rows, owner, self.stop_ids)
+                slots = self._refill(slots, rows, queues, owner, length, long)
+            settings = self._settings(queues, long)
+            slots, view = self.programs.decode(self.base, self.adapters, slots, settings)
+            view = jax.device_get(view)
+            busy = time.perf_counter() - started - (self.programs.compile_seconds - compiled)
+            self.device_seconds += busy * self.mesh.size
+            finished = self._harvest(view, rows, owner)
             completions.update((row.index, completion) for row, completion in finished)
-            if on_progress:
-                begun = sum(row.new == 0 for row, _ in finished)  # a row that is gone on with was counted before
-                on_progress(begun, sum(completion.new_tokens - row.new for row, completion in finished))
+            if self.on_progress:
+                begun = sum(row.new == 0 for row, _ in finished)  # resumed rows were counted before
+                self.on_progress(begun, sum(completion.new_tokens - row.new for row, completion in finished))
         return completions
 
-    def _check(self, requests: Sequence[Request]) -> None:
-        longest = max(len(request.prompt) for request in requests)
-        if longest >= self.model.max_positions:
-            raise UserError(
-                f"A prompt has {longest} tokens, but the model's context holds {self.model.max_positions}, answer included: "
-                "shorten the question, or lower sampling.max_new_tokens, debate.agents or debate.rounds."
-            )
-        if not all(len(request.prompt) for request in requests):
-            raise ValueError("A request has an empty prompt; the model needs at least one token to go on from.")
+    def _refill(
+        self, slots: Slots, rows: Sequence[_Row], queues: Sequence[Queue], owner: np.ndarray, length: int, long: bool
+    ) -> Slots:
+        """Fills up to `prefill_rows` free slots of every lane by one call."""
+        size, config = (len(queues), self.config.prefill_rows), self.config
+        prompts = Prompts(
+            tokens=np.zeros((*size, length), np.int32), lengths=np.ones(size, np.int32),
+            into=np.full(size, config.rows, np.int32), counts=np.zeros(size, np.int32),
+            limits=np.zeros(size, np.int32), keys=np.zeros((*size, 2), np.uint32),
+        )  # fmt: skip
+        for lane, queue in enumerate(queues):
+            free = np.flatnonzero(owner[lane] < 0)
+            for place, slot in enumerate(free[: config.prefill_rows][: len(queue)]):
+                owner[lane, slot] = number = queue.popleft()
+                row = rows[number]
+                prompts.tokens[lane, place, : len(row.tokens)] = row.tokens
+                values = (len(row.tokens), slot, row.new, row.limit, row.key)
+                for array, value in zip(prompts[1:], values, strict=True):
+                    array[lane, place] = value
+        prompts = jax.device_put(prompts, sharding(self.mesh, "agent", "batch"))
+        return self.programs.prefill(self.base, self.adapters, slots, prompts, np.bool_(long))
 
-    def _rows_of(self, requests: Sequence[Request], adapters, config: SamplingConfig) -> list[_Row]:
-        agent_of = lambda index, request: request.agent if adapters is not None else index % self.agents
-        limit_of = lambda request: min(config.max_new_tokens, self.model.max_positions - len(request.prompt))
-        return [
-            _Row(index, agent_of(index, request), request.prompt, 0, limit_of(request), request.key)
-            for index, request in enumerate(requests)
-        ]
-
-    def _settings(self, config: SamplingConfig, queues: Sequence[Queue], long: bool) -> Settings:
+    def _settings(self, queues: Sequence[Queue], long: bool) -> Settings:
         stop_ids = np.full(max(8, bucket(len(self.stop_ids), 8)), -1, np.int32)
         stop_ids[: len(self.stop_ids)] = self.stop_ids
-        values: tuple[Any, ...] = (
-            np.float32(config.temperature),
-            np.float32(config.top_p),
-            stop_ids,
-            np.array([len(queue) for queue in queues], np.int32),
-            np.int32(config.prefill_rows),
-            np.int32(config.steps_per_dispatch),
-            np.bool_(long),
-        )
-        return jax.device_put(Settings(*values), replicated(self.mesh))
+        settings = Settings(
+            temperature=np.float32(self.config.temperature), top_p=np.float32(self.config.top_p), stop_ids=stop_ids,
+            pending=np.array([len(queue) for queue in queues], np.int32),
+            prefill_rows=np.int32(self.config.prefill_rows), steps=np.int32(self.config.steps_per_dispatch),
+            long=np.bool_(long),
+        )  # fmt: skip
+        return jax.device_put(settings, replicated(self.mesh))
 
-    def _refill(
-        self,
-        slots: Slots,
-        adapters,
-        rows: Sequence[_Row],
-        queues,
-        owner,
-        length: int,
-        config: SamplingConfig,
-        long: bool,
-    ) -> Slots:
-        """Fills up to `prefill_rows` free slots of every agent by one call."""
-        shape = (self.agents, config.prefill_rows)
-        prompts, lengths = np.zeros((*shape, length), np.int32), np.ones(shape, np.int32)
-        into, counts, limits = (
-            np.full(shape, config.rows, np.int32),
-            np.zeros(shape, np.int32),
-            np.zeros(shape, np.int32),
-        )
-        seeds = np.zeros((*shape, 2), np.uint32)
-        for agent, queue in enumerate(queues):
-            free = np.flatnonzero(owner[agent] < 0)
-            for place, slot in enumerate(free[: config.prefill_rows][: len(queue)]):
-                owner[agent, slot] = number = queue.popleft()
-                row = rows[number]
-                prompts[agent, place, : len(row.tokens)] = row.tokens
-                lengths[agent, place], into[agent, place], seeds[agent, place] = len(row.tokens), slot, row.key
-                counts[agent, place], limits[agent, place] = row.new, row.limit
-        arrays = jax.device_put((prompts, lengths, into, counts, limits, seeds), self._rows)
-        return self._prefill(self.base, adapters, slots, *arrays, np.bool_(long))
+    def _harvest(self, view: View, rows: Sequence[_Row], owner: np.ndarray) -> list[tuple[_Row, Completion]]:
+        """Takes finished rows out of their slots. Raises NonFiniteLogits."""
+        broken = np.argwhere((owner >= 0) & view.failed)
+        if len(broken):
+            speaker = self.speakers[broken[0][0]]
+            raise NonFiniteLogits(
+                f"The logits of {speaker} are not finite (NaN or infinite), so no token can be chosen: its weights are "
+                "broken or too large; start from other weights, or finetune with a lower learning rate."
+            )
+        finished = []
+        for lane, slot in np.argwhere((owner >= 0) & ~view.active):
+            row, count = rows[owner[lane, slot]], int(view.count[lane, slot])
+            before = row.tokens[len(row.tokens) - row.new :] if row.new else []
+            ids = [*before, *view.output[lane, slot, row.new : count].tolist()]
+            chosen = (*row.log_probs, *view.log_probs[lane, slot, row.new : count].tolist())
+            finished.append((row, self._completion(row, ids, chosen if self.log_probs else None)))
+            owner[lane, slot] = -1
+        return finished
 
-
-def _kind(adapters: Adapter | None) -> str:
-    return "base" if adapters is None else "adapted"
+    def _completion(self, row: _Row, ids: list[int], log_probs: tuple[float, ...] | None) -> Completion:
+        if ids and ids[-1] in self.stop_ids:
+            return Completion(tuple(ids[:-1]), "stop", len(ids), log_probs)
+        reason = "limit" if row.limit == self.config.max_new_tokens else "context"
+        return Completion(tuple(ids), reason, len(ids), log_probs)
 
 
 def _refillable(owner: np.ndarray, queues: Sequence[Queue], rows: int) -> bool:
-    """The rule by which `decode` hands back, on the host: some agent can fill a whole prefill, or all that it has left."""
+    """The rule by which `decode` returns, on the host: some lane can fill a whole prefill, or all that it has left."""
     free = (owner < 0).sum(axis=1)
     return any(queue and space >= min(rows, len(queue)) for queue, space in zip(queues, free, strict=True))
-
-
-def _harvest(
-    view: View, rows: Sequence[_Row], owner: np.ndarray, stop_ids: Sequence[int]
-) -> list[tuple[_Row, Completion]]:
-    """Takes finished rows out of their slots."""
-    finished = []
-    for agent, slot in zip(*np.nonzero((owner >= 0) & ~view.active), strict=True):
-        row, count = rows[owner[agent, slot]], int(view.count[agent, slot])
-        before = row.tokens[len(row.tokens) - row.new :]
-        ids = [*before, *view.output[agent, slot, row.new : count].tolist()]
-        stopped = bool(ids) and ids[-1] in stop_ids
-        finished.append((row, Completion(ids[:-1] if stopped else ids, stopped, len(ids))))
-        owner[agent, slot] = -1
-    return finished

@@ -1,4 +1,4 @@
-"""Questions and grading: where the walk through the house starts."""
+"""Tasks: their questions, and how answers are read and graded."""
 
 from mft_jax.tasks.load import load_task
 from mft_jax.tasks.questions import Question, Task

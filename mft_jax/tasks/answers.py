@@ -1,7 +1,7 @@
 """The answer in a text, its canonical form, and whether two answers are mathematically the same.
 
 The conventions of the field's graders for MATH and GSM8K: a currency or percent sign beside a number has no meaning, so
-"$5", "5%" and "5" are the same answer; an "x =" before an answer is dropped; a decimal is exact: 0.333 is not 1/3.
+"$5", "5%" and "5" are the same answer; an "x =" before an answer is removed; a decimal is exact: 0.333 is not 1/3.
 """
 
 import functools
@@ -11,8 +11,8 @@ from fractions import Fraction
 from mft_jax.tasks import grader
 
 MAX_LENGTH = 1000  # characters; a longer "answer" is runaway text
-MAX_LAYERS = 30  # of signs around an answer; one with more of them is runaway text too
-MAX_ELEMENTS = 4  # of a point; points with more are left to math-verify
+MAX_LAYERS = 30  # of signs around an answer; more are a sign of runaway text too
+MAX_ELEMENTS = 4  # of a point that is compared element by element; math-verify compares longer ones
 CPU_SECONDS = 0.5  # for one comparison by math-verify; usual ones take milliseconds
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
@@ -33,7 +33,7 @@ _NO_UNIT = re.compile(
     r"cos|tan|cot|sec|csc|log|ln|exp|sqrt)\b",
     re.IGNORECASE,
 )
-# No brackets within: a comma there would part something else.
+# No brackets inside: a comma there would separate something else.
 _TUPLE = re.compile(r"(?:\\left)?\s*([(\[])([^()\[\]]*?)(?:\\right)?\s*([)\]])")
 _SPACING = re.compile(r"\\[!,;:]|~|\{,\}(?=\d{3})")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
@@ -87,10 +87,11 @@ def parse_numeric(text: str) -> str | None:
 
 
 def canonical(text: str) -> str | None:
-    """One spelling for the many of an answer: 5 for " $+5.00$. "; None for nothing, or more than MAX_LENGTH characters.
+    """The spelling that stands for all spellings of an answer: 5 for " $+5.00$. ".
 
     A whole number becomes an integer, another decimal a decimal without trailing zeros, a fraction a reduced one p/q;
-    anything else keeps its form without what stands around it. A canonical form is its own canonical form.
+    anything else only loses the signs around it. The canonical form of a canonical form is itself. None for an empty
+    text, and for one of more than MAX_LENGTH characters.
     """
     return _canonical(text) if len(text) <= MAX_LENGTH else None
 
@@ -98,19 +99,19 @@ def canonical(text: str) -> str | None:
 @functools.lru_cache(maxsize=4096)
 def _canonical(text: str) -> str | None:
     for _ in range(MAX_LAYERS):
-        previous, text = text, _unwrapped(text)
+        previous, text = text, _remove_wrapper(text)
         if text == previous:
             break
     else:
         return None
     value = number(text)
     if value is not None:
-        text = _written(value, decimal=_DECIMAL.fullmatch(text) is not None)
+        text = _format_number(value, decimal=_DECIMAL.fullmatch(text) is not None)
     return text if 0 < len(text) <= MAX_LENGTH else None
 
 
-def _unwrapped(text: str) -> str:
-    """Without one layer of what may stand around an answer."""
+def _remove_wrapper(text: str) -> str:
+    """Removes one layer of what may stand around an answer."""
     text = " ".join(_SPACING.sub(lambda match: "," if match[0] == "{,}" else " ", text.replace("\u2212", "-")).split())
     if _THOUSANDS.fullmatch(text.replace(", ", ",") if "\\" not in text else text):
         return text.replace(",", "")
@@ -121,15 +122,15 @@ def _unwrapped(text: str) -> str:
     return text
 
 
-def measured(text: str) -> str | None:
-    r"""The number of a quantity with a unit: 18 for "18 dollars", "3\text{ hours}" and "USD 7"; None for all else."""
+def number_of_quantity(text: str) -> str | None:
+    r"""The number of a quantity with a unit: 18 for "18 dollars", "3\text{ hours}" and "USD 7"; None for anything else."""
     match = _QUANTITY.fullmatch(text) if len(text) <= MAX_LENGTH else None
     if match is None or number(text) is not None or _NO_UNIT.search(text):
         return None
     return canonical(match[1])
 
 
-def _written(value: Fraction, decimal: bool) -> str:
+def _format_number(value: Fraction, decimal: bool) -> str:
     if value.denominator == 1:
         return str(value.numerator)
     if not decimal:
@@ -159,9 +160,9 @@ def number(text: str) -> Fraction | None:
 
 
 def equivalent(a: str, b: str) -> bool:
-    """Whether two answers are mathematically the same. Symmetric; False where it cannot be told in CPU_SECONDS.
+    """Whether two answers are mathematically the same. Symmetric; False where math-verify needs more than CPU_SECONDS.
 
-    Numbers are compared exactly and words as text, here; only the rest costs a call of math-verify, in another process.
+    Numbers are compared exactly, and words as text; only for anything else is math-verify asked, in another process.
     """
     if a == b:
         return True
@@ -174,13 +175,14 @@ def equivalent(a: str, b: str) -> bool:
     if None not in values:
         return values[0] == values[1]
     if values != (None, None):  # a unit may be left out; two different ones are two different quantities
-        quantity = measured(first if values[0] is None else second)
+        quantity = number_of_quantity(first if values[0] is None else second)
         if quantity is not None:
             return number(quantity) == (values[0] if values[1] is None else values[1])
     if len(first) == len(second) == 1 and first.isupper() and second.isupper():
-        return False  # choices; math-verify agrees, but costs a process
-    (brackets, left), (others, right) = _elements(first), _elements(second)
-    # math-verify takes 40 ms for a pair of these; their number is limited because each of theirs may take its whole time.
+        return False  # choices; math-verify would say so too, after much longer
+    (brackets, left), (others, right) = _split_elements(first), _split_elements(second)
+    # math-verify takes 40 ms for a pair of points. It is asked for those with more elements all the same, since each pair
+    # of elements that is compared here may take CPU_SECONDS.
     if brackets and brackets == others and len(left) == len(right) <= MAX_ELEMENTS:
         return all(equivalent(a, b) for a, b in zip(left, right, strict=True))
     # To a formula reader "east" and "seat" are one product of four letters.
@@ -189,8 +191,8 @@ def equivalent(a: str, b: str) -> bool:
     return _same_formula(*sorted((first, second)))
 
 
-def _elements(text: str) -> tuple[str, list[str]]:
-    """("()", what stands between the commas) of a point, for example, or an interval; ("", []) of anything else."""
+def _split_elements(text: str) -> tuple[str, list[str]]:
+    """The brackets of a point or an interval, and what stands between its commas; ("", []) for anything else."""
     match = _TUPLE.fullmatch(text)
     if match is None or "," not in match[2] or r"\{" in match[2]:
         return "", []

@@ -4,15 +4,12 @@ All of its questions are reserved ones (arithmetic_split.py), on which the shipp
 """
 
 import functools
-import random
 
-import tensorflow_datasets as tfds
-
+from mft_jax import seeds
 from mft_jax.config import TaskConfig
 from mft_jax.prompts import GENERAL
 from mft_jax.tasks.arithmetic_split import LARGEST, question_text, reserved, value
-from mft_jax.tasks.generated import SPLITS, GeneratedBuilder, load_generated
-from mft_jax.tasks.prepared import Prepared, cache_dir
+from mft_jax.tasks.generated import SPLITS, make_generated_task
 from mft_jax.tasks.questions import Question, Task
 
 POOL = 4000  # questions in each split
@@ -20,22 +17,10 @@ POOL = 4000  # questions in each split
 Numbers = tuple[int, ...]
 
 
-class MftArithmetic(GeneratedBuilder):
-    """Builds the two pools as array_record files."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def pool_size(self) -> int:
-        return POOL
-
-    def question(self, split: str, index: int) -> Question:
-        return question(split, index)
-
-
 @functools.cache
 def pool(split: str) -> tuple[Numbers, ...]:
     """The six integers of each question of a split: reserved, distinct, and in no other split. The same everywhere."""
-    draws = random.Random("arithmetic 1.0.0")
+    draws = seeds.question_pool("arithmetic 1.0.0")
     found: dict[Numbers, None] = {}  # a set that keeps its order
     while len(found) < POOL * len(SPLITS):
         numbers = tuple(int(draws.random() * (LARGEST + 1)) for _ in range(6))
@@ -51,6 +36,5 @@ def question(split: str, index: int) -> Question:
 
 
 def load(config: TaskConfig, seed: int) -> Task:
-    """Builds the data set where it is missing, and reads the questions that `seed` chooses."""
-    data = Prepared(cache_dir(config), MftArithmetic)
-    return load_generated("arithmetic", config, seed, data, POOL, question, GENERAL)
+    """The questions that `seed` chooses. Raises UserError when more are asked for than there are."""
+    return make_generated_task("arithmetic", config, seed, pool_size=POOL, question=question, prompts=GENERAL)

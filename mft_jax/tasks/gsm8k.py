@@ -32,7 +32,7 @@ REMEDY = "get the original file again"
 
 
 class MftGsm8k(Gsm8k):
-    """The library's builder on files that are there already, and without the socratic variants of the same questions."""
+    """The library's builder, reading local files, without the socratic variants of the same questions."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = "train.jsonl and test.jsonl"
 
@@ -46,7 +46,7 @@ class MftGsm8k(Gsm8k):
 
 
 def load(config: TaskConfig, seed: int) -> Task:
-    """Prepares the data set where it is missing, and takes the questions that `seed` chooses."""
+    """The questions that `seed` chooses of the data set, which is prepared first where it is missing."""
     data = PublicData(
         task="gsm8k",
         title="GSM8K",
@@ -72,7 +72,7 @@ def find(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def parse(files: Sequence[pathlib.Path]) -> dict[str, list[Record]]:
-    """Every line of the two files. Raises UserError for a broken one first, then for their number, then for their text."""
+    """Every line of the two files. Raises UserError for a broken line, else for their number, else for other questions."""
     return {split: _parse_split(split, path) for split, path in zip(COUNTS, files, strict=True)}
 
 
@@ -80,7 +80,7 @@ def _parse_split(split: str, path: pathlib.Path) -> list[Record]:
     data = read_bytes(path, REMEDY)
     records = [_record(line, f"{path}, line {number}") for number, line in numbered_lines(data)]
     check_count(len(records), COUNTS[split], str(path), f"GSM8K's {split} split")
-    # The original's bytes are these; a copy with other line ends or other escapes holds the same questions all the same.
+    # These are the original's bytes, so that a copy with other line ends or escapes has the same checksum.
     digest = hashlib.sha256("".join(json.dumps(record) + "\n" for record in records).encode()).hexdigest()
     if digest != CHECKSUMS[split]:
         raise UserError(

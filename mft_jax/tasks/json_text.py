@@ -2,6 +2,7 @@
 
 import decimal
 import json
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -12,9 +13,11 @@ from mft_jax.errors import UserError
 def read_bytes(path: str | pathlib.Path, remedy: str) -> bytes:
     """The file without a byte order mark."""
     try:
-        return pathlib.Path(path).expanduser().read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except OSError as error:
-        raise UserError(f"Cannot read the questions {path} ({error.strerror}): {remedy}.") from error
+        # Path.expanduser raises another error where a user's home is not known.
+        return pathlib.Path(os.path.expanduser(path)).read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"Cannot read the questions {path} ({reason}): {remedy}.") from error
 
 
 def numbered_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -25,7 +28,7 @@ def numbered_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def parse_object(data: bytes, where: str, remedy: str) -> dict[str, Any]:
-    """One JSON object. `where` starts the complaint, `remedy` ends it."""
+    """One JSON object. A UserError begins with `where`, and ends with `remedy`."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
@@ -42,27 +45,23 @@ def parse_object(data: bytes, where: str, remedy: str) -> dict[str, Any]:
             reason += f" in line {error.lineno}"
         raise UserError(f"{where}: not valid JSON ({reason}): {remedy}.") from error
     if not isinstance(record, dict):
-        raise UserError(f"{where}: got {kind(record)}, expected an object: {remedy}.")
+        raise UserError(f"{where}: got {json_type(record)}, expected an object: {remedy}.")
     return record
 
 
 def text_field(record: dict[str, Any], field: str, where: str, remedy: str) -> str:
     """A field that must hold text, without the spaces around it."""
-    check_field(record, field, where, remedy)
+    if field not in record:
+        raise UserError(f'{where}: the field "{field}" is missing: {remedy}.')
     value = record[field]
     if not isinstance(value, str):
-        raise UserError(f'{where}: "{field}" is {kind(value)}, expected a string: {remedy}.')
+        raise UserError(f'{where}: "{field}" is {json_type(value)}, expected a string: {remedy}.')
     if not value.strip():
         raise UserError(f'{where}: "{field}" is empty: {remedy}.')
     return value.strip()
 
 
-def check_field(record: dict[str, Any], field: str, where: str, remedy: str) -> None:
-    if field not in record:
-        raise UserError(f'{where}: the field "{field}" is missing: {remedy}.')
-
-
-def kind(value: object) -> str:
+def json_type(value: object) -> str:
     """The type of a JSON value, as JSON calls it."""
     names = {str: "a string", bool: "a boolean", list: "an array", dict: "an object", type(None): "null"}
     return names.get(type(value), "a number")

@@ -2,7 +2,7 @@
 
 Training questions come from its train split, evaluation questions from its test split, of levels 1 to 3 unless
 `math_levels` says otherwise. The questions, their order and their ids follow from the problems' text, so that every
-layout in which the data set goes about gives a run the same ones.
+layout in which the data set is distributed gives a run the same ones.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from mft_jax.tasks.prepared import Record
 from mft_jax.tasks.public import LineBuilder, PublicData, check_count, load_records, make_task
 from mft_jax.tasks.questions import Question, Task
 
-# The original archive, MATH.tar, as a mirror serves it that evaluation harnesses read.
+# The problems of the original archive, MATH.tar, on a mirror that evaluation harnesses use.
 URL = "https://huggingface.co/datasets/EleutherAI/hendrycks_math/resolve/main/"
 SUBJECTS = {  # questions in (train, test) by subject: from that mirror's dataset card; the totals are the paper's
     "Algebra": (1744, 1187),
@@ -50,7 +50,7 @@ class MftMath(LineBuilder):
 
 
 def load(config: TaskConfig, seed: int) -> Task:
-    """Prepares the data set where it is missing, and takes the questions of `math_levels` that `seed` chooses."""
+    """The questions of `math_levels` that `seed` chooses of the data set, which is prepared first where it is missing."""
     folders = [subject.lower().replace("&", "and").replace(" ", "_") for subject in SUBJECTS]
     files = [f"{folder}/{split}-00000-of-00001.parquet" for folder in folders for split in SPLITS]
     data = PublicData(
@@ -58,7 +58,7 @@ def load(config: TaskConfig, seed: int) -> Task:
         title="MATH",
         layout=LAYOUT,
         builder=MftMath,
-        counts={split: _expected(split).total() for split in SPLITS},
+        counts={split: _expected_counts(split).total() for split in SPLITS},
         find=find,
         parse=parse,
         urls={file: URL + file for file in files},
@@ -71,7 +71,7 @@ def load(config: TaskConfig, seed: int) -> Task:
 
 
 def find(directory: pathlib.Path) -> list[pathlib.Path]:
-    """The files of whichever layout is there, in the directory or in the folder MATH that the archive makes."""
+    """The files of the layout that is there, in the directory or in the folder MATH that the archive unpacks to."""
     for root in (directory, directory / "MATH"):
         layouts = [[path for split in SPLITS for path in sorted(root.glob(f"{split}{pattern}"))]
                    for pattern in (".jsonl", "/*/*.json")]  # fmt: skip
@@ -83,23 +83,23 @@ def find(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _split_of(path: pathlib.Path) -> str:
-    """train or test: the folder of the subject's folder in the tree, the beginning of the name in the other layouts."""
+    """train or test: in the layout of folders, the folder above the subject's; else how the file's name begins."""
     return path.parent.parent.name if path.suffix == ".json" else re.split(r"[.-]", path.name)[0]
 
 
 def parse(files: Sequence[pathlib.Path]) -> dict[str, list[Record]]:
-    """Every problem. Raises UserError for a broken one first, then for a wrong number of them."""
+    """Every problem. Raises UserError for a broken one, else for a wrong number of them."""
     found: dict[str, list[Record]] = {split: [] for split in SPLITS}
     for path in files:
         found[_split_of(path)] += [_record(raw, where) for where, raw in _objects(path)]
     for split, records in found.items():
         _check_counts(split, records, os.path.commonpath(files))
-        _identify(split, records)
+        _add_ids(split, records)
     return found
 
 
 def _objects(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where it stands, the object) of each problem of a file."""
+    """(the place in the file, for error messages; the object) of each problem of a file."""
     if path.suffix == ".parquet":
         yield from ((f"{path}, row {row}", raw) for row, raw in enumerate(_parquet_rows(path), start=1))
     elif path.suffix == ".json":
@@ -129,18 +129,18 @@ def _record(raw: dict[str, Any], where: str) -> Record:
     return record
 
 
-def _expected(split: str) -> Counter[str]:
+def _expected_counts(split: str) -> Counter[str]:
     return Counter({subject: counts[SPLITS.index(split)] for subject, counts in SUBJECTS.items()})
 
 
 def _check_counts(split: str, records: Sequence[Record], directory: str) -> None:
-    expected, found = _expected(split), Counter(record["type"] for record in records)
-    for subject in SUBJECTS:  # the first subject that is not whole tells more than the total
+    expected, found = _expected_counts(split), Counter(record["type"] for record in records)
+    for subject in SUBJECTS:  # an incomplete subject tells more than the total
         check_count(found[subject], expected[subject], f"{directory}: {subject} of the {split} split", "MATH")
 
 
-def _identify(split: str, records: list[Record]) -> None:
-    """Gives every record an id that is a checksum of its text, and sorts by it."""
+def _add_ids(split: str, records: list[Record]) -> None:
+    """Gives every record an id that is a checksum of its text, and sorts the records by it."""
     repeats: Counter[str] = Counter()
     for record in records:
         digest = hashlib.sha256(f"{record['problem']}\n{record['solution']}".encode()).hexdigest()[:12]
@@ -151,7 +151,7 @@ def _identify(split: str, records: list[Record]) -> None:
 
 
 def _questions(records: Sequence[Record], levels: Sequence[int]) -> list[Question]:
-    """Of these levels, as far as the solution has its answer in a box: without one nothing could be graded."""
+    """The problems of these levels whose solution has its answer in a box: others could not be graded."""
     names = {f"Level {level}" for level in levels}
     chosen = [record for record in records if record["level"] in names]
     golds = [parsing.parse_final(record["solution"]) for record in chosen]

@@ -1,12 +1,12 @@
-r"""How the answer of a text is read where it is more than arithmetic: numbers with units, expressions, choices.
+r"""Reads the answer in a text where it is not just a number: numbers with units, expressions, choices.
 
-Each reads the last box first, and has a fallback for texts without one (method, section 3). All take linear time: a text
-may be 100,000 characters of anything.
+Each parser reads the last box first, and has a fallback for texts without one (method, section 3). All take linear time:
+a text may be 100,000 characters of anything.
 """
 
 import re
 
-from mft_jax.tasks.answers import MAX_LENGTH, boxed, canonical, measured, number, parse_numeric
+from mft_jax.tasks.answers import MAX_LENGTH, boxed, canonical, number, number_of_quantity, parse_numeric
 
 _MARK = "####"  # of GSM8K's own solutions
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s*(\\[dt]?frac\s*\d\s*\d|[^\s{}$\\]+)")
@@ -19,12 +19,12 @@ _STYLE = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|rm|bf)\b|[{}$*]
 _WHOLE_CHOICE = re.compile(r"\(?([A-Da-d])[).:]?")
 _FIRST_CHOICE = re.compile(r"\(?([A-D])[).:]")
 _ANNOUNCED_CHOICE = re.compile(r"[\s*$]*\(?([A-D])(?![\w'])")
-# The first alternative takes an article away: "A" where it begins a sentence and a word follows.
+# The first alternative matches, and so skips, an article: an "A" that begins a sentence, before a word.
 _CHOICE = re.compile(r"(?:^|[.!?:\n])[ \t]{0,4}A\s(?=[a-z])|(?<![\w'\\])([A-D])(?![\w'])")
 
 
 def parse_number(text: str) -> str | None:
-    """For GSM8K: the number in the last box, else after the last "####", else the last number; units are dropped."""
+    """For GSM8K: the number in the last box, else after the last "####", else the last number; units are removed."""
     content = boxed(text)
     if content is not None:
         return _number_in(content) if re.search(r"\d", content) else None
@@ -34,55 +34,55 @@ def parse_number(text: str) -> str | None:
 
 
 def _number_in(content: str) -> str | None:
-    """The number of a quantity with its unit, or at the end of an equation; anything else in its own canonical form."""
+    """The number of a quantity with its unit, or at the end of an equation; the canonical form of anything else."""
     form = canonical(content)
     for candidate in (form, canonical(content.rpartition("=")[2]), canonical(_TEXT.sub(" ", content))):
         if candidate is not None and number(candidate) is not None:
             return candidate
-        quantity = measured(candidate or "")
+        quantity = number_of_quantity(candidate or "")
         if quantity is not None:
             return quantity
     return form
 
 
 def parse_final(text: str) -> str | None:
-    r"""The answer in the last box, which may be \boxed 5 as in a few of MATH's solutions; None without a box."""
+    r"""The answer in the last box, which may be without braces (\boxed 5), as in a few of MATH's solutions; else None."""
     content = boxed(text)
-    if content is None and (bare := _last(_BARE_BOX, text)):
+    if content is None and (bare := _last_match(_BARE_BOX, text)):
         content = bare[1]
     return None if content is None else canonical(content)
 
 
 def parse_expression(text: str) -> str | None:
-    r"""For MATH: the last box; else what "the answer is" announces, else the last formula or number."""
+    r"""For MATH: the last box; else what follows "the answer is", else the last formula or number."""
     if (final := parse_final(text)) is not None:
         return final
-    if announced := _last(_ANNOUNCED, text):
+    if announced := _last_match(_ANNOUNCED, text):
         rest = text[announced.end() : announced.end() + MAX_LENGTH]
         formula = _FORMULA.match(rest)
         return canonical(formula[0] if formula else _SENTENCE_END.split(rest, maxsplit=1)[0].strip(" *"))
-    if formula := _last(_FORMULA, text):
+    if formula := _last_match(_FORMULA, text):
         return canonical(next(filter(None, formula.groups())).rpartition("=")[2])
     return parse_numeric(text)
 
 
 def parse_choice(text: str) -> str | None:
-    """For MMLU: the letter in the last box, else of "the answer is", else the last letter A to D that stands alone."""
+    """For MMLU: the letter in the last box, else after "the answer is", else the last letter A to D that stands alone."""
     content = boxed(text)
     if content is None:
-        return _spoken_choice(text)
+        return _choice_in_prose(text)
     plain = _STYLE.sub(" ", content[:MAX_LENGTH]).strip()
     found = _WHOLE_CHOICE.fullmatch(plain) or _FIRST_CHOICE.match(plain)
-    return found[1].upper() if found else _spoken_choice(plain)
+    return found[1].upper() if found else _choice_in_prose(plain)
 
 
-def _spoken_choice(text: str) -> str | None:
+def _choice_in_prose(text: str) -> str | None:
     announced = [_ANNOUNCED_CHOICE.match(text, match.end()) for match in _ANNOUNCED.finditer(text)]
     letters = [match[1] for match in announced if match] or [match[1] for match in _CHOICE.finditer(text) if match[1]]
     return letters[-1] if letters else None
 
 
-def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
     found = None
     for match in pattern.finditer(text):
         found = match

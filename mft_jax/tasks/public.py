@@ -1,7 +1,7 @@
-"""Public data sets: their original files, which the user has or which are downloaded, made into a prepared data set.
+"""Public data sets: prepared from their original files, which the user gives or which are downloaded.
 
-The files are read whole and verified before anything is kept. A prepared data set is kept under the checksum of the
-files it was made from, so that it is never taken for that of other files.
+The files are read completely and verified before anything is stored. A prepared data set is stored under the checksum
+of its original files, so that it is never taken for one of other files.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow_datasets as tfds
 
+from mft_jax import seeds
 from mft_jax.config import TaskConfig
 from mft_jax.errors import UserError
 from mft_jax.prompts import Prompts
@@ -30,13 +31,13 @@ from mft_jax.tasks.prepared import (
     local_directory,
     read_records,
 )
-from mft_jax.tasks.questions import Question, Task, check_enough, normalised, seeded_order
+from mft_jax.tasks.questions import Question, Task, check_enough, normalise
 
-TIMEOUT = 10.0  # seconds without a byte; a machine without network must say so soon
+TIMEOUT = 10.0  # seconds without a byte: without a network the user should be told soon
 
 
 class LineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Reads SPLIT.jsonl of `manual_dir`, a record a line, and keeps their order. A subclass names fields and splits."""
+    """Reads one record from each line of `manual_dir`/SPLIT.jsonl, in order. A subclass names the fields and splits."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = "SPLIT.jsonl"
     FIELDS: tuple[str, ...] = ()
@@ -63,29 +64,31 @@ class PublicData:
     task: str
     title: str
     layout: str
-    """What its directory holds, for the one who must provide it."""
+    """What a directory of its original files holds, in words, for error messages."""
     builder: type[Builder]
-    """Finds SPLIT.jsonl in its download manager's `manual_dir`, a record a line, and keeps their order."""
+    """Reads one record from each line of SPLIT.jsonl in its download manager's `manual_dir`, in order."""
     counts: Mapping[str, int]
     """Questions in each split."""
     find: Callable[[pathlib.Path], Sequence[pathlib.Path]]
     """The original files in a directory. Raises UserError where one is missing."""
     parse: Callable[[Sequence[pathlib.Path]], Records]
-    """Their records, whole and verified. Raises UserError that names the file, and the line where there is one."""
+    """All records of these files, verified. Raises UserError that names the file, and the line where there is one."""
     urls: Mapping[str, str]
-    """Where the files come from, by their place in the directory."""
+    """Where each file is downloaded from, by its path in the directory."""
     checksums: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """SHA-256 of files, by their place in the directory, as far as they are known."""
+    """SHA-256 of each file whose checksum is known, by its path in the directory."""
     unpack: Callable[[pathlib.Path], None] = lambda directory: None
-    """What is to be done with downloaded files before `find` finds the original ones."""
+    """Unpacks downloaded archives in a directory, before `find` looks for the original files there."""
 
 
 def load_records(config: TaskConfig, data: PublicData) -> dict[str, list[Record]]:
-    """Every record of every split, from the cache directory if they are there already."""
+    """Every record of every split, from the cache directory where they have been prepared before."""
     given = None if config.data_dir is None else local_directory("data_dir", config.data_dir)
     if given is not None and not given.is_dir():
-        raise UserError(f"task.data_dir is {str(given)!r}, which is no directory: give one that holds {data.layout}.")
-    key = _official(data) if given is None else _fingerprint(given, data.find(given))
+        raise UserError(
+            f"task.data_dir is {str(given)!r}, which is not a directory: give one that holds {data.layout}."
+        )
+    key = _official_key(data) if given is None else _key_of_files(given, data.find(given))
 
     def originals(directory: pathlib.Path) -> None:
         found = data.parse(data.find(given)) if given is not None else _download(data, directory / "download")
@@ -115,13 +118,13 @@ def make_task(
 ) -> Task:
     """The questions that `seed` chooses of the two pools.
 
-    Public data sets hold questions twice, even in both splits. The evaluation pool stays what was published; a
-    training question that comes again, or that is in the evaluation pool too, is left out.
+    Public data sets repeat questions, even across their splits. The evaluation pool stays as it was published; a
+    training question that repeats an earlier one, or one of the evaluation pool, is left out.
     """
-    evaluated = {normalised(question.text) for question in evaluation}
+    evaluated = {normalise(question.text) for question in evaluation}
     kept: dict[str, Question] = {}
     for question in train:
-        text = normalised(question.text)
+        text = normalise(question.text)
         if text not in evaluated:
             kept.setdefault(text, question)
     pool = tuple(kept.values())
@@ -129,8 +132,8 @@ def make_task(
     check_enough(config.eval_questions, len(evaluation), "task.eval_questions", f"the task {data.task}'s test set")
     return Task(
         name=data.task,
-        train=seeded_order(pool, seed, f"{data.task}-train")[: config.train_questions],
-        eval=seeded_order(evaluation, seed, f"{data.task}-eval")[: config.eval_questions],
+        train=seeds.question_order(pool, seed, f"{data.task}-train")[: config.train_questions],
+        eval=seeds.question_order(evaluation, seed, f"{data.task}-eval")[: config.eval_questions],
         parse=parse,
         equivalent=answers.equivalent,
         prompts=prompts,
@@ -140,7 +143,7 @@ def make_task(
 def check_count(found: int, expected: int, where: str, of: str) -> None:
     if found != expected:
         raise UserError(
-            f"{where} has {found:,} questions, expected the {expected:,} of {of}: get the whole original again, or use "
+            f"{where} has {found:,} questions, expected the {expected:,} of {of}: get the complete original again, or use "
             "the task jsonl for questions of your own."
         )
 
@@ -150,27 +153,27 @@ def sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _official(data: PublicData) -> str:
-    """The key of the files as published; the same as that of a user's files where all checksums are known."""
-    return _key(data.checksums) if set(data.checksums) == set(data.urls) else "public"
+def _official_key(data: PublicData) -> str:
+    """The key of the published files: that of a user's own copy of them where all checksums are known."""
+    return _combined_key(data.checksums) if set(data.checksums) == set(data.urls) else "public"
 
 
-def _fingerprint(directory: pathlib.Path, files: Sequence[pathlib.Path]) -> str:
+def _key_of_files(directory: pathlib.Path, files: Sequence[pathlib.Path]) -> str:
     try:
-        return _key({path.relative_to(directory).as_posix(): sha256(path) for path in files})
+        return _combined_key({path.relative_to(directory).as_posix(): sha256(path) for path in files})
     except OSError as error:
         raise UserError(
             f"Cannot read the questions {error.filename} ({error.strerror}): give a directory of files that can be read."
         ) from error
 
 
-def _key(checksums: Mapping[str, str]) -> str:
+def _combined_key(checksums: Mapping[str, str]) -> str:
     listed = "".join(f"{checksums[name]}  {name}\n" for name in sorted(checksums))
     return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
 
 def _download(data: PublicData, directory: pathlib.Path) -> Records:
-    """Raises UserError that says both what is wrong with the network's files and what to do without them."""
+    """Raises UserError that says what went wrong with the download, and how to do without it."""
     for name, url in data.urls.items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,17 +181,17 @@ def _download(data: PublicData, directory: pathlib.Path) -> Records:
             with urllib.request.urlopen(url, timeout=TIMEOUT) as response, open(path, "wb") as file:
                 shutil.copyfileobj(response, file)
         except (OSError, http.client.HTTPException) as error:
-            raise _unavailable(data, f"{url}: {getattr(error, 'reason', None) or error}") from error
+            raise _download_error(data, f"{url}: {getattr(error, 'reason', None) or error}") from error
         if name in data.checksums and sha256(path) != data.checksums[name]:
-            raise _unavailable(data, f"{url} has the SHA-256 {sha256(path)}, expected {data.checksums[name]}")
+            raise _download_error(data, f"{url} has the SHA-256 {sha256(path)}, expected {data.checksums[name]}")
     try:
         data.unpack(directory)
         return data.parse(data.find(directory))
     except (OSError, tarfile.TarError, UserError) as error:
-        raise _unavailable(data, str(error).rstrip(".")) from error
+        raise _download_error(data, str(error).rstrip(".")) from error
 
 
-def _unavailable(data: PublicData, reason: str) -> UserError:
+def _download_error(data: PublicData, reason: str) -> UserError:
     return UserError(
         f"{data.title} cannot be downloaded ({reason}): connect this machine to the network, or give a directory that "
         f"holds {data.layout}, with --task.data-dir DIR (mft eval: --data-dir DIR)."

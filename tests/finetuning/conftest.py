@@ -1,4 +1,4 @@
-"""A byte-level chat, and a small plan of three agents with unequal data."""
+"""A byte-level chat, and a small plan of three adapters with unequal data."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mft_jax.config import FinetuningConfig, RoleConfig
-from mft_jax.finetuning.packing import make_plan
-from mft_jax.finetuning.step import make_train_step
+from mft_jax.finetuning import FirstAnswers, Lesson, likelihood, make_plan
 from mft_jax.models.chat import Chat
 from mft_jax.prompts import assistant, user
 
@@ -46,7 +45,7 @@ def chat():
 
 @pytest.fixture(scope="session")
 def examples():
-    """Of three agents: 9 short dialogues, 5 with two turns, 2 short ones."""
+    """Of three adapters: 9 short dialogues, 5 with two turns, 2 short ones."""
     rng = np.random.default_rng(0)
     words = lambda low, high: "".join(rng.choice(list("0123456789+*= "), rng.integers(low, high)))
     single = lambda count: [example(f"q{i}", words(3, 10), words(5, 25)) for i in range(count)]
@@ -54,13 +53,29 @@ def examples():
     return [single(9), double, single(2)]
 
 
+def lesson(name, settings, field="finetuning.generator"):
+    return Lesson(adapter=name, select=FirstAnswers(0), settings=settings, field=field, stream=0)
+
+
+LESSONS = (
+    lesson("ann", CONFIG.generator),
+    lesson("bob", CONFIG.critic, "finetuning.critic"),
+    lesson("cy", CONFIG.critic, "finetuning.critic"),
+)
+
+
+def plan_of(chat, examples, lessons=LESSONS, config=CONFIG, seed=1, iteration=2):
+    """The plan of one list of examples for each lesson."""
+    named = {lesson.adapter: own for lesson, own in zip(lessons, examples, strict=True)}
+    return make_plan(chat, lessons, named, config, seed=seed, iteration=iteration)
+
+
 @pytest.fixture(scope="session")
 def plan(chat, examples):
-    names, roles = ("generator_0", "critic_0", "critic_1"), (CONFIG.generator, CONFIG.critic, CONFIG.critic)
-    return make_plan(chat, examples, names, roles, CONFIG, seed=1, iteration=2)
+    return plan_of(chat, examples)
 
 
 @pytest.fixture(scope="session")
-def train_step(tiny):
-    """Compiled once for all tests that train three agents."""
-    return make_train_step(tiny.graphdef, CONFIG)
+def train_step(programs):
+    """The step of three adapters, compiled once for all tests that train them."""
+    return programs.train(likelihood, 3, None, False)

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mft_jax.finetuning import step as steps
+from mft_jax.finetuning.packing import hyper_of
 from mft_jax.models.peft import load_peft, save_peft
 from mft_jax.models.weights import save_base
+from mft_jax.programs.train import init_state
 from tests.conftest import TINY
 from tests.finetuning.conftest import CONFIG
 
@@ -18,9 +19,13 @@ from tests.finetuning.conftest import CONFIG
 @pytest.fixture(scope="module")
 def ours(tiny, plan, train_step):
     """(adapters after three steps, losses [3, A])."""
-    state, losses = steps.init_state(jax.tree.map(jnp.array, tiny.adapters)), []
+    state, losses, hyper = (
+        init_state(jax.tree.map(jnp.array, tiny.weights)),
+        [],
+        hyper_of(plan, CONFIG, tiny.lora.scale),
+    )
     for index in range(3):
-        state, metrics = train_step(tiny.base, state, plan.batch(index), np.int32(index), steps.hyper_of(plan, CONFIG))
+        state, metrics = train_step(tiny.base, state, plan.batch(index), np.int32(index), hyper)
         losses.append(np.asarray(metrics.loss))
     return state.adapters, np.stack(losses)
 
@@ -43,7 +48,7 @@ def torch_steps(model, plan, agent):
     import torch
 
     torch.set_num_threads(1)  # more of them wait for each other longer than these products take
-    own = plan.agents[agent]
+    own = plan.adapters[agent]
     warmup = math.ceil(CONFIG.warmup * own.steps)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -53,7 +58,7 @@ def torch_steps(model, plan, agent):
     for index in range(min(3, own.steps)):
         progress = (index - warmup) / max(own.steps - warmup, 1)
         share = (index + 1) / warmup if index < warmup else (1 + math.cos(math.pi * progress)) / 2
-        optimizer.param_groups[0]["lr"] = own.role.learning_rate * share
+        optimizer.param_groups[0]["lr"] = own.lesson.settings.learning_rate * share
         loss = torch_loss(model, [own.examples[i] for row in own.rows_of(index) for i in row])
         optimizer.zero_grad()
         loss.backward()
@@ -71,7 +76,7 @@ def test_three_steps_equal_peft_and_adamw(tiny, plan, ours, tmp_path, agent):
 
     (tmp_path / "config.json").write_text(json.dumps(TINY))
     save_base(tiny.base, tmp_path, tiny.config)
-    save_peft(tiny.agent(agent), tmp_path / "start", tiny.lora, str(tmp_path))
+    save_peft(tiny.agent(agent).weights, tmp_path / "start", tiny.lora, str(tmp_path))
     base = AutoModelForCausalLM.from_pretrained(tmp_path)
     model = PeftModel.from_pretrained(base, tmp_path / "start", is_trainable=True)
     expected = torch_steps(model, plan, agent)
@@ -83,7 +88,7 @@ def test_three_steps_equal_peft_and_adamw(tiny, plan, ours, tmp_path, agent):
     for (path, leaf), mine, start in zip(
         jax.tree_util.tree_leaves_with_path(tuned),
         jax.tree.leaves(jax.tree.map(lambda leaf: leaf[agent], adapters)),
-        jax.tree.leaves(tiny.agent(agent)),
+        jax.tree.leaves(tiny.agent(agent).weights),
         strict=True,
     ):
         moved = np.abs(leaf - start)

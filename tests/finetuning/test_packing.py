@@ -3,9 +3,9 @@ import itertools
 
 import numpy as np
 
-from mft_jax.finetuning.datasets import random_stream
-from mft_jax.finetuning.packing import encode, make_plan, pack_rows
-from tests.finetuning.conftest import CONFIG, example
+from mft_jax.finetuning.packing import encode, pack_rows
+from mft_jax.seeds import packing
+from tests.finetuning.conftest import CONFIG, LESSONS, example, plan_of
 
 
 def segments(batch, agent):
@@ -27,12 +27,12 @@ def segments(batch, agent):
 def test_targets_are_the_assistants_tokens(chat):
     """Predicted are exactly both answers and their ends of turn, each from the token before it."""
     dialogue = example("q", "1+1", "it is 2", "sure?", "yes")
-    plan = make_plan(chat, [[dialogue]], ("critic_0",), (CONFIG.critic,), CONFIG, seed=0, iteration=1)
+    plan = plan_of(chat, [[dialogue]], LESSONS[1:2])
     ((ids, targets),) = segments(plan.batch(0), 0)
     assert chat.tokenizer.decode(list(targets.values())) == "it is 2<|end|>yes<|end|>"
     assert all(ids[at + 1] == id for at, id in targets.items())
     final = dataclasses.replace(CONFIG, final_turn_only=True)
-    plan = make_plan(chat, [[dialogue]], ("critic_0",), (CONFIG.critic,), final, seed=0, iteration=1)
+    plan = plan_of(chat, [[dialogue]], LESSONS[1:2], final)
     ((_, targets),) = segments(plan.batch(0), 0)
     assert chat.tokenizer.decode(list(targets.values())) == "yes<|end|>"
 
@@ -47,7 +47,7 @@ def test_steps_and_rows_of_agents(plan):
     """Agents with less data stop early; rows are spread so that the steps of an agent differ by one row at most."""
     assert plan.total == max(plan.steps)
     assert plan.steps[0] > plan.steps[2] == 1
-    for index, agent in enumerate(plan.agents):
+    for index, agent in enumerate(plan.adapters):
         rows = [(plan.batch(step).segment_ids[index, :, 0] > 0).sum() for step in range(plan.total)]
         assert sum(rows) == len(agent.rows)
         own = rows[: plan.steps[index]]
@@ -58,37 +58,45 @@ def test_steps_and_rows_of_agents(plan):
 
 
 def test_the_same_inputs_give_the_same_bytes(plan, chat, examples):
-    names, roles = [a.name for a in plan.agents], [a.role for a in plan.agents]
-    again = make_plan(chat, examples, names, roles, CONFIG, seed=1, iteration=2)
+    again = plan_of(chat, examples)
+    assert again.digest == plan.digest
     for step in (plan.total - 1, 0):
         for a, b in zip(plan.batch(step), again.batch(step), strict=True):
             assert a.tobytes() == b.tobytes()
-    for changed in ({"seed": 2, "iteration": 2}, {"seed": 1, "iteration": 3}):
-        other = make_plan(chat, examples, names, roles, CONFIG, **changed)
-        assert [a.rows for a in other.agents] != [a.rows for a in plan.agents]
+    for changed in ({"seed": 2}, {"iteration": 3}):
+        other = plan_of(chat, examples, **changed)
+        assert [own.rows for own in other.adapters] != [own.rows for own in plan.adapters]
+        assert other.digest != plan.digest
 
 
-def test_an_agents_rows_do_not_depend_on_the_others(plan, chat, examples):
-    names, roles = [a.name for a in plan.agents], [a.role for a in plan.agents]
-    alone = make_plan(chat, [examples[0], [], []], names, roles, CONFIG, seed=1, iteration=2)
-    assert alone.agents[0].rows == plan.agents[0].rows
+def test_the_digest_knows_every_token_and_target_and_no_learning_rate(plan, chat, examples):
+    (first, *rest), *others = examples
+    changed = [dict(first, messages=[*first["messages"][:-1], dict(first["messages"][-1], content="9")]), *rest]
+    assert plan_of(chat, [changed, *others]).digest != plan.digest
+    final = dataclasses.replace(CONFIG, final_turn_only=True)
+    assert plan_of(chat, examples, config=final).digest != plan.digest
+    slower = dataclasses.replace(LESSONS[0], settings=dataclasses.replace(CONFIG.generator, learning_rate=1e-5))
+    assert plan_of(chat, examples, (slower, *LESSONS[1:])).digest == plan.digest
+
+
+def test_an_adapters_rows_do_not_depend_on_the_others(plan, chat, examples):
+    alone = plan_of(chat, [examples[0], [], []])
+    assert alone.adapters[0].rows == plan.adapters[0].rows
     assert alone.steps.tolist() == [plan.steps[0], 0, 0]
 
 
 def test_long_dialogues_are_left_out_whole_and_counted(chat):
     dialogues = [example("short", "1+1", "2"), example("long", "1+1", "2" * 200), example("other", "2+2", "4")]
-    plan = make_plan(chat, [dialogues], ("generator_0",), (CONFIG.generator,), CONFIG, seed=0, iteration=1)
+    plan = plan_of(chat, [dialogues], LESSONS[:1])
     assert plan.left_out.tolist() == [1]
-    texts = {chat.tokenizer.decode(ids) for ids, _ in plan.agents[0].examples}
+    texts = {chat.tokenizer.decode(ids) for ids, _ in plan.adapters[0].examples}
     assert texts == {f"<|user|>{a}<|end|>\n<|assistant|>{b}<|end|>\n" for a, b in [("1+1", "2"), ("2+2", "4")]}
-    fitting = dataclasses.replace(CONFIG, row_tokens=max(len(ids) for ids, _ in plan.agents[0].examples))
-    assert make_plan(
-        chat, [dialogues], ("generator_0",), (CONFIG.generator,), fitting, seed=0, iteration=1
-    ).left_out == [1]
+    fitting = dataclasses.replace(CONFIG, row_tokens=max(len(ids) for ids, _ in plan.adapters[0].examples))
+    assert plan_of(chat, [dialogues], LESSONS[:1], fitting).left_out == [1]
 
 
 def test_agents_without_examples_make_no_steps(chat):
-    plan = make_plan(chat, [[], []], ("generator_0", "critic_0"), (CONFIG.generator,) * 2, CONFIG, seed=0, iteration=1)
+    plan = plan_of(chat, [[], []], LESSONS[:2])
     assert plan.total == 0
     assert plan.steps.tolist() == [0, 0]
 
@@ -96,10 +104,10 @@ def test_agents_without_examples_make_no_steps(chat):
 def test_first_fit():
     """Each example is in the first row that had room for it when it came."""
     lengths = [50, 30, 20, 70, 10, 60, 40, 100]
-    rows = pack_rows(lengths, 100, random_stream(0, 1))
+    rows = pack_rows(lengths, 100, packing(0, 1, 0, 0))
     assert sorted(itertools.chain(*rows)) == list(range(8))
     assert all(sum(lengths[i] for i in row) <= 100 for row in rows)
-    order = random_stream(0, 1).permutation(8).tolist()
+    order = packing(0, 1, 0, 0).permutation(8).tolist()
     for place, row in enumerate(rows):
         for own, earlier in itertools.product(row, rows[:place]):
             there = sum(lengths[i] for i in earlier if order.index(i) < order.index(own))

@@ -6,32 +6,32 @@ import numpy as np
 import pytest
 
 from mft_jax.config import MeshConfig
-from mft_jax.finetuning.packing import make_plan
-from mft_jax.finetuning.step import Metrics, TrainState, hyper_of, init_state
+from mft_jax.finetuning.packing import hyper_of
 from mft_jax.finetuning.trainer import NonFiniteLoss, train
 from mft_jax.parallel.mesh import make_mesh
-from tests.finetuning.conftest import CONFIG, example
+from mft_jax.programs.program import Program
+from mft_jax.programs.train import Metrics, TrainState, init_state
+from tests.finetuning.conftest import CONFIG, LESSONS, example, plan_of
 
 
 @pytest.fixture(scope="module")
 def long_plan(chat, examples):
     """Seven steps for agent 0, one for agent 2, none for agent 1."""
-    generator = dataclasses.replace(CONFIG.generator, epochs=6)
-    names, roles = ("generator_0", "critic_0", "critic_1"), (generator, CONFIG.critic, CONFIG.critic)
-    return make_plan(chat, [examples[0], [], examples[2]], names, roles, CONFIG, seed=1, iteration=2)
+    longer = dataclasses.replace(LESSONS[0], settings=dataclasses.replace(CONFIG.generator, epochs=6))
+    return plan_of(chat, [examples[0], [], examples[2]], (longer, *LESSONS[1:]))
 
 
 @pytest.fixture(scope="module")
-def run(train_step, tiny, long_plan):
+def run(train_step, tiny, long_plan, one_device):
     """Trains from a state, and keeps copies of what is saved on the way."""
-    hyper = hyper_of(long_plan, CONFIG)
+    hyper = hyper_of(long_plan, CONFIG, tiny.lora.scale)
 
     def run(state, start=0):
         heard, saved = [], {}
         result = train(
             train_step, tiny.base, jax.tree.map(jnp.array, state), long_plan, hyper, start=start, save_every=3,
-            on_step=lambda done, metrics: heard.append((done, metrics)),
-            on_save=lambda done, state: saved.update({done: jax.device_get(state)}),
+            on_step=lambda done, metrics: heard.append((done, metrics)), mesh=one_device,
+            on_save=lambda done, state, busy: saved.update({done: (jax.device_get(state), busy)}),
         )  # fmt: skip
         return jax.device_get(result), heard, saved
 
@@ -40,7 +40,18 @@ def run(train_step, tiny, long_plan):
 
 @pytest.fixture(scope="module")
 def whole(run, tiny):
-    return run(init_state(tiny.adapters))
+    return run(init_state(tiny.weights))
+
+
+class Scripted(Program):
+    """A function in place of the compiled step."""
+
+    def __init__(self, function):
+        super().__init__("train", function)
+        self.function = function
+
+    def __call__(self, *arguments):
+        return self.function(*arguments)
 
 
 def same_bytes(a, b):
@@ -52,7 +63,10 @@ def test_callbacks(whole, long_plan):
     result, heard, saved = whole
     assert long_plan.steps.tolist()[1:] == [0, 1]
     assert [done for done, _ in heard] == list(range(1, long_plan.total + 1))
-    assert list(saved) == list(range(3, long_plan.total, 3)) != []
+    assert list(saved) == sorted({*range(3, long_plan.total, 3), long_plan.total}) != []
+    assert same_bytes(saved[long_plan.total][0], result)
+    busy = [seconds for _, seconds in saved.values()]
+    assert 0 < busy[0] < busy[-1] == max(busy)
     assert heard[0][1].active.tolist() == [True, False, True]
     assert heard[-1][1].active.tolist() == [True, False, False]
     assert isinstance(heard[0][1].loss, np.ndarray)
@@ -65,12 +79,12 @@ def test_it_learns(whole):
 
 
 def test_an_agent_without_examples_keeps_its_weights(whole, tiny):
-    assert same_bytes(*(jax.tree.map(lambda x: np.asarray(x)[1], t) for t in (whole[0].adapters, tiny.adapters)))
+    assert same_bytes(*(jax.tree.map(lambda x: np.asarray(x)[1], t) for t in (whole[0].adapters, tiny.weights)))
 
 
-def test_going_on_from_a_save_repeats_the_same_bytes(run, whole):
+def test_resuming_from_a_save_repeats_the_same_bytes(run, whole):
     result, heard, saved = whole
-    again, heard_again, _ = run(saved[3], start=3)
+    again, heard_again, _ = run(saved[3][0], start=3)
     assert same_bytes(again, result)
     assert same_bytes([metrics for _, metrics in heard_again], [metrics for _, metrics in heard[3:]])
 
@@ -81,7 +95,7 @@ def test_nothing_to_learn(run, whole, long_plan):
     assert same_bytes(result, whole[0])
 
 
-def test_a_non_finite_loss_stops_before_anything_of_it_is_saved(train_step, tiny, long_plan):
+def test_a_non_finite_loss_stops_before_anything_of_it_is_saved(train_step, tiny, long_plan, one_device):
     """One sentence that names agent, iteration, step and remedy. Step 3 is the bad one, and the first to be saved."""
 
     def bad_at_the_third(base, state, batch, index, hyper):
@@ -92,17 +106,17 @@ def test_a_non_finite_loss_stops_before_anything_of_it_is_saved(train_step, tiny
 
     heard = []
     with pytest.raises(
-        NonFiniteLoss, match=r"generator_0 .* step 3 of iteration 2.*finetuning\.generator\.learning_rate"
+        NonFiniteLoss, match=r"The loss of ann, .* step 3 of iteration 2.*finetuning\.generator\.learning_rate"
     ):
         train(
-            bad_at_the_third, tiny.base, init_state(jax.tree.map(jnp.array, tiny.adapters)), long_plan,
-            hyper_of(long_plan, CONFIG), save_every=3, on_step=lambda done, _: heard.append(done),
-            on_save=lambda done, _: pytest.fail("a bad step was saved"),
+            Scripted(bad_at_the_third), tiny.base, init_state(jax.tree.map(jnp.array, tiny.weights)), long_plan,
+            hyper_of(long_plan, CONFIG, tiny.lora.scale), save_every=3, mesh=one_device,
+            on_step=lambda done, _: heard.append(done), on_save=lambda *_: pytest.fail("a bad step was saved"),
         )  # fmt: skip
     assert heard == [1, 2]
 
 
-def test_metrics_are_fetched_one_step_behind(tiny, long_plan):
+def test_metrics_are_fetched_one_step_behind(long_plan, one_device):
     """When a step is heard of, the next one has been given to the device."""
     order = []
 
@@ -111,7 +125,8 @@ def test_metrics_are_fetched_one_step_behind(tiny, long_plan):
         value = jnp.ones(3)
         return state, Metrics(value, value, value, value, value > 0, value > 0)
 
-    train(step, None, None, long_plan, None, on_step=lambda done, _: order.append(f"heard {done}"))
+    hear = lambda done, _: order.append(f"heard {done}")
+    train(Scripted(step), None, None, long_plan, None, on_step=hear, mesh=one_device)
     assert order[:4] == ["start 1", "start 2", "heard 1", "start 3"]
     assert order[-1] == f"heard {long_plan.total}"
 
@@ -120,12 +135,12 @@ def test_rows_are_placed_by_the_rules(chat, tiny):
     """Agents and rows of a batch are split over the mesh before the step sees them."""
     mesh, seen = make_mesh(MeshConfig(agent=2, data=2)), []
     dialogues = [[example("q", "1+1", "2")]] * 2
-    plan = make_plan(chat, dialogues, ("generator_0", "critic_0"), (CONFIG.critic,) * 2, CONFIG, seed=0, iteration=1)
+    plan = plan_of(chat, dialogues, LESSONS[:2])
 
     def step(base, state, batch, index, hyper):
         seen.append(batch)
         value = jnp.ones(2)
         return state, Metrics(value, value, value, value, value > 0, value > 0)
 
-    train(step, None, None, plan, None, mesh=mesh)
+    train(Scripted(step), None, None, plan, None, mesh=mesh)
     assert {shard.data.shape[:2] for array in seen[0] for shard in array.addressable_shards} == {(1, 1)}

@@ -9,7 +9,7 @@ from mft_jax.config import LoraConfig
 from mft_jax.metrics import flops
 from mft_jax.models.config import ModelConfig, Rope
 from mft_jax.models.decoder import Decoder
-from mft_jax.models.lora import init_adapter
+from mft_jax.models.lora import Adapter, init_weights
 
 TINY = ModelConfig(
     vocab_size=11, embed=4, ffw=6, layers=2, heads=2, kv_heads=1, head_dim=3, max_positions=64, norm_eps=1e-5,
@@ -41,13 +41,26 @@ def test_training_by_hand():
     assert flops.training_flops(TINY, LORA, lengths=[3, 2], targets=2) == expected
 
 
+def test_a_window_bounds_what_a_token_sees():
+    """By hand: the sum over positions of the tokens seen, with and without a cache."""
+    for length, cached, window in [(10, 0, None), (10, 0, 4), (10, 6, 4), (10, 2, 4), (3, 0, 4), (4, 4, 1)]:
+        seen = [min(p + 1, window or p + 1) for p in range(cached, length)]
+        assert flops.attended(length, cached, window) == sum(seen)
+    mixed = dataclasses.replace(TINY, windows=(2, None))
+    # Tokens 1..4 see 1 + 2 + 2 + 2 in the first layer, 1 + 2 + 3 + 4 in the second.
+    expected = 2 * 288 * 4 + 4 * 3 * 2 * (7 + 10) + 2 * 4 * 11 * 2
+    assert flops.sampling_flops(mixed, None, prompt_tokens=3, new_tokens=2) == expected
+    assert flops.training_flops(mixed, LORA, lengths=[3], targets=0) == (4 * 288 + 6 * 200) * 3 + 12 * 3 * 2 * (5 + 6)
+
+
 def test_forward_agrees_with_the_compiler():
     """XLA's own count of the real decoder, which adds norms, softmax and the like, and attends to masked tokens too."""
     config = dataclasses.replace(TINY, embed=64, ffw=128, heads=4, kv_heads=2, head_dim=16, vocab_size=128)
     lora = LoraConfig(rank=8)
-    model, adapter = Decoder(config, lora.scale), init_adapter(config, lora, jax.random.key(0))
+    model = Decoder(config)
+    adapter = Adapter(init_weights(config, lora, jax.random.key(0)), jnp.float32(lora.scale))
     graphdef, base = nnx.split(model)
     forward = jax.jit(lambda base, adapter, tokens: nnx.merge(graphdef, base)(tokens, adapter))
     compiled = forward.lower(base, adapter, jnp.zeros((1, 32), jnp.int32)).compile()
-    counted = flops.forward_flops(config, lora, tokens=32, context=32 * 32, logits=32)
+    counted = flops.forward_flops(config, lora, tokens=32, context=2 * 32 * 32, logits=32)
     assert counted == pytest.approx(compiled.cost_analysis()["flops"], rel=0.06)

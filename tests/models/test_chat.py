@@ -74,7 +74,7 @@ def test_a_template_that_drops_old_thoughts_gives_an_example_for_each_turn(tmp_p
     for turn, (ids, mask) in zip((1, 3), chat.examples(DIALOGUE), strict=True):
         assert ids[: mask.argmax()].tolist() == chat.prompt(DIALOGUE[:turn])
     assert len(chat.examples(DIALOGUE, final_turn_only=True)) == 1
-    with pytest.raises(UserError, match="differently once the dialogue goes on"):
+    with pytest.raises(UserError, match="differently once others follow"):
         chat.example(DIALOGUE)
 
 
@@ -87,7 +87,7 @@ def test_thinking_is_passed_to_the_template(tmp_path):
 
 def test_a_template_that_opens_a_turn_otherwise_than_it_closes_it_is_refused(tmp_path):
     broken = PLAIN.replace("{{ '<|assistant|>' }}", "{{ '<|assistant|>Well: ' }}")
-    with pytest.raises(UserError, match="does not render an assistant turn as going on from its own prompt"):
+    with pytest.raises(UserError, match="renders an assistant turn differently from the prompt that opens it"):
         load_chat(CHECKPOINT, template(tmp_path, broken)).examples(DIALOGUE)
 
 
@@ -100,3 +100,51 @@ def test_stop_ids_of_all_sources(checkpoint):
     (end,) = load_chat(CHECKPOINT).stop_ids
     (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 9]}))
     assert load_chat(checkpoint).stop_ids == tuple(sorted((5, 9, end)))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("generation_config.json", b"[]", "is not a generation configuration (it holds [], expected an object)"),
+        ("generation_config.json", b"{", "is not a generation configuration (not valid JSON: "),
+        ("generation_config.json", b"\xff", "is not a generation configuration (not valid UTF-8: "),
+        ("generation_config.json", b'{"eos_token_id": "</s>"}', "its eos_token_id is '</s>', expected a token id or a list"),
+        ("generation_config.json", b'{"eos_token_id": [1, "2"]}', "its eos_token_id is [1, '2'], expected a token id"),
+        ("generation_config.json", b'{"eos_token_id": -1}', "its eos_token_id is -1, expected a token id"),
+        ("generation_config.json", b'{"eos_token_id": true}', "its eos_token_id is True, expected a token id"),
+        ("tokenizer.json", b"{}", "has no tokenizer that transformers can load (KeyError: 'added_tokens')"),
+        ("tokenizer.json", b"[]", "has no tokenizer that transformers can load (TypeError: "),
+        ("tokenizer.json", b"\xff", "has no tokenizer that transformers can load (UnicodeDecodeError: "),
+        ("tokenizer.json", None, "has no tokenizer that transformers can load (ValueError: "),
+        ("tokenizer_config.json", b"[]", "has no tokenizer that transformers can load (AttributeError: "),
+    ],
+)  # fmt: skip
+def test_a_broken_file_is_one_sentence(checkpoint, file, content, message):
+    (checkpoint / file).unlink()
+    if content is not None:
+        (checkpoint / file).write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load_chat(checkpoint)
+    assert str(caught.value).startswith(str(checkpoint))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "role"),
+    [
+        ("{% for m in messages %}<|user|>hello<|end|>{% endfor %}", "user"),
+        ("{% for m in messages %}{{ m.content if m.role == 'user' }}<|end|>{% endfor %}", "assistant"),
+        ("{% for m in messages %}{{ m.content if m.role == 'assistant' }}<|end|>{% endfor %}", "user"),
+        ("{{ messages[-1].content }}", "user"),
+        ("", "user"),
+    ],
+)
+def test_a_template_that_leaves_out_the_text_of_messages_is_refused(tmp_path, source, role):
+    with pytest.raises(UserError, match=f"leaves out the text of a message of the {role}: give another one with"):
+        load_chat(CHECKPOINT, template(tmp_path, source))
+
+
+def test_a_checkpoint_without_a_generation_config_has_the_tokenizers_stop_ids(checkpoint):
+    (checkpoint / "generation_config.json").unlink()
+    assert load_chat(checkpoint).stop_ids == load_chat(CHECKPOINT).stop_ids

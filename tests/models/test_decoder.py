@@ -28,7 +28,7 @@ def test_an_adapter_is_the_merged_weight(tiny):
     def merged(base, adapter):
         model = nnx.merge(tiny.graphdef, base)
         for layer, block in enumerate(model.blocks):
-            for target, pair in adapter.items():
+            for target, pair in adapter.weights.items():
                 kernel = getattr(block, target).kernel
                 kernel[...] = kernel[...] + tiny.lora.scale * pair["a"][layer] @ pair["b"][layer]
         return model(tokens)

@@ -7,10 +7,12 @@ import pytest
 from flax import nnx
 
 from mft_jax.config import LoraConfig, SamplingConfig
-from mft_jax.models.lora import init_adapter
+from mft_jax.models.lora import init_weights
 from mft_jax.models.peft import load_peft, save_peft
 from mft_jax.models.weights import load_base
-from mft_jax.sampling import Request, Sampler, row_key
+from mft_jax.programs import Programs
+from mft_jax.sampling import Request, Sampler
+from mft_jax.seeds import row_key
 from tests.models.families import FAMILIES, LONGROPE, make_pair, random_tokens
 from tests.models.test_peft import assert_peft_agrees
 
@@ -65,9 +67,9 @@ def kl_divergence(p, q):
 
 
 def test_an_adapter_equals_peft(pair, tmp_path):
-    """All linear layers, those that a family fuses included; written for PEFT, and read back bit for bit."""
+    """All linear layers, fused ones included; written for PEFT, and read back bit for bit."""
     lora = LoraConfig(rank=2, alpha=3.0)
-    adapter = jax.jit(lambda key: init_adapter(pair.config, lora, key))(jax.random.key(1))
+    adapter = jax.jit(lambda key: init_weights(pair.config, lora, key))(jax.random.key(1))
     rng = np.random.default_rng(1)
     adapter = jax.tree.map(lambda leaf: leaf + rng.normal(0, 0.05, leaf.shape).astype("f4"), adapter)
     save_peft(adapter, tmp_path / "adapter", lora, str(pair.directory))
@@ -78,14 +80,14 @@ def test_an_adapter_equals_peft(pair, tmp_path):
 
 
 def test_greedy_texts_equal_transformers_for_a_padded_batch(pair, one_device):
-    """Longrope is left to the next test: transformers lets the longest row of a batch decide for all of them."""
+    """Longrope's long rows are in the next test: in transformers the longest row of a batch decides for all of them."""
     lengths = (5, 50, 21) if pair.name not in LONGROPE else (5, 40, 21)
     prompts = [random_tokens(1, length, seed=length)[0].tolist() for length in lengths]
     assert sampled(pair, prompts, one_device) == generated(pair.reference, prompts)
 
 
 @pytest.mark.parametrize("name", LONGROPE)
-def test_a_row_that_grows_past_the_original_context_is_read_anew(name, tmp_path, one_device):
+def test_a_row_that_grows_past_the_original_context_is_prefilled_again(name, tmp_path, one_device):
     """Prompts that stay short, that grow past 64 tokens, that are just as long, and that are longer from the start."""
     pair = make_pair(name, tmp_path)
     prompts = [random_tokens(1, length, seed=length)[0].tolist() for length in (5, 50, 63, 64, 65, 90)]
@@ -97,10 +99,10 @@ NEW = 24
 
 def sampled(pair, prompts, mesh):
     settings = SamplingConfig(temperature=0.0, max_new_tokens=NEW, rows=4, prefill_rows=2, steps_per_dispatch=8)
-    sampler = Sampler(pair.graphdef, pair.base, pair.config, settings, agents=1, stop_ids=[0], mesh=mesh)
-    completions, _ = sampler.sample([Request(0, prompt, row_key(i)) for i, prompt in enumerate(prompts)])
+    sampler = Sampler(Programs(pair.graphdef, pair.config, mesh), pair.base, settings, stop_ids=[0], lanes=1)
+    completions, _ = sampler.sample([Request(None, prompt, row_key(i)) for i, prompt in enumerate(prompts)])
     assert all(completion.new_tokens <= NEW for completion in completions)
-    return [completion.ids for completion in completions]
+    return [list(completion.ids) for completion in completions]
 
 
 def generated(model, prompts):

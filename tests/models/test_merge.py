@@ -33,7 +33,7 @@ def random_adapter(shapes, layers=2, seed=0):
 
 @pytest.fixture
 def source(tmp_path, tiny):
-    """A checkpoint with all the files that a tokenizer may have, and some that are nobody's business."""
+    """A checkpoint with all the files that a tokenizer may have, and some that no model needs."""
     directory = tmp_path / "source"
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(TINY))
@@ -56,7 +56,7 @@ def transformers_logits(model, tokens):
 def test_transformers_computes_what_we_do(source, tmp_path, tiny, shard):
     from transformers import AutoModelForCausalLM
 
-    merge_checkpoint(source, tmp_path / "merged", tiny.agent(2), tiny.lora, max_shard_size=shard)
+    merge_checkpoint(source, tmp_path / "merged", tiny.agent(2).weights, tiny.lora, max_shard_size=shard)
     files = sorted(path.name for path in (tmp_path / "merged").glob("*.safetensors*"))
     if shard == "5GB":
         assert files == ["model.safetensors"]
@@ -128,10 +128,10 @@ def test_only_adapted_tensors_change_and_types_stay(source, tmp_path):
 
 
 def test_a_sharded_source_gives_the_same_tensors(source, tmp_path, tiny):
-    nothing = jax.tree.map(np.zeros_like, tiny.agent(0))
+    nothing = jax.tree.map(np.zeros_like, tiny.agent(0).weights)
     merge_checkpoint(source, tmp_path / "shards", nothing, tiny.lora, max_shard_size=20_000)
-    merge_checkpoint(source, tmp_path / "whole", tiny.agent(0), tiny.lora)
-    merge_checkpoint(tmp_path / "shards", tmp_path / "again", tiny.agent(0), tiny.lora)
+    merge_checkpoint(source, tmp_path / "whole", tiny.agent(0).weights, tiny.lora)
+    merge_checkpoint(tmp_path / "shards", tmp_path / "again", tiny.agent(0).weights, tiny.lora)
     index = json.loads((tmp_path / "shards" / "model.safetensors.index.json").read_text())
     sizes = {name: tensor.nbytes for name, tensor in load_file(source / "model.safetensors").items()}
     assert index["metadata"]["total_size"] == sum(sizes.values())
@@ -145,7 +145,7 @@ def test_a_sharded_source_gives_the_same_tensors(source, tmp_path, tiny):
 
 
 def test_the_tokenizer_comes_along(source, tmp_path, tiny):
-    merge_checkpoint(source, tmp_path / "merged", tiny.agent(0), tiny.lora)
+    merge_checkpoint(source, tmp_path / "merged", tiny.agent(0).weights, tiny.lora)
     expected = {path.name: path.read_bytes() for path in source.iterdir()}
     for foreign in ("model.safetensors", "trainer_state.json", "consolidated.safetensors"):
         del expected[foreign]
@@ -178,8 +178,19 @@ def test_what_cannot_be_merged_is_named_and_writes_nothing(source, tmp_path, sha
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
 
 
+def test_weights_that_would_become_infinite_are_named(source, tmp_path):
+    path = source / "model.safetensors"
+    save_file({name: np.full(t.shape, 65504, np.float16) for name, t in load_file(path).items()}, path)
+    large = jax.tree.map(lambda leaf: 100 * leaf, random_adapter({"q_proj": (32, 32)}))
+    with pytest.raises(
+        UserError, match=r"q_proj\.weight holds NaN or infinity in float16: .*the adapter with --to peft"
+    ):
+        merge_checkpoint(source, tmp_path / "merged", large, LORA)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
+
+
 def test_a_deeper_adapter_and_a_wrong_size_are_named(source, tmp_path, tiny):
     with pytest.raises(UserError, match=r"no tensor model\.layers\.2\."):
         merge_checkpoint(source, tmp_path / "merged", random_adapter({"q_proj": (32, 32)}, layers=3), LORA)
     with pytest.raises(UserError, match="The size of shards is '5 apples', expected one such as 5GB"):
-        merge_checkpoint(source, tmp_path / "merged", tiny.agent(0), tiny.lora, max_shard_size="5 apples")
+        merge_checkpoint(source, tmp_path / "merged", tiny.agent(0).weights, tiny.lora, max_shard_size="5 apples")

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -13,6 +15,7 @@ from mft_jax.config import TARGETS, LoraConfig
 from mft_jax.errors import UserError
 from mft_jax.models import peft
 from mft_jax.models.config import read_model_config
+from mft_jax.models.lora import Adapter
 from mft_jax.models.peft import load_peft, save_peft
 from mft_jax.models.weights import load_base, save_base
 from tests.conftest import TINY
@@ -32,7 +35,7 @@ def checkpoint(tmp_path_factory, tiny):
 @pytest.fixture
 def saved(tmp_path, tiny):
     """One agent's adapter, as exported; tests spoil it."""
-    save_peft(tiny.agent(1), tmp_path / "adapter", tiny.lora, "org/base")
+    save_peft(tiny.agent(1).weights, tmp_path / "adapter", tiny.lora, "org/base")
     return tmp_path / "adapter"
 
 
@@ -50,13 +53,13 @@ def assert_peft_agrees(checkpoint, directory, lora, adapter):
     from transformers import AutoModelForCausalLM
 
     config = read_model_config(checkpoint)
-    graphdef, base = load_base(checkpoint, config, lora_scale=lora.scale)
+    graphdef, base = load_base(checkpoint, config)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, 24))
     run = jax.jit(lambda base, adapter: nnx.merge(graphdef, base)(tokens, adapter))
     reference = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(checkpoint), directory).eval()
     with torch.no_grad():
         expected = reference(torch.tensor(tokens)).logits.numpy()
-    logits, untuned = run(base, adapter), run(base, None)
+    logits, untuned = run(base, Adapter(adapter, jnp.float32(lora.scale))), run(base, None)
     assert np.abs(logits - expected).max() <= 2e-4 * expected.std()
     assert np.abs(untuned - expected).max() > 0.1 * expected.std()  # or an adapter that is not applied would pass
 
@@ -64,8 +67,9 @@ def assert_peft_agrees(checkpoint, directory, lora, adapter):
 @pytest.mark.torch
 @pytest.mark.parametrize("agent", range(3))
 def test_peft_computes_the_same(checkpoint, tmp_path, tiny, agent):
-    save_peft(tiny.agent(agent), tmp_path / "adapter", tiny.lora, str(checkpoint))
-    assert_peft_agrees(checkpoint, tmp_path / "adapter", tiny.lora, tiny.agent(agent))
+    adapter = tiny.agent(agent).weights
+    save_peft(adapter, tmp_path / "adapter", tiny.lora, str(checkpoint))
+    assert_peft_agrees(checkpoint, tmp_path / "adapter", tiny.lora, adapter)
 
 
 @pytest.mark.torch
@@ -104,8 +108,8 @@ def test_adapters_that_peft_made(checkpoint, tmp_path, options, targets, alpha):
 def test_an_adapter_comes_back_bit_for_bit(saved, tmp_path, tiny):
     lora, adapter = load_peft(saved, tiny.config)
     assert lora == tiny.lora
-    assert_same(adapter, tiny.agent(1))
-    some = {target: tiny.agent(2)[target] for target in ("down_proj", "q_proj")}
+    assert_same(adapter, tiny.agent(1).weights)
+    some = {target: tiny.agent(2).weights[target] for target in ("down_proj", "q_proj")}
     save_peft(some, tmp_path / "some", LoraConfig(rank=4, alpha=2.5), None)
     lora, adapter = load_peft(tmp_path / "some", tiny.config)
     assert lora == LoraConfig(rank=4, alpha=2.5, targets=("q_proj", "down_proj"))
@@ -125,12 +129,12 @@ def test_what_is_written(saved):
 
 
 def test_bfloat16_tensors_come_in_as_float32(saved, tiny):
-    import jax.numpy as jnp
-
     path = saved / "adapter_model.safetensors"
     save_file({name: tensor.astype(jnp.bfloat16) for name, tensor in load_file(path).items()}, path)
     _, adapter = load_peft(saved, tiny.config)
-    expected = jax.tree.map(lambda leaf: np.asarray(leaf.astype(jnp.bfloat16).astype(jnp.float32)), tiny.agent(1))
+    expected = jax.tree.map(
+        lambda leaf: np.asarray(leaf.astype(jnp.bfloat16).astype(jnp.float32)), tiny.agent(1).weights
+    )
     assert adapter["q_proj"]["a"].dtype == np.float32
     assert_same(adapter, expected)
 
@@ -166,7 +170,17 @@ def test_fused_projections(tmp_path, tiny, monkeypatch):
         ({"peft_type": "IA3"}, "peft_type is 'IA3', expected 'LORA'"),
         ({"task_type": "SEQ_CLS"}, "task_type is 'SEQ_CLS', expected 'CAUSAL_LM'"),
         ({"r": 0}, "r is 0, expected a whole number"),
-        ({"lora_alpha": "8"}, "lora_alpha is '8', expected a number"),
+        ({"r": True}, "r is True, expected a whole number"),
+        ({"r": 10**400}, "r is 10000.*, expected a whole number of at least 1 and at most 65,536"),
+        ({"lora_alpha": "8"}, "lora_alpha is '8', expected a number above 0"),
+        ({"lora_alpha": True}, "lora_alpha is True, expected a number above 0"),
+        ({"lora_alpha": 0}, "lora_alpha is 0, expected a number above 0"),
+        ({"lora_alpha": -8.0}, "lora_alpha is -8.0, expected a number above 0"),
+        ({"lora_alpha": math.nan}, "lora_alpha is nan, expected a number above 0"),
+        ({"lora_alpha": math.inf}, "lora_alpha is inf, expected a number above 0 and at most 1e.30"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 10000.*, expected a number above 0 and at most 1e.30"),
+        ({"base_model_name_or_path": ["org/base"]}, r"base_model_name_or_path is \['org/base'\], expected text"),
+        ({"rank_pattern": [2]}, "is not a PEFT configuration .AttributeError: 'list' object has no attribute 'values'"),
         ({"use_dora": True}, "use_dora = True is not implemented"),
         ({"bias": "lora_only"}, "bias = 'lora_only' is not implemented"),
         ({"lora_bias": True}, "lora_bias = True is not implemented"),
@@ -202,6 +216,18 @@ def add(name, *shape):
     return lambda tensors: tensors | {name: np.zeros(shape, np.float32)}
 
 
+def spoil(value, dtype):
+    """Q0 in another type, with one value that is not finite in float32."""
+
+    def change(tensors):
+        tensor = tensors[Q0].astype(dtype)
+        tensor[3, 17] = value
+        return tensors | {Q0: tensor}
+
+    return change
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -212,6 +238,14 @@ def add(name, *shape):
         (add("base_model.model.model.embed_tokens.lora_embedding_A", 4, 300), r"lora_embedding_A has no place"),
         (add("base_model.model.lm_head.lora_A.weight", 4, 32), r"lm_head\.lora_A\.weight has no place"),
         (lambda tensors: {}, "holds no tensors"),
+        (
+            lambda tensors: tensors | {Q0: np.ones((4, 32), np.int8)},
+            rf"{Q0} is stored as int8, expected floating-point",
+        ),
+        (spoil(np.nan, np.float32), rf"adapter_model\.safetensors: the tensor {Q0} holds NaN or infinity"),
+        (spoil(-np.inf, np.float16), rf"the tensor {Q0} holds NaN or infinity"),
+        (spoil(np.nan, jnp.bfloat16), rf"the tensor {Q0} holds NaN or infinity"),
+        (spoil(1e300, np.float64), rf"the tensor {Q0} holds NaN or infinity in float32"),
     ],
 )
 def test_tensors_that_do_not_fit_the_model(saved, tiny, change, message):
@@ -232,6 +266,8 @@ def test_a_model_of_other_width_is_another_base(saved, tiny):
         ("adapter_config.json", None, r"adapter_config\.json does not exist"),
         ("adapter_config.json", b"{", "is not a PEFT configuration"),
         ("adapter_config.json", b"[]", "is not a PEFT configuration"),
+        ("adapter_config.json", b"\xff", "is not a PEFT configuration .not valid UTF-8"),
+        ("adapter_config.json", b"[" * 100_000, "is not a PEFT configuration .not valid JSON"),
         ("adapter_config.json", b'{"peft_type": "LORA"}', "is not a PEFT configuration .*'r'"),
         ("adapter_model.safetensors", None, "save the adapter as safetensors"),
         ("adapter_model.safetensors", -100, "is not a complete safetensors file"),
@@ -251,5 +287,5 @@ def test_missing_and_broken_files_are_named(saved, tiny, file, content, message)
 def test_nothing_is_written_over(saved, tiny):
     before = (saved / "adapter_model.safetensors").read_bytes()
     with pytest.raises(UserError, match="is not empty: give a new directory"):
-        save_peft(tiny.agent(0), saved, tiny.lora, None)
+        save_peft(tiny.agent(0).weights, saved, tiny.lora, None)
     assert (saved / "adapter_model.safetensors").read_bytes() == before

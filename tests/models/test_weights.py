@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from mft_jax.errors import UserError
-from mft_jax.models.config import parse_model_config, read_model_config
+from mft_jax.models.config import read_model_config
 from mft_jax.models.weights import checkpoint_directory, load_base, save_base
 from tests.conftest import TINY
 
@@ -29,8 +30,6 @@ def test_saved_weights_come_back_bit_for_bit(checkpoint, tiny):
 
 @pytest.mark.parametrize("stored", ["float16", "bfloat16"])
 def test_half_precision_is_read_as_it_is_stored_or_widened(checkpoint, tiny, stored):
-    from safetensors.numpy import load_file, save_file
-
     tensors = load_file(checkpoint / "model.safetensors")
     save_file(
         {name: tensor.astype(jnp.dtype(stored)) for name, tensor in tensors.items()}, checkpoint / "model.safetensors"
@@ -67,8 +66,6 @@ def test_a_truncated_file_is_named(checkpoint):
 
 
 def test_shards_are_read_and_a_missing_one_is_named(tmp_path, tiny):
-    from safetensors.numpy import load_file, save_file
-
     save_base(tiny.base, tmp_path, tiny.config)
     tensors = load_file(tmp_path / "model.safetensors")
     names = sorted(tensors)
@@ -85,34 +82,43 @@ def test_shards_are_read_and_a_missing_one_is_named(tmp_path, tiny):
         load_base(tmp_path, tiny.config)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"model_type": "mamba"}, "model_type 'mamba' is not supported"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ({"quantization_config": {"bits": 4}}, "field 'quantization_config'"),
-        ({"sliding_window": 4096}, "field 'sliding_window' = 4096"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "high_freq_factor"),
-        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
-    ],
-)
-def test_a_field_that_is_not_implemented_is_named(change, message):
-    with pytest.raises(UserError, match=message):
-        parse_model_config(TINY | change)
+@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize("dtype", [None, jnp.float32])
+def test_weights_that_are_not_finite_are_refused_by_file_and_tensor(checkpoint, tiny, stored, value, dtype):
+    path, name = checkpoint / "model.safetensors", "model.layers.1.mlp.down_proj.weight"
+    tensors = {key: tensor.astype(jnp.dtype(stored)) for key, tensor in load_file(path).items()}
+    tensors[name][5, 7] = value
+    save_file(tensors, path)
+    with pytest.raises(
+        UserError, match=rf"model\.safetensors: the tensor {name} holds NaN or infinity in .*: download"
+    ):
+        load_base(checkpoint, tiny.config, dtype=dtype)
 
 
-def test_a_broken_shard_index_is_named(checkpoint):
-    (checkpoint / "model.safetensors.index.json").write_text('{"weights": {}}')
-    with pytest.raises(UserError, match=r"index\.json is not a shard index"):
-        load_base(checkpoint, read_model_config(checkpoint))
+def test_weights_that_are_too_large_for_the_type_they_are_loaded_in_are_refused(checkpoint, tiny):
+    path = checkpoint / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"][3] = np.finfo(np.float32).max  # rounds to infinity in bfloat16
+    save_file(tensors, path)
+    load_base(checkpoint, tiny.config)
+    with pytest.raises(UserError, match=r"the tensor model\.norm\.weight holds NaN or infinity in bfloat16"):
+        load_base(checkpoint, tiny.config, dtype=jnp.bfloat16)
+
+
+def test_quantized_weights_are_refused(checkpoint, tiny):
+    path = checkpoint / "model.safetensors"
+    save_file(load_file(path) | {"model.norm.weight": np.ones(32, np.int8)}, path)
+    with pytest.raises(UserError, match=r"model\.norm\.weight is stored as I8, expected one of F64, F32, F16, BF16"):
+        load_base(checkpoint, tiny.config)
 
 
 def test_a_missing_checkpoint_names_the_remedy(tmp_path):
     with pytest.raises(UserError, match="give a checkpoint directory or a hub name"):
         checkpoint_directory(str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"config\.json does not exist"):
-        read_model_config(tmp_path)
+    for path in ("~nobody_of_this_name/model", "x" * 5000, "a\0b"):
+        with pytest.raises(UserError, match="give a checkpoint directory"):
+            checkpoint_directory(path)
 
 
 WRITE = """

@@ -1,31 +1,28 @@
-import dataclasses
 import re
 
+import pytest
 from rich.console import Console
 
-from mft_jax.report.table import results_table
-from mft_jax.runs.results import Result
-
-BASE = Result(
-    method="base", iteration=0, task="arithmetic", n=200, accuracy=0.54, stderr=0.03524, prompt_tokens=12345,
-    new_tokens=67, flops=1, device_seconds=1.0, wall_seconds=1234.56, diversity=None,
-)  # fmt: skip
-TUNED = dataclasses.replace(
-    BASE, method="multiagent_ft", iteration=2, accuracy=0.72, diversity={"consensus": 0.75, "diversity": 0.25}
-)
+from mft_jax.report.table import results_table, short_count
+from tests.report.made import TUNED, result
 
 
-def rendered(results: list[Result]) -> list[list[str]]:
-    console = Console(width=120)
+def shown(results, title=None, width=120):
+    """The lines of the table that are not empty."""
+    console = Console(width=width)
     with console.capture() as capture:
-        console.print(results_table(results))
-    above, *rows = [line for line in capture.get().splitlines() if line.strip() and "─" not in line]
+        console.print(results_table(results, title))
+    return [line.strip() for line in capture.get().splitlines() if line.strip() and "─" not in line]
+
+
+def rows(results):
+    above, *rows = shown(results)
     assert above.split() == ["accuracy", "prompt", "new"]
-    return [re.split(r"\s{2,}", row.strip()) for row in rows]
+    return [re.split(r"\s{2,}", row) for row in rows]
 
 
 def test_a_row_per_result():
-    assert rendered([BASE, TUNED]) == [
+    assert rows([result(), result(**TUNED)]) == [
         ["method", "iter.", "%", "tokens", "tokens", "seconds", "diversity"],
         ["base", "0", "54.0 ± 3.5", "12.3 k", "67", "1,234.6", "-"],
         ["multiagent_ft", "2", "72.0 ± 3.5", "12.3 k", "67", "1,234.6", "0.25"],
@@ -33,6 +30,39 @@ def test_a_row_per_result():
 
 
 def test_several_tasks_get_a_column():
-    header, _, last = rendered([BASE, dataclasses.replace(TUNED, task="gsm8k")])
+    header, _, last = rows([result(), result(**TUNED, task="gsm8k")])
     assert header[1] == "task"
     assert last[:2] == ["multiagent_ft", "gsm8k"]
+
+
+def test_questions_without_answers_have_no_accuracy():
+    row = rows([result(**(TUNED | {"accuracy": None, "stderr": None}))])[-1]
+    assert row == ["multiagent_ft", "2", "-", "12.3 k", "67", "1,234.6", "0.25"]
+
+
+def test_what_was_lost_stands_below_the_table():
+    lost = [result(cut=1000), result(**TUNED, cut=200, unanswered=1, grading_timeouts=0)]
+    assert shown(lost)[-1] == "1,200 answers were cut by a limit; 1 turn had no room in the model's context."
+    lost = [result(cut=1, unanswered=2, grading_timeouts=3)]
+    assert shown(lost, width=200)[-2:] != shown([result()], width=200)[-2:]
+    assert " ".join(shown(lost)[-2:]).endswith(
+        "1 answer was cut by a limit; 2 turns had no room in the model's context; "
+        "3 comparisons of answers ran out of time."
+    )
+
+
+def test_names_are_shown_literally():
+    name = "[bold]mine[/] :smile: \x1b[31m"
+    lines = shown([result(method=name), result(task="[/]")], title=f"{name}, 3 questions")
+    assert lines[0] == "[bold]mine[/] :smile: , 3 questions"
+    assert lines[-2].startswith("[bold]mine[/] :smile:   ")
+    assert lines[-1].split()[:2] == ["base", "[/]"]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0"), (999, "999"), (1000, "1 k"), (94_200, "94.2 k"), (999_499, "999 k"), (999_999, "1 M"),
+     (1_110_000, "1.11 M"), (2 * 10**9, "2 G"), (3 * 10**12, "3 T"), (45 * 10**14, "4.5 P"), (6 * 10**19, "60 E")],
+)  # fmt: skip
+def test_counts_are_short(count, text):
+    assert short_count(count) == text

@@ -4,66 +4,55 @@ import json
 import pytest
 from jax import numpy as jnp
 
-from mft_jax.config import LoraConfig
+from mft_jax.config import ExperimentConfig, LoraConfig
 from mft_jax.errors import UserError
 from mft_jax.metrics.ledger import Cost
+from mft_jax.runs import layout
 from mft_jax.runs.checkpoints import Checkpoints
 from mft_jax.runs.directory import RunDirectory
-from mft_jax.runs.journal import Journal
-from mft_jax.runs.results import collect_results, read_results, write_results
+from mft_jax.runs.results import read_results, write_results
+from mft_jax.runs.stages import StageFile
+from tests.runs.disk import FAULTS, fail_with
+from tests.runs.samples import SPENT, own_task, transcript, write_stage
 
-SPENT = Cost(prompt_tokens=1, new_tokens=10, flops=100, device_seconds=0.5, wall_seconds=1.0)
-
-
-def transcript(answers: list[str | None], vote: str | None, correct: bool) -> str:
-    agents = [{"messages": [], "answers": [answer]} for answer in answers]
-    return json.dumps({"id": "q", "agents": agents, "vote": vote, "correct": correct})
-
-
-def journal(path, chunks: list[list[str]], cost: Cost = SPENT) -> None:
-    stage = Journal(path)
-    for chunk in chunks:
-        stage.commit(chunk, cost)
+CONFIG = ExperimentConfig(iterations=2, method="own_ft")
+TASK = own_task(evaluation=("e1", "e2", "e3", "e4"))
+RIGHT, WRONG = transcript(["4"], "4", True), transcript(["5"], "5", False)
+SPLIT = transcript(["4", "4.0", None], "4", True)
 
 
 @pytest.fixture
 def run(tmp_path) -> RunDirectory:
     """A run in its first iteration's evaluation: base and debate are done, majority is half done."""
     run = RunDirectory(tmp_path / "run")
-    right, wrong = transcript(["4"], "4", True), transcript(["5"], "5", False)
-    split = transcript(["4", "4.0", None], "4", True)
-    journal(run.baseline_file("base"), [[right, wrong], [right, right]])
-    journal(run.baseline_file("majority"), [[split, split]])
-    journal(run.baseline_file("debate"), [[split, split], [split, transcript(["1", "2", "3"], "2", False)]])
-    journal(run.debate_file(1), [[split] * 2, [split] * 2, [split] * 2])
-    with Checkpoints(run.checkpoint(1)) as checkpoints:
-        state = {"adapters": {"q_proj": jnp.zeros(2)}}
-        cost = Cost(train_tokens=7, flops=10_000, device_seconds=4.0, wall_seconds=8.0)
-        checkpoints.save(1, state, finished=True, lora=LoraConfig(), cost=cost)
-    journal(run.evaluation_file(1), [[split, split], [split, split]])
+    run.take(CONFIG)
+    run.create(CONFIG)
+    counts = {"cut": 2, "unanswered": 1, "grading_timeouts": 0}
+    write_stage(run.store, layout.evaluation("base", 0), [[RIGHT, WRONG], [RIGHT, RIGHT]], counts)
+    write_stage(run.store, layout.evaluation("majority", 0), [[SPLIT, SPLIT]])
+    other = transcript(["1", "2", "3"], "2", False)
+    write_stage(run.store, layout.evaluation("debate", 0), [[SPLIT, SPLIT], [SPLIT, other]])
+    StageFile(run.store, layout.evaluation("debate", 0)).seal(4)
+    write_stage(run.store, layout.debate(1), [[SPLIT] * 2] * 3)
+    Checkpoints(run.store, layout.checkpoint(1)).save(
+        1,
+        {"adapters": {"q_proj": jnp.zeros(2)}},
+        finished=True,
+        lora=LoraConfig(),
+        cost=Cost(train_tokens=7, flops=10_000, device_seconds=4.0, wall_seconds=8.0),
+        names=("writer",),
+    )
+    write_stage(run.store, layout.evaluation("own_ft", 1), [[SPLIT, SPLIT], [SPLIT, SPLIT]])
     return run
 
 
-def collected(run: RunDirectory) -> list:
-    return collect_results(
-        run,
-        task="arithmetic",
-        questions=4,
-        baselines=("base", "majority", "debate"),
-        method="multiagent_ft",
-        iterations=2,
-        equivalent=lambda a, b: float(a) == float(b),
-    )
-
-
-def test_results_are_exactly_what_the_journals_say(run):
-    results = collected(run)
-    write_results(run.results_file, results)
+def test_results_are_exactly_what_the_transcripts_say(run):
+    results = run.publish(CONFIG, TASK)
     base, debate, tuned = json.loads(run.results_file.read_text())
     assert base == {
         "method": "base",
         "iteration": 0,
-        "task": "arithmetic",
+        "task": "own",
         "n": 4,
         "accuracy": 0.75,
         "stderr": pytest.approx((0.75 * 0.25 / 4) ** 0.5),
@@ -73,26 +62,161 @@ def test_results_are_exactly_what_the_journals_say(run):
         "device_seconds": 1.0,
         "wall_seconds": 2.0,
         "diversity": None,
+        "cut": 4,
+        "unanswered": 2,
+        "grading_timeouts": 0,
     }
-    assert (debate["method"], debate["accuracy"]) == ("debate", 0.75)
+    assert (debate["method"], debate["accuracy"], debate["cut"]) == ("debate", 0.75, 0)
     assert debate["diversity"]["consensus"] == pytest.approx((3 * 2 / 3 + 1 / 3) / 4)
-    assert (tuned["method"], tuned["iteration"], tuned["accuracy"]) == ("multiagent_ft", 1, 1.0)
+    assert (tuned["method"], tuned["iteration"], tuned["accuracy"]) == ("own_ft", 1, 1.0)
     # Three chunks of debate, finetuning, two chunks of evaluation.
     assert (tuned["new_tokens"], tuned["flops"], tuned["wall_seconds"]) == (50, 10_500, 13.0)
     assert read_results(run.results_file) == results
 
 
+@pytest.mark.parametrize("text", [None, b"", b"[]", b"{", b"\xff", b"[[]]"])
+def test_results_of_a_finished_run_are_rebuilt(run, text):
+    """What the message of `read_results` says: the same command makes the file again."""
+    before = run.publish(CONFIG, TASK)
+    run.finish()
+    if text is None:
+        run.results_file.unlink()
+    else:
+        run.results_file.write_bytes(text)
+    with pytest.raises(UserError):
+        read_results(run.results_file)
+    assert run.take(CONFIG) == "finished"
+    assert run.publish(CONFIG, TASK) == before == read_results(run.results_file)
+
+
+def spoil(run: RunDirectory, name: str) -> None:
+    run.store.write(name, run.store.read(name).replace(b"true", b"fals", 1))
+
+
+def test_damaged_pieces_leave_their_results_out_until_the_run_repairs_them(run):
+    spoil(run, run.store.names("baselines/base/eval.chunks")[0])
+    spoil(run, run.store.names("iteration_1/debate/train.chunks")[1])
+    heard = []
+    assert [result.method for result in run.publish(CONFIG, TASK, heard.append)] == ["debate"]
+    assert len(heard) == 2
+    assert heard[0].startswith("The results of base, iteration 0, are left out. ")
+    assert "train.chunks/000002.jsonl is damaged" in heard[1]
+
+
+def spoil_adapters(run: RunDirectory) -> None:
+    path = max((run.checkpoint(1) / "1" / "adapters").rglob("d/*"), key=lambda entry: entry.stat().st_size)
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize(
+    ("spoil_it", "named"),
+    [
+        (lambda run: spoil(run, layout.evaluation("debate", 0)), "debate/eval.jsonl is damaged"),
+        (lambda run: spoil(run, run.store.names("iteration_1/debate/train.chunks")[1]), "000002.jsonl is damaged"),
+        (spoil_adapters, "checkpoint/1 is damaged"),
+    ],
+)
+def test_a_finished_run_with_a_damaged_piece_is_resumed_to_repair_it(run, spoil_it, named):
+    run.finish()
+    assert run.take(CONFIG, pytest.fail) == "finished"
+    run.release()
+    spoil_it(run)
+    heard = []
+    assert run.take(CONFIG, heard.append) == "resumed"
+    assert heard[0].startswith(f"The finished run in {run.path} is resumed to repair it. ")
+    assert named in heard[0]
+
+
 def test_a_restart_adds_what_was_spent_before(run):
     """The other half of the majority vote comes from a second process, with a clock of its own."""
-    half = Journal(run.baseline_file("majority"))
-    half.commit([transcript(["4"] * 3, "4", True)] * 2, dataclasses.replace(SPENT, wall_seconds=5.0))
-    (majority,) = [result for result in collected(run) if result.method == "majority"]
+    half = StageFile(run.store, layout.evaluation("majority", 0))
+    spent = dataclasses.replace(SPENT, wall_seconds=5.0)
+    half.commit(2, [transcript(["4"] * 3, "4", True)] * 2, spent, {})
+    (majority,) = [result for result in run.publish(CONFIG, TASK) if result.method == "majority"]
     assert (majority.n, majority.wall_seconds, majority.new_tokens) == (4, 6.0, 20)
 
 
-def test_a_file_that_is_not_results(tmp_path):
+def test_questions_without_a_known_answer_have_no_accuracy(run):
+    unknown = transcript(["4", "5"], "4", None)
+    write_stage(run.store, layout.evaluation("none", 0), [[unknown] * 4])
+    write_stage(run.store, layout.evaluation("some", 0), [[unknown] * 2 + [SPLIT, transcript(["1", "2"], "1", False)]])
+    config = dataclasses.replace(CONFIG, baselines=("none", "some"), iterations=1)
+    none, some, _ = run.publish(config, TASK)
+    assert (none.n, none.accuracy, none.stderr, none.diversity["consensus"]) == (4, None, None, 0.5)
+    assert (some.n, some.accuracy, some.stderr) == (4, 0.5, pytest.approx((0.25 / 2) ** 0.5))
+    assert read_results(run.results_file)[0] == none
+
+
+def test_evaluations_on_other_tasks_are_included_by_their_label(run):
+    done, damaged, unfinished = (run.evaluation(label) for label in ("other", "damaged", "unfinished"))
+    for nested in (done, damaged, unfinished):
+        nested.take(CONFIG)
+        nested.create(CONFIG)
+    write_stage(done.store, layout.evaluation("own_ft", 1), [[SPLIT] * 4])
+    done.publish(CONFIG, TASK)
+    damaged.results_file.write_text("[]")
+    heard = []
+    results = run.publish(CONFIG, TASK, heard.append)
+    assert [(r.method, r.iteration, r.task) for r in results][-2:] == [("own_ft", 1, "own"), ("own_ft", 1, "other")]
+    assert results[-1].new_tokens == 10  # of the evaluation alone
+    assert len(heard) == 1
+    assert heard[0].startswith("The results of the evaluation damaged are left out. ")
+
+
+def test_an_evaluation_publishes_its_results_unless_the_run_is_at_work(run):
+    before = run.publish(CONFIG, TASK)
+    nested = run.evaluation("other")
+    nested.take(CONFIG)
+    nested.create(CONFIG)
+    write_stage(nested.store, layout.evaluation("own_ft", 1), [[SPLIT] * 4])
+    nested.publish(CONFIG, TASK)
+    nested.finish()
+    elsewhere = RunDirectory(run.path)
+    assert not elsewhere.publish_evaluations()
+    assert read_results(run.results_file) == before
+    run.stop("interrupted", "")
+    with pytest.raises(RuntimeError, match="not held by this process"):
+        write_results(elsewhere.store, before)
+    assert elsewhere.publish_evaluations()
+    assert elsewhere.publish_evaluations()
+    assert [result.task for result in read_results(run.results_file)] == ["own"] * 3 + ["other"]
+    run.results_file.write_text("[]")
+    heard = []
+    assert not elsewhere.publish_evaluations(heard.append)
+    assert run.results_file.read_text() == "[]"
+    assert "is not a list of results" in heard[0]
+
+
+GOOD = {
+    "method": "base", "iteration": 0, "task": "own", "n": 1, "accuracy": 1, "stderr": 0.0, "prompt_tokens": 1,
+    "new_tokens": 1, "flops": 1, "device_seconds": 1.0, "wall_seconds": 1, "diversity": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [
+    [], {}, None, 3, "base", [1], [[]], [{"method": "base"}], [GOOD | {"more": 1}], [GOOD | {"method": 1}],
+    [GOOD | {"accuracy": "high"}], [GOOD | {"n": None}], [GOOD | {"diversity": []}], [GOOD | {"cut": {}}],
+])  # fmt: skip
+def test_a_file_that_is_not_results(tmp_path, content):
     with pytest.raises(UserError, match="cannot be read"):
         read_results(tmp_path / "results.json")
-    (tmp_path / "results.json").write_text('[{"method": "base"}]')
-    with pytest.raises(UserError, match="not a list of results"):
+    (tmp_path / "results.json").write_text(json.dumps([GOOD]))
+    assert read_results(tmp_path / "results.json")[0].cut == 0
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(
+        UserError, match=r"results\.json is not a list of results .*: start the command that made it again"
+    ):
         read_results(tmp_path / "results.json")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_disk_that_refuses(run, monkeypatch, fault):
+    number, functions, reason, remedy = FAULTS[fault]
+    before = run.publish(CONFIG, TASK)
+    write_stage(run.store, layout.evaluation("majority", 0), [[SPLIT, SPLIT]])
+    with monkeypatch.context() as patch:
+        fail_with(patch, number, functions)
+        with pytest.raises(UserError, match=rf"results\.json cannot be written \({reason}\): {remedy}"):
+            run.publish(CONFIG, TASK)
+    assert read_results(run.results_file) == before
+    assert len(run.publish(CONFIG, TASK)) == len(before) + 1

@@ -1,5 +1,8 @@
 import dataclasses
 import itertools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,23 +11,27 @@ import pytest
 from flax import nnx
 
 from mft_jax.config import MeshConfig, SamplingConfig
-from mft_jax.errors import UserError
-from mft_jax.parallel.mesh import adapter_shardings, make_mesh
-from mft_jax.sampling import Request, Sampler, row_key, steps
-from mft_jax.sampling.slots import bucket
-from tests.conftest import place_base
+from mft_jax.models.lora import Adapter
+from mft_jax.models.society import Society
+from mft_jax.parallel.mesh import make_mesh
+from mft_jax.programs import Programs, decode
+from mft_jax.programs.program import Program
+from mft_jax.programs.slots import bucket
+from mft_jax.sampling import NonFiniteLogits, Request, Sampler, Text, score_texts
+from mft_jax.seeds import row_key
+from tests.conftest import NAMES, place_base
 
 CONFIG = SamplingConfig(max_new_tokens=16, rows=4, prefill_rows=2, steps_per_dispatch=5)
 STOPS = (7, 11, 60, 90, 120, 200, 210, 220)  # enough of a small vocabulary that rows end at different times
 
 
-def make_sampler(tiny, mesh, agents=3, config=CONFIG):
-    return Sampler(tiny.graphdef, tiny.base, tiny.config, config, agents=agents, stop_ids=STOPS, mesh=mesh)
+def make_sampler(tiny, programs, lanes=3, config=CONFIG):
+    return Sampler(programs, tiny.base, config, stop_ids=STOPS, lanes=lanes)
 
 
 @pytest.fixture(scope="module")
-def sampler(tiny, one_device):
-    return make_sampler(tiny, one_device)
+def sampler(tiny, programs):
+    return make_sampler(tiny, programs)
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +39,14 @@ def requests():
     rng = np.random.default_rng(0)
     lengths = itertools.cycle([3, 17, 9, 30, 24])
     return [
-        Request(i % 3, rng.integers(0, 300, size=length).tolist(), row_key(0, i))
+        Request(NAMES[i % 3], rng.integers(0, 300, size=length).tolist(), row_key(0, i))
         for i, length in zip(range(30), lengths, strict=False)
     ]
 
 
 @pytest.fixture(scope="module")
 def sampled(sampler, tiny, requests):
-    return sampler.sample(requests, tiny.adapters)[0]
+    return sampler.sample(requests, tiny.society)[0]
 
 
 def continued(tiny, request, adapter, new_tokens, key=None):
@@ -55,97 +62,180 @@ def continued(tiny, request, adapter, new_tokens, key=None):
 
 def test_prefill_and_decode_equal_the_full_forward(sampler, tiny, requests):
     greedy = dataclasses.replace(CONFIG, temperature=0.0)
-    for adapters in (tiny.adapters, None):
-        completions, _ = sampler.sample(requests[:5], adapters, config=greedy)
-        for request, completion in zip(requests[:5], completions, strict=True):
-            adapter = None if adapters is None else tiny.agent(request.agent)
+    for speakers in (NAMES, (None,) * 3):
+        asked = [dataclasses.replace(r, speaker=speakers[NAMES.index(r.speaker)]) for r in requests[:5]]
+        completions, _ = sampler.sample(asked, tiny.society, config=greedy)
+        for request, completion in zip(asked, completions, strict=True):
+            adapter = None if request.speaker is None else tiny.agent(NAMES.index(request.speaker))
             expected = continued(tiny, request, adapter, completion.new_tokens)
-            assert (completion.ids + expected[-1:] if completion.stopped else completion.ids) == expected
+            assert [*completion.ids, *expected[-1:] * completion.complete] == expected
+
+
+def test_adapters_and_the_base_model_in_one_call(sampler, tiny, requests, sampled):
+    """Each row gets the text that it gets among its like; the cost is told apart."""
+    mixed = [dataclasses.replace(r, speaker=None) if i % 2 else r for i, r in enumerate(requests)]
+    completions, usages = sampler.sample(mixed, tiny.society)
+    base, _ = sampler.sample([dataclasses.replace(r, speaker=None) for r in requests])
+    assert completions == [base[i] if i % 2 else sampled[i] for i in range(len(requests))]
+    assert [(usage.adapted, len(usage.lengths)) for usage in usages] == [(False, 15), (True, 15)]
+    assert usages[1].lengths[0] == (len(requests[0].prompt), completions[0].new_tokens)
+    assert all(usage.device_seconds > 0 for usage in usages)
 
 
 def test_rows_end_at_a_stop_token_or_at_their_limit(sampled):
-    assert {completion.stopped for completion in sampled} == {True, False}
+    assert {completion.reason for completion in sampled} == {"stop", "limit"}
     for completion in sampled:
         assert not set(completion.ids) & set(STOPS)
-        assert completion.new_tokens == len(completion.ids) + completion.stopped
-        assert completion.stopped or completion.new_tokens == CONFIG.max_new_tokens
+        assert completion.new_tokens == len(completion.ids) + completion.complete
+        assert completion.complete or completion.new_tokens == CONFIG.max_new_tokens
+        assert completion.log_probs is None
 
 
-def test_a_row_does_not_depend_on_neighbours_slot_batch_or_order(sampler, tiny, one_device, requests, sampled):
+def test_log_probabilities_on_request(sampler, tiny, programs, requests, sampled):
+    """They change no text, and are those of the score program, which reads the whole text at once."""
+    completions, _ = sampler.sample(requests[:6], tiny.society, log_probs=True)
+    assert [dataclasses.replace(c, log_probs=None) for c in completions] == sampled[:6]
+    whole = [c for c in completions if not c.complete]  # the stop token is not among the ids
+    assert whole
+    for request, completion in zip(requests[:6], completions, strict=True):
+        assert len(completion.log_probs) == completion.new_tokens
+        if not completion.complete:
+            text = Text(request.speaker, [*request.prompt, *completion.ids])
+            (score,) = score_texts(programs, tiny.base, [text], tiny.society)
+            np.testing.assert_allclose(completion.log_probs, score.log_probs[len(request.prompt) :], atol=2e-4)
+
+
+def test_a_row_does_not_depend_on_neighbours_slot_batch_or_order(sampler, tiny, programs, requests, sampled):
     order = np.random.default_rng(1).permutation(len(requests))[:17]
-    shuffled, _ = sampler.sample([requests[i] for i in order], tiny.adapters)
+    shuffled, _ = sampler.sample([requests[i] for i in order], tiny.society)
     assert shuffled == [sampled[i] for i in order]
-    alone, _ = sampler.sample([requests[4]], tiny.adapters)
+    alone, _ = sampler.sample([requests[4]], tiny.society)
     assert alone == [sampled[4]]
-    wider = make_sampler(
-        tiny, one_device, config=dataclasses.replace(CONFIG, rows=10, prefill_rows=5, steps_per_dispatch=3)
-    )
-    assert wider.sample(requests, tiny.adapters)[0] == sampled
+    wide = dataclasses.replace(CONFIG, rows=10, prefill_rows=5, steps_per_dispatch=3)
+    assert make_sampler(tiny, programs, config=wide).sample(requests, tiny.society)[0] == sampled
 
 
 def test_other_keys_give_other_texts(sampler, tiny, requests, sampled):
     rekeyed = [dataclasses.replace(request, key=row_key(1, i)) for i, request in enumerate(requests)]
-    other, _ = sampler.sample(rekeyed, tiny.adapters)
+    other, _ = sampler.sample(rekeyed, tiny.society)
     assert sum(a.ids != b.ids for a, b in zip(other, sampled, strict=True)) > 20
 
 
-def test_stacked_agents_equal_separate_ones(tiny, one_device, requests, sampled):
-    for agent in range(3):
-        single = make_sampler(tiny, one_device, agents=1)
-        own = [i for i, request in enumerate(requests) if request.agent == agent]
-        adapter = jax.tree.map(lambda leaf, agent=agent: leaf[agent : agent + 1], tiny.adapters)
-        completions, _ = single.sample([dataclasses.replace(requests[i], agent=0) for i in own], adapter)
+def test_stacked_speakers_equal_separate_ones(sampler, tiny, requests, sampled):
+    for place, name in enumerate(NAMES):
+        own = [i for i, request in enumerate(requests) if request.speaker == name]
+        single = Society((name,), jax.tree.map(lambda leaf, at=place: leaf[at : at + 1], tiny.society.adapters))
+        completions, _ = sampler.sample([requests[i] for i in own], single)
         assert completions == [sampled[i] for i in own]
 
 
-def test_settings_never_recompile(tiny, one_device, requests, sampled):
-    sampler = make_sampler(tiny, one_device)
-    sampler.sample(requests, tiny.adapters)
-    once = {("prefill", 32, 48, "adapted"): 1, ("decode", 48, 16, "adapted"): 1}
-    assert sampler.compiles == once
+def test_settings_and_scales_never_recompile(tiny, one_device, requests, sampled):
+    programs = Programs(tiny.graphdef, tiny.config, one_device)
+    sampler = make_sampler(tiny, programs)
+    sampler.sample(requests, tiny.society)
+    assert programs.compilations == {"prefill": 1, "decode": 1, "score": 0}
+    assert programs.compile_seconds > 0
     changed = dataclasses.replace(CONFIG, temperature=0.3, top_p=0.2, max_new_tokens=11, steps_per_dispatch=2)
     sampler.stop_ids = (1, 2)
-    completions, _ = sampler.sample(requests, tiny.adapters, config=changed)
+    weights, scale = tiny.society.adapters
+    louder = Society(NAMES, Adapter(weights, 2 * scale))
+    completions, _ = sampler.sample(requests, louder, config=changed)
     assert max(completion.new_tokens for completion in completions) == 11
-    assert sampler.compiles == once
-    sampler.sample(requests[:3])
-    assert sampler.compiles == once | {("prefill", 24, 48, "base"): 1, ("decode", 48, 16, "base"): 1}
+    assert programs.compilations == {"prefill": 1, "decode": 1, "score": 0}
+    sampler.sample([dataclasses.replace(request, speaker=None) for request in requests[:3]])
+    assert programs.compilations == {"prefill": 2, "decode": 2, "score": 0}
+
+
+def test_the_scale_of_an_adapter_is_data(sampler, tiny, requests, sampled):
+    """Half the weights of one factor at twice the scale are the same adapter."""
+    weights, scale = tiny.society.adapters
+    halved = {target: {"a": pair["a"], "b": pair["b"] / 2} for target, pair in weights.items()}
+    assert sampler.sample(requests, Society(NAMES, Adapter(halved, 2 * scale)))[0] == sampled
+    assert sampler.sample(requests, Society(NAMES, Adapter(halved, scale)))[0] != sampled
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 1), (1, 2, 2), (1, 1, 2)])
-def test_meshes_sample_the_same_tokens_on_sharded_slots(tiny, one_device, requests, shape):
+def test_meshes_sample_the_same_tokens_on_sharded_slots(tiny, programs, requests, shape, monkeypatch):
     mesh = make_mesh(MeshConfig(agent=shape[0], data=shape[1], model=shape[2]))
-    two = [request for request in requests if request.agent < 2]
-    adapters = jax.tree.map(lambda leaf: leaf[:2], tiny.adapters)
-    expected, _ = make_sampler(tiny, one_device, agents=2).sample(two, adapters)
-    sampler = make_sampler(dataclasses.replace(tiny, base=place_base(mesh, tiny.base)), mesh, agents=2)
-    seen, decode = [], sampler._decode
-    sampler._decode = lambda *arguments: seen.append(decode(*arguments)) or seen[-1]
-    placed = jax.device_put(adapters, adapter_shardings(mesh, adapters))
-    assert sampler.sample(two, placed)[0] == expected
-    slots, view = seen[-1]
-    assert slots.keys[0].sharding.shard_shape((2, 4, 2, 8, 48)) == (2 // shape[0], 4 // shape[1], 2 // shape[2], 8, 48)
-    assert slots.values[1].sharding.shard_shape((2, 4, 2, 48, 8)) == (
-        2 // shape[0],
-        4 // shape[1],
-        2 // shape[2],
-        48,
-        8,
+    two = [request for request in requests if request.speaker in NAMES[:2]]
+    pair = Society(NAMES[:2], jax.tree.map(lambda leaf: leaf[:2], tiny.society.adapters), mesh)
+    expected, _ = make_sampler(tiny, programs, lanes=2).sample(two, dataclasses.replace(pair, mesh=None, _stacks={}))
+    meshed = Programs(tiny.graphdef, tiny.config, mesh)
+    sampler = make_sampler(dataclasses.replace(tiny, base=place_base(mesh, tiny.base)), meshed, lanes=2)
+    seen = []
+    monkeypatch.setattr(
+        Program, "__call__", lambda self, *given: seen.append((self.name, self.compile(*given)(*given))) or seen[-1][1]
     )
-    assert slots.token.sharding.shard_shape((2, 4)) == (2 // shape[0], 4 // shape[1])
+    assert sampler.sample(two, pair)[0] == expected
+    slots, view = [result for name, result in seen if name == "decode"][-1]
+    whole, parts = (2, 4, 2, 8, 48), (2 // shape[0], 4 // shape[1], 2 // shape[2], 8, 48)
+    assert slots.keys[0].sharding.shard_shape(whole) == parts
+    assert slots.values[1].sharding.shard_shape((*whole[:3], 48, 8)) == (*parts[:3], 48, 8)
+    assert slots.token.sharding.shard_shape((2, 4)) == parts[:2]
     assert view.output.sharding.is_fully_replicated
 
 
-def test_a_prompt_longer_than_the_context_is_refused(sampler, requests):
-    long = Request(0, list(range(128)), row_key(0))
-    with pytest.raises(UserError, match=r"A prompt has 128 tokens, but the model's context holds 128"):
-        sampler.sample([requests[0], long])
+def test_lanes_fill_the_agent_axis_of_a_mesh(tiny, requests, sampled):
+    """Three speakers over two devices: the fourth lane stays empty."""
+    mesh = make_mesh(MeshConfig(agent=2))
+    meshed = Programs(tiny.graphdef, tiny.config, mesh)
+    sampler = make_sampler(dataclasses.replace(tiny, base=place_base(mesh, tiny.base)), meshed)
+    placed = dataclasses.replace(tiny.society, mesh=mesh)
+    assert sampler.sample(requests[:7], placed)[0] == sampled[:7]
+
+
+def test_a_prompt_without_room_is_unanswerable_and_the_others_are_answered(sampler, tiny, requests, sampled):
+    heard = []
+    asked = [requests[0], Request(NAMES[1], [5] * 128, row_key(0)), requests[1]]
+    completions, usages = sampler.sample(asked, tiny.society, on_progress=lambda *done: heard.append(done))
+    assert [c.reason == "unanswerable" for c in completions] == [False, True, False]
+    assert (completions[1].ids, completions[1].new_tokens) == ((), 0)
+    assert [completions[0], completions[2]] == sampled[:2]
+    assert sum(rows for rows, _ in heard) == 3
+    assert len(usages[0].lengths) == 2
 
 
 def test_an_answer_ends_where_the_context_does(sampler):
-    long = Request(0, [5] * 120, row_key(0))
+    long = Request(None, [5] * 120, row_key(0))
+    sampler.stop_ids, kept = (), sampler.stop_ids
     (completion,), _ = sampler.sample([long], config=dataclasses.replace(CONFIG, temperature=0.0))
-    assert completion.new_tokens <= 8
+    sampler.stop_ids = kept
+    assert (completion.reason, completion.new_tokens) == ("context", 8)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_speaker_whose_logits_are_not_finite_stops_the_call_by_name(sampler, tiny, requests, temperature):
+    weights, scale = tiny.society.adapters
+    broken = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), weights)
+    society, config = Society(NAMES, Adapter(broken, scale)), dataclasses.replace(CONFIG, temperature=temperature)
+    with pytest.raises(NonFiniteLogits, match=r"The logits of bob are not finite \(NaN or infinite\)"):
+        sampler.sample(requests, society, config=config)
+    sound = [request for request in requests if request.speaker != "bob"]
+    assert len(sampler.sample(sound, society, config=config)[0]) == 20
+    with pytest.raises(KeyError, match="there is no adapter 'dan' in this society; there are ann, bob, cy"):
+        sampler.sample([dataclasses.replace(requests[0], speaker="dan")], tiny.society)
+
+
+def test_the_generator_does_not_follow_the_environment(tmp_path):
+    """Another default implementation of JAX's generator draws the same tokens."""
+    script = """
+import jax.numpy as jnp, numpy as np, jax
+from mft_jax.programs.choose import choose
+from mft_jax.seeds import adapter_key, pin_jax, row_key
+pin_jax()
+logits = jnp.asarray(np.random.default_rng(0).normal(size=(40, 50)).astype(np.float32))
+keys = np.stack([row_key(i) for i in range(40)])
+token = choose(logits, keys, jnp.zeros(40, int), jnp.ones(40, bool), 1.0, 0.9).token
+print(token.tolist(), jax.random.uniform(adapter_key(3), 2).tolist())
+"""
+    settings = {"JAX_DEFAULT_PRNG_IMPL": "rbg", "JAX_THREEFRY_PARTITIONABLE": "0"}
+    command = [sys.executable, "-c", script]
+    plain, changed = (
+        subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | extra).stdout
+        for extra in ({}, settings)
+    )
+    assert plain == changed
+    assert plain.count(",") == 40
 
 
 def test_buckets_are_at_most_two_per_octave():
@@ -160,7 +250,7 @@ def test_both_ways_to_write_into_the_cache(axis):
     position, expected = np.array([0, 3, 4, 1]), cache.copy()
     for row, column in enumerate(position):
         expected[row].swapaxes(0, axis - 1)[column] = new[row].swapaxes(0, axis - 1)[0]
-    for put in (steps.put_in_place, steps.put_by_choice):
+    for put in (decode.update_column, decode.select_column):
         np.testing.assert_array_equal(
             put(jnp.asarray(cache), jnp.asarray(new), jnp.asarray(position), axis), np.float32(expected)
         )

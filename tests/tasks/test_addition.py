@@ -10,14 +10,8 @@ from mft_jax.prompts import ADDITION
 from mft_jax.tasks import addition, load_task
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-def config(cache, train=500, evaluation=500, digits=2):
-    sizes = {"train_questions": train, "eval_questions": evaluation, "addition_digits": digits}
-    return TaskConfig(name="addition", cache_dir=str(cache), **sizes)
+def config(train=500, evaluation=500, digits=2):
+    return TaskConfig(name="addition", train_questions=train, eval_questions=evaluation, addition_digits=digits)
 
 
 def terms(question):
@@ -25,8 +19,8 @@ def terms(question):
     return int(match[1]), int(match[2])
 
 
-def test_the_whole_pools_are_right_and_share_no_pair_in_either_order(cache):
-    task = load_task(config(cache, addition.LARGEST_POOL, addition.LARGEST_POOL), 0)
+def test_the_whole_pools_are_right_and_share_no_pair_in_either_order():
+    task = load_task(config(addition.LARGEST_POOL, addition.LARGEST_POOL), 0)
     everything = [*task.train, *task.eval]
     pairs = [terms(question) for question in everything]
     assert len({tuple(sorted(pair)) for pair in pairs}) == 2 * addition.LARGEST_POOL
@@ -38,30 +32,23 @@ def test_the_whole_pools_are_right_and_share_no_pair_in_either_order(cache):
     assert (task.parse("12+30 is 42"), task.parse(r"\boxed{41} or 42")) == ("42", "41")
 
 
-def test_the_seed_chooses_and_a_smaller_set_is_part_of_a_larger(cache):
-    small, large = load_task(config(cache, 20, 30), 3), load_task(config(cache), 3)
+def test_the_seed_chooses_and_a_smaller_set_is_part_of_a_larger():
+    small, large = load_task(config(20, 30), 3), load_task(config(), 3)
     assert (small.train, small.eval) == (large.train[:20], large.eval[:30])
-    assert small.train != load_task(config(cache, 20, 30), 4).train
+    assert small.train != load_task(config(20, 30), 4).train
 
 
 @pytest.mark.parametrize(("digits", "size"), [(1, 22), (2, 2000), (9, 2000)])
-def test_numbers_of_other_lengths(cache, digits, size):
+def test_numbers_of_other_lengths(digits, size):
     assert addition.pool_size(digits) == size
-    task = load_task(config(cache, 20, 20, digits), 0)
+    task = load_task(config(20, 20, digits), 0)
     assert {len(str(number)) for question in task.train for number in terms(question)} == {digits}
     assert task.train[0].id.startswith(f"addition-{digits}-train-")
     with pytest.raises(UserError, match=f"has {size} questions: set it to {size} or less"):
-        load_task(config(cache, size + 1, 1, digits), 0)
+        load_task(config(size + 1, 1, digits), 0)
 
 
 def test_the_pools_never_change():
-    # A run's questions follow from its configuration alone; an edit here needs a new VERSION of the data set.
+    # A run's questions follow from its configuration alone.
     assert addition.question(2, "train", 0).text == "What is 99+89?"
     assert addition.question(3, "eval", 1999).text == "What is 597+146?"
-
-
-def test_several_lengths_live_side_by_side(cache):
-    for digits in (2, 3, 2):
-        load_task(config(cache, 5, 5, digits), 0)
-    built = {path.name for path in (cache / addition.MftAddition.name).iterdir()}
-    assert {"2_digits", "3_digits"} <= built

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from mft_jax.tasks import answers, grader
 from mft_jax.tasks.answers import boxed, canonical, equivalent, parse_boxed, parse_numeric
+from mft_jax.worker import Worker
 
 quick = settings(deadline=None, max_examples=60)  # no deadline: the machine may be busy
 formulas = settings(deadline=None, max_examples=25)  # these reach math-verify
@@ -215,17 +216,76 @@ def test_the_grading_process_may_be_used_from_any_thread():
     assert results == {index: [True] * 3 for index in range(4)}
 
 
-def test_a_grading_process_that_was_killed_is_replaced():
-    mine = grader.Grader()
-    try:
-        assert mine.same_formula("a+b", "b+a", 5)
-        first = mine._process
-        os.killpg(first.pid, signal.SIGKILL)
-        assert mine.same_formula("a+c", "c+a", 5)
-        assert mine._process.pid != first.pid
-    finally:
-        mine.close()
-    assert mine._process is None
+@pytest.fixture
+def mine():
+    """A grader with a process of its own."""
+    found = grader.Grader()
+    yield found
+    found.close()
+
+
+def processes(group):
+    """The running processes of a group; a dead one that nobody has waited for does not count."""
+    for entry in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, process_group = entry.read_text().rpartition(")")[2].split()[:3]
+            if process_group == str(group) and state != "Z":
+                yield int(entry.parent.name)
+
+
+@pytest.mark.parametrize("killed", ["both", "child"])
+def test_a_grading_process_that_was_killed_is_replaced(mine, killed):
+    """Also where only the child was killed, between two requests: no answer may be taken for that to another request."""
+    assert mine.same_formula("a+b", "b+a", 5)
+    first = mine._worker._process.pid
+    (child,) = set(processes(first)) - {first}
+    for process in (first, child) if killed == "both" else (child,):
+        os.kill(process, signal.SIGKILL)
+    for index in range(4):
+        assert mine.same_formula(f"a+{index}", f"{index}+a", 5) != mine.same_formula(f"a+{index}", "a+9", 5)
+    assert mine.timeouts() == 0
+
+
+def test_comparisons_that_could_not_be_finished_are_counted_once_each(mine):
+    """In any order, and from any thread."""
+    assert not mine.same_formula("x+1", "x+2", 5)
+    assert mine.timeouts() == 0
+    pairs = [("9^{9^{9^{9}}}", "x-1"), ("x-1", "9^{9^{9^{9}}}"), ("(x+y+z)^{1000}", "x-1")]
+    threads = [threading.Thread(target=mine.same_formula, args=(*pair, 0.1)) for pair in pairs * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert mine.timeouts() == 2
+
+
+def test_a_comparison_that_crashes_its_process_or_takes_all_memory_is_counted_too(mine, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import importlib.util, os
+spec = importlib.util.spec_from_file_location("worker", {str(grader._SCRIPT)!r})
+worker = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(worker)
+work = {{"crash": os.abort, "memory": lambda: bytearray(worker.MEMORY), "x+1": lambda: True}}
+worker.same_formula = lambda a, b: work[a]()
+worker.main()
+""")
+    mine._worker = Worker(script)
+    assert [mine.same_formula(a, "1+x", 5) for a in ("x+1", "crash", "memory", "crash", "x+1")] == [
+        True,
+        *[False] * 3,
+        True,
+    ]
+    assert mine.timeouts() == 2
+
+
+def test_the_count_is_that_of_the_whole_process():
+    before = grader.timeouts()
+    answers._same_formula.cache_clear()
+    for _ in range(2):
+        assert not equivalent("(x+y+z)^{1000}", "u-1")
+        answers._same_formula.cache_clear()
+    assert grader.timeouts() == before + 1
 
 
 def test_no_process_is_left_when_python_is_killed():
@@ -233,24 +293,14 @@ def test_no_process_is_left_when_python_is_killed():
         import os, signal
         from mft_jax.tasks import answers, grader
         answers.equivalent("5", "6.0")
-        assert grader._GRADER._process is None, "numbers must not cost a process"
+        assert grader._GRADER._worker._process is None, "numbers must not cost a process"
         answers.equivalent("x+1", "x+2")
-        print(grader._GRADER._process.pid, flush=True)
+        print(grader._GRADER._worker._process.pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
     group = int(done.stdout)
     deadline = time.monotonic() + 20
-    while _alive(group) and time.monotonic() < deadline:
+    while any(processes(group)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not _alive(group)
-
-
-def _alive(group: int) -> bool:
-    """Whether a process of the group runs; a dead one that nobody has waited for does not count."""
-    for entry in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, process_group = entry.read_text().rpartition(")")[2].split()[:3]
-            if process_group == str(group) and state != "Z":
-                return True
-    return False
+    assert not any(processes(group))

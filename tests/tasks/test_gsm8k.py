@@ -236,7 +236,7 @@ def test_without_files_and_network_one_sentence_says_both_remedies(tmp_path, off
 
 
 def test_a_directory_that_is_not_one_or_lacks_a_file(files, tmp_path):
-    with pytest.raises(UserError, match=r"task\.data_dir is '.*nowhere', which is no directory"):
+    with pytest.raises(UserError, match=r"task\.data_dir is '.*nowhere', which is not a directory"):
         load_task(config(tmp_path, tmp_path / "nowhere"), 0)
     with pytest.raises(UserError, match=r"task\.data_dir is 'gs://bucket', expected a local directory"):
         load_task(config(tmp_path, "gs://bucket"), 0)

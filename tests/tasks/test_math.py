@@ -83,7 +83,7 @@ def config(tmp_path, files=None, train=2, evaluation=2, levels=(1, 2, 3)):
 
 def test_the_original_has_7500_and_5000_problems(monkeypatch):
     monkeypatch.undo()
-    assert [math._expected(split).total() for split in math.SPLITS] == [7500, 5000]
+    assert [math._expected_counts(split).total() for split in math.SPLITS] == [7500, 5000]
     assert len(math.SUBJECTS) == 7
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mft_jax.tasks.answers import canonical, equivalent, measured, number
+from mft_jax.tasks.answers import canonical, equivalent, number, number_of_quantity
 from mft_jax.tasks.parsing import parse_choice, parse_expression, parse_final, parse_number
 
 quick = settings(deadline=None, max_examples=60)
@@ -165,9 +165,9 @@ def test_what_was_read_is_canonical_and_equals_itself(text):
 
 @quick
 @given(st.integers(-999, 999), st.sampled_from(["dollars", "hours", "km"]))
-def test_a_measure_is_the_number_of_its_quantity(value, unit):
-    assert measured(f"{value} {unit}") == str(value)
-    assert measured(str(value)) is None
+def test_the_number_of_a_quantity(value, unit):
+    assert number_of_quantity(f"{value} {unit}") == str(value)
+    assert number_of_quantity(str(value)) is None
     assert number(f"{value} {unit}") is None
 
 

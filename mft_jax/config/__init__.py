@@ -1,0 +1,45 @@
+"""Every setting of an experiment, with its limits: YAML in, validated, YAML out."""
+
+from mft_jax.config.build import from_dict, to_dict, to_yaml, validate
+from mft_jax.config.changes import Change, Difference, compare
+from mft_jax.config.fields import (
+    ADDITION_DIGITS,
+    FUSED,
+    MATH_LEVELS,
+    TARGETS,
+    DebateConfig,
+    ExperimentConfig,
+    FinetuningConfig,
+    LoraConfig,
+    MeshConfig,
+    ModelSource,
+    RoleConfig,
+    SamplingConfig,
+    TaskConfig,
+)
+from mft_jax.config.yaml_file import from_yaml, load_config
+
+__all__ = [
+    "ADDITION_DIGITS",
+    "FUSED",
+    "MATH_LEVELS",
+    "TARGETS",
+    "Change",
+    "DebateConfig",
+    "Difference",
+    "ExperimentConfig",
+    "FinetuningConfig",
+    "LoraConfig",
+    "MeshConfig",
+    "ModelSource",
+    "RoleConfig",
+    "SamplingConfig",
+    "TaskConfig",
+    "compare",
+    "from_dict",
+    "from_yaml",
+    "load_config",
+    "to_dict",
+    "to_yaml",
+    "validate",
+]

@@ -1,0 +1,126 @@
+"""The program that decodes tokens in all slots at once."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from mft_jax.models.attention import attend, transposed, visible
+from mft_jax.models.decoder import Decoder
+from mft_jax.models.lora import Adapter
+from mft_jax.programs.choose import Choice, choose
+from mft_jax.programs.over_agents import over_agents
+from mft_jax.programs.slots import Settings, Slots, View
+
+
+def decode(
+    graphdef: nnx.GraphDef, base: nnx.State, adapters: Adapter | None, slots: Slots, settings: Settings
+) -> tuple[Slots, View]:
+    """Decodes until `settings.steps` tokens are written, no row is active, or enough rows are free to be refilled."""
+    model = nnx.merge(graphdef, base)
+
+    def unfinished(carry: tuple[Array, Slots]) -> Array:
+        step, slots = carry
+        free = jnp.sum(~slots.active, axis=1)
+        refill = (settings.pending > 0) & (free >= jnp.minimum(settings.pending, settings.prefill_rows))
+        return (step < settings.steps) & jnp.any(slots.active) & ~jnp.any(refill)
+
+    def advance(carry: tuple[Array, Slots]) -> tuple[Array, Slots]:
+        step, slots = carry
+        return step + 1, decode_token(model, adapters, slots, settings)
+
+    slots = jax.lax.while_loop(unfinished, advance, (jnp.int32(0), slots))[1]
+    return slots, View(slots.active, slots.count, slots.output, slots.log_probs, slots.failed)
+
+
+def decode_token(model: Decoder, adapters: Adapter | None, slots: Slots, settings: Settings) -> Slots:
+    """One token for every active row; free rows are computed too, and nothing of them is kept."""
+    step = functools.partial(next_logits, model, settings.long)
+    logits, keys, values = over_agents(step, adapters, slots.keys, slots.values, slots.token, slots.position)
+    choice = _choose(logits, slots, settings)
+    token, active = choice.token, slots.active & choice.finite
+    put = jax.vmap(jax.vmap(lambda row, at, new: row.at[at].set(new, mode="drop")))
+    place = jnp.where(active, slots.count, slots.output.shape[-1])  # one past the end is dropped
+    count = slots.count + active
+    stopped = jnp.any(token[..., None] == settings.stop_ids, axis=-1)
+    proceeds = active & ~stopped & (count < slots.limit)
+    log_probs = slots.log_probs
+    if log_probs.shape[-1]:
+        chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+        log_probs = put(log_probs, place, chosen - jax.nn.logsumexp(logits, axis=-1))
+    return slots._replace(
+        keys=keys,
+        values=values,
+        token=jnp.where(active, token, slots.token),
+        position=slots.position + proceeds,
+        active=proceeds,
+        count=count,
+        output=put(slots.output, place, token),
+        log_probs=log_probs,
+        failed=slots.failed | (slots.active & ~choice.finite),
+    )
+
+
+def _choose(logits: Float[Array, "A B V"], slots: Slots, settings: Settings) -> Choice:
+    """The next token of every slot, [A, B]."""
+    agents, rows = slots.token.shape
+    with jax.named_scope("choose"):
+        choice = choose(
+            logits.reshape(agents * rows, -1),
+            slots.key.reshape(agents * rows, 2),
+            slots.count.reshape(-1),
+            slots.active.reshape(-1),
+            settings.temperature,
+            settings.top_p,
+        )
+    return Choice(*(part.reshape(agents, rows) for part in choice))
+
+
+def next_logits(
+    model: Decoder,
+    long: Bool[Array, ""],
+    adapter: Adapter | None,
+    keys: tuple[Float[Array, "B K H S"], ...],
+    values: tuple[Float[Array, "B K S H"], ...],
+    token: Int[Array, " B"],
+    position: Int[Array, " B"],
+):
+    """One agent's newest tokens through the model: logits [B, V], and the cache with the tokens' keys and values in it."""
+    new_keys, new_values, config = list(keys), list(values), model.config
+    columns = jnp.arange(values[0].shape[-2])
+    masks = {window: visible(position[:, None], columns, window)[:, None] for window in set(config.windows)}
+
+    def attention(layer, q, k, v):
+        k, v = transposed(k, v)
+        new_keys[layer] = with_column(keys[layer], k.astype(keys[layer].dtype), position, axis=3)
+        new_values[layer] = with_column(values[layer], v.astype(values[layer].dtype), position, axis=2)
+        mask = masks[config.windows[layer]]
+        return attend(q, new_keys[layer], new_values[layer], mask, config.attention_softcap)
+
+    hidden = model.run(token[:, None], position[:, None], adapter, attention, long=long)
+    return model.logits(hidden[:, 0]), tuple(new_keys), tuple(new_values)
+
+
+def with_column(
+    cache: Float[Array, "B K _ _"], new: Float[Array, "B K _ _"], position: Int[Array, " B"], axis: int
+) -> Float[Array, "B K _ _"]:
+    """The cache with each row's `new`, of size 1 along `axis`, at the row's own position along it.
+
+    TPUs would compile an update in place to a loop over rows between two copies of the cache.
+    """
+    update, select = functools.partial(update_column, axis=axis), functools.partial(select_column, axis=axis)
+    return jax.lax.platform_dependent(cache, new, position, tpu=select, default=update)
+
+
+def update_column(cache: Array, new: Array, position: Array, axis: int) -> Array:
+    """Writes one column of each row, and nothing else."""
+    update = lambda cache, new, at: jax.lax.dynamic_update_slice_in_dim(cache, new, at, axis - 1)
+    return jax.vmap(update)(cache, new, position)
+
+
+def select_column(cache: Array, new: Array, position: Array, axis: int) -> Array:
+    """The same by an element-wise select, which fuses with the attention that reads the cache."""
+    here = jax.lax.broadcasted_iota(jnp.int32, cache.shape, axis) == jnp.expand_dims(position, (1, 2, 3))
+    return jnp.where(here, new, cache)

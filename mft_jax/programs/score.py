@@ -1,0 +1,70 @@
+"""The program that scores given texts: token log-probabilities under chosen adapters, and pooled hidden states."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from mft_jax.models.decoder import Decoder
+from mft_jax.models.lora import Adapter
+from mft_jax.programs.over_agents import over_agents
+
+MAX_LOGITS = 2**26  # elements of logits that may exist at once: 256 MiB in float32
+
+
+class Texts(NamedTuple):
+    """Texts to score, one in a row, padded on the right."""
+
+    tokens: Int[Array, "A B T"]
+    lengths: Int[Array, "A B"]  # 0: no text
+    pooled: Bool[Array, "A B T"]  # the tokens whose hidden states are averaged
+
+
+class Scores(NamedTuple):
+    log_probs: Float[Array, "A B T"]  # nats, of token t given those before it; 0 for the first token and for padding
+    pooled: Float[
+        Array, "A B D"
+    ]  # mean of the last hidden states of the pooled tokens, float32; 0 where there are none
+
+
+def score(graphdef: nnx.GraphDef, base: nnx.State, adapters: Adapter | None, texts: Texts) -> Scores:
+    """Scores every agent's texts under that agent's adapter, or under the base model."""
+    model = nnx.merge(graphdef, base)
+    agents, rows, time = texts.tokens.shape
+    chunk = max(1, min(time, MAX_LOGITS // (agents * rows * model.config.vocab_size)))
+
+    def of_agent(adapter: Adapter | None, *own: Array) -> Scores:
+        return _score_rows(model, adapter, Texts(*own), chunk)
+
+    with jax.named_scope("score"):
+        return over_agents(of_agent, adapters, *texts)
+
+
+def _score_rows(model: Decoder, adapter: Adapter | None, texts: Texts, chunk: int) -> Scores:
+    """One agent's rows, with logits of `chunk` tokens of each row at a time."""
+    tokens, time = texts.tokens, texts.tokens.shape[1]
+    positions = jnp.broadcast_to(jnp.arange(time), tokens.shape)
+    inside = positions < texts.lengths[:, None]
+    hidden = model.hidden(tokens, positions, inside.astype(jnp.int32), adapter)
+    following = jnp.roll(tokens, -1, axis=1)
+
+    def log_probs(part: tuple[Array, Array]) -> Float[Array, "B C"]:
+        states, ids = part
+        logits = model.logits(states)
+        chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
+        return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+    split = lambda x: jnp.moveaxis(_padded(x, chunk).reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+    parts = jax.lax.map(log_probs, (split(hidden), split(following)))
+    scored = jnp.moveaxis(parts, 0, 1).reshape(tokens.shape[0], -1)[:, :time]
+    scored = jnp.where(inside & (positions > 0), jnp.roll(scored, 1, axis=1), 0.0)
+    weight = (texts.pooled & inside).astype(jnp.float32)
+    mean = jnp.einsum("btd,bt->bd", hidden.astype(jnp.float32), weight) / jnp.maximum(weight.sum(axis=1), 1)[:, None]
+    return Scores(scored, mean)
+
+
+def _padded(x: Array, multiple: int) -> Array:
+    """`x` [B, T, ...] with zeros up to a T that `multiple` divides."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), *((0, 0),) * (x.ndim - 2)))

@@ -1,0 +1,199 @@
+"""The optimizer step: forward, backward, clip, schedule and AdamW for all A adapters of a society at once.
+
+Adapters never leak into each other: every reduction is within an adapter, and one without data in a step, or whose
+gradient or result is not finite, keeps its weights and its optimizer state bit for bit.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from mft_jax.models.decoder import Decoder
+from mft_jax.models.lora import Adapter, AdapterWeights
+
+MAX_LOGITS = 2**26  # elements of [A, B, chunk, V] that may exist at once: 256 MiB in float32
+
+AnyArray = Array | np.ndarray  # the host makes numpy arrays, compiled functions see JAX's
+# (token log-probabilities [B, M] in nats, weights [B, M]) of one adapter's targets to its loss.
+Objective = Callable[[Array, Array], Float[Array, ""]]
+
+
+class Batch(NamedTuple):
+    """The rows of one optimizer step. Padding has segment 0 and no targets; an adapter without rows has no weight.
+
+    Targets are compacted: the m-th target of a row is predicted from the hidden state at `target_index`, so that
+    logits are computed where there is something to learn and nowhere else.
+    """
+
+    tokens: Int[AnyArray, "A B T"]
+    positions: Int[AnyArray, "A B T"]  # restart in every segment
+    segment_ids: Int[AnyArray, "A B T"]  # 1, 2, .. within a row
+    target_index: Int[AnyArray, "A B M"]
+    target_ids: Int[AnyArray, "A B M"]
+    target_weight: Float[AnyArray, "A B M"]  # 1 for a target, 0 for padding
+
+
+class TrainState(NamedTuple):
+    """What a step changes and a checkpoint keeps. Every leaf has the adapter axis first."""
+
+    adapters: AdapterWeights  # of `lora.dtype`, whatever the base's type
+    optimizer: PyTree  # optax.ScaleByAdamState: step count and moments
+
+
+class Hyper(NamedTuple):
+    """Settings as arrays: changing them does not compile again."""
+
+    lora_scale: Float[AnyArray, "A"]  # alpha / rank
+    peak: Float[AnyArray, "A"]  # learning rate at the end of the warm-up
+    warmup_steps: Int[AnyArray, "A"]
+    total_steps: Int[AnyArray, "A"]
+    weight_decay: Float[AnyArray, ""]
+    beta1: Float[AnyArray, ""]
+    beta2: Float[AnyArray, ""]
+    eps: Float[AnyArray, ""]
+    clip_norm: Float[AnyArray, ""]
+
+
+class Metrics(NamedTuple):
+    """Of one step, for each adapter; one that did not learn reports a loss of 0 and 0 targets."""
+
+    loss: Float[Array, "A"]  # of the objective; nats per target for the likelihood
+    grad_norm: Float[Array, "A"]  # before the clip
+    learning_rate: Float[Array, "A"]
+    targets: Float[Array, "A"]
+    active: Bool[Array, "A"]  # had data
+    finite: Bool[Array, "A"]  # loss, gradient, and the weights and moments after the step; else nothing was changed
+
+
+def init_state(adapters: AdapterWeights) -> TrainState:
+    """Fresh moments, and a step count for each adapter."""
+    return TrainState(adapters, jax.vmap(optax.scale_by_adam().init)(adapters))
+
+
+def train_step(
+    graphdef: nnx.GraphDef,
+    mesh: Mesh,
+    objective: Objective,
+    agents_at_once: int | None,
+    remat: bool,
+    base: nnx.State,
+    state: TrainState,
+    batch: Batch,
+    index: Int[Array, ""],
+    hyper: Hyper,
+) -> tuple[TrainState, Metrics]:
+    """One optimizer step of all adapters; `index` counts the steps of the stage from 0.
+
+    The first five arguments are compiled in, the others are arrays.
+    """
+    model = nnx.merge(graphdef, base)
+    spread, together = grouping(mesh, agents_at_once, batch.tokens.shape[0])
+    chunks = logit_chunks((spread * together, *batch.target_ids.shape[1:]), model.config.vocab_size)
+
+    def loss_of(weights: AdapterWeights, scale: Array, rows: Batch) -> Float[Array, ""]:
+        log_probs = target_log_probs(model, Adapter(weights, scale), rows, chunks, remat)
+        return objective(log_probs, jnp.asarray(rows.target_weight))
+
+    loss, gradient = _by_groups(jax.value_and_grad(loss_of), spread, together, state.adapters, hyper.lora_scale, batch)
+    norm = jax.vmap(optax.tree.norm)(gradient)
+    rate = learning_rate(index, hyper.peak, hyper.warmup_steps, hyper.total_steps)
+    targets = jnp.sum(batch.target_weight, axis=(1, 2))
+    stepped = jax.vmap(adamw, in_axes=(0, 0, 0, 0, None))(state, gradient, norm, rate, hyper)
+    active, finite = targets > 0, jnp.isfinite(loss) & jnp.isfinite(norm) & _finite(stepped)
+    keep = active & finite
+    choose = lambda new, old: jnp.where(keep.reshape(keep.shape + (1,) * (old.ndim - 1)), new, old)
+    return jax.tree.map(choose, stepped, state), Metrics(loss, norm, rate, targets, active, finite)
+
+
+def target_log_probs(model: Decoder, adapter: Adapter, rows: Batch, chunks: int, remat: bool) -> Float[Array, "B M"]:
+    """The log-probability, in nats, of each target of one adapter's rows; `rows` are [B, T] and [B, M].
+
+    Logits of M / `chunks` targets of each row exist at a time; more than one chunk is recomputed in the backward pass.
+    """
+    tokens, positions, segment_ids, index, ids, _ = (jnp.asarray(x) for x in rows)
+    hidden = model.hidden(tokens, positions, segment_ids, adapter, remat)
+    hidden = jnp.take_along_axis(hidden, index[..., None], axis=1)  # [B, M, D]
+
+    def of_chunk(hidden: Array, ids: Array) -> Float[Array, "B C"]:
+        logits = model.logits(hidden)
+        chosen = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == ids[..., None], logits, 0), axis=-1)
+        return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+    if chunks == 1:
+        return of_chunk(hidden, ids)
+    split = lambda x: jnp.moveaxis(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]), 1, 0)
+    parts = jax.lax.map(lambda part: jax.checkpoint(of_chunk)(*part), (split(hidden), split(ids)))
+    return jnp.moveaxis(parts, 0, 1).reshape(ids.shape)
+
+
+def learning_rate(
+    step: Int[AnyArray, ""],
+    peak: Float[AnyArray, "A"],
+    warmup_steps: Int[AnyArray, "A"],
+    total_steps: Int[AnyArray, "A"],
+) -> Float[Array, "A"]:
+    """Linear warm-up, whose first step already learns, then a cosine that would be 0 one step after the last."""
+    rising = (step + 1) / jnp.maximum(warmup_steps, 1)
+    progress = (step - warmup_steps) / jnp.maximum(total_steps - warmup_steps, 1)
+    falling = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
+    return jnp.asarray(peak) * jnp.where(step < warmup_steps, rising, falling)
+
+
+def grouping(mesh: Mesh, agents_at_once: int | None, adapters: int) -> tuple[int, int]:
+    """(devices that the adapters are split over, adapters whose gradients each of them computes together).
+
+    On CPUs the latter is one unless configured: one adapter's rows fill a matmul, and its activations stay in the caches.
+    """
+    spread = math.gcd(mesh.shape["agent"], adapters)
+    own = adapters // spread
+    wanted = agents_at_once or (1 if mesh.devices.flat[0].platform == "cpu" else own)
+    return spread, max(size for size in range(1, min(wanted, own) + 1) if own % size == 0)
+
+
+def logit_chunks(targets: tuple[int, ...], vocab: int, most: int = MAX_LOGITS) -> int:
+    """The fewest equal parts of M, for targets [A, B, M], that keep the logits of a part within `most` elements."""
+    adapters, rows, per_row = targets
+    fits = [n for n in range(1, per_row + 1) if per_row % n == 0 and adapters * rows * (per_row // n) * vocab <= most]
+    return fits[0] if fits else per_row
+
+
+def adamw(state: TrainState, gradient: PyTree, norm: Array, rate: Array, hyper: Hyper) -> TrainState:
+    """One adapter's clipped AdamW step (decoupled weight decay)."""
+    scale = jnp.minimum(1.0, hyper.clip_norm / jnp.maximum(norm, 1e-12))
+    gradient = jax.tree.map(lambda g: g * scale, gradient)
+    adam = optax.scale_by_adam(hyper.beta1, hyper.beta2, hyper.eps)
+    update, optimizer = adam.update(gradient, state.optimizer)
+    moved = lambda p, u: (p - rate * (u + hyper.weight_decay * p)).astype(p.dtype)
+    return TrainState(jax.tree.map(moved, state.adapters, update), optimizer)
+
+
+def _by_groups(
+    gradient_of: Callable, spread: int, together: int, adapters: AdapterWeights, scale: Array, batch: Batch
+) -> Any:
+    """`gradient_of` mapped over the adapters, group by group; a group in which none has data is not computed."""
+    count, size = batch.tokens.shape[0], spread * together
+    if size == count:
+        return jax.vmap(gradient_of)(adapters, scale, batch)
+    # A device holds a run of adapters; a group takes `together` of each device's. [A, ...] to [groups, size, ...] and back.
+    split = lambda x: jnp.moveaxis(x.reshape(spread, -1, together, *x.shape[1:]), 1, 0).reshape(-1, size, *x.shape[1:])
+    join = lambda x: jnp.moveaxis(x.reshape(-1, spread, together, *x.shape[2:]), 0, 1).reshape(count, *x.shape[2:])
+
+    def of_group(part: tuple[AdapterWeights, Array, Batch]) -> Any:
+        nothing = lambda adapters, scale, rows: (jnp.zeros(size), jax.tree.map(jnp.zeros_like, adapters))
+        return jax.lax.cond(jnp.any(part[2].target_weight > 0), jax.vmap(gradient_of), nothing, *part)
+
+    return jax.tree.map(join, jax.lax.map(of_group, jax.tree.map(split, (adapters, scale, batch))))
+
+
+def _finite(state: TrainState) -> Bool[Array, "A"]:
+    """Which adapters' weights and moments are all finite."""
+    whole = lambda leaf: jnp.all(jnp.isfinite(leaf.reshape(leaf.shape[0], -1)), axis=1)
+    return jnp.stack([whole(leaf) for leaf in jax.tree.leaves(state)]).all(axis=0)

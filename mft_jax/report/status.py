@@ -1,0 +1,62 @@
+"""What `mft status` shows: what of a run is done, what is left, and what it has cost."""
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mft_jax.metrics.ledger import Cost, total
+from mft_jax.report.table import results_table, short_count
+from mft_jax.report.text import literal
+
+if TYPE_CHECKING:  # it imports what reads a run, and that takes seconds
+    from mft_jax.runs.status import StageStatus, Status
+
+
+def render_status(status: "Status") -> RenderableType:
+    """The state of the run, what is damaged, a row for each stage with its cost, and the results so far."""
+    parts: list[RenderableType] = [_headline(status)]
+    if status.stages:
+        parts.append(_stages_table(status))
+    if status.results:
+        parts.append(results_table(status.results, title="results so far" if _left(status) else "results"))
+    return Group(*parts)
+
+
+def _headline(status: "Status") -> Text:
+    times = [f"started {status.started}"] if status.started else []
+    times += [f"finished {status.finished}"] if status.finished else []
+    lines = [f"{status.path}: {', '.join([status.state, *times])}"]
+    if status.error:
+        lines.append(f"It stopped with: {status.error}")
+    if status.stages:
+        left = _left(status)
+        lines.append(f"{len(status.stages) - len(left)} of {len(status.stages)} stages are done.")
+        if left and status.state in ("interrupted", "failed"):
+            lines[-1] += " The same `mft run` command resumes the run."
+    return Text("\n").join(literal(line) for line in (*lines, *status.problems))
+
+
+def _left(status: "Status") -> "list[StageStatus]":
+    return [stage for stage in status.stages if stage.done < stage.total or not stage.total]
+
+
+def _stages_table(status: "Status") -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_footer=True, padding=0)  # so that it fits 80 columns
+    table.add_column("stage", footer="all", no_wrap=True)
+    table.add_column("done", justify="right")
+    headings = ("prompt\ntokens", "new\ntokens", "trained\ntokens", "FLOPs", "seconds")
+    for heading, sum_ in zip(headings, _numbers(total(stage.cost for stage in status.stages)), strict=True):
+        table.add_column(heading, footer=sum_, justify="right")
+    for stage in status.stages:
+        whole = f"{stage.total:,}" if stage.total else "?"
+        done = f"{stage.done:,}/{whole} {stage.unit}"
+        table.add_row(literal(stage.name), literal(done), *_numbers(stage.cost))
+    return table
+
+
+def _numbers(cost: Cost) -> tuple[str, ...]:
+    counts = (cost.prompt_tokens, cost.new_tokens, cost.train_tokens, cost.flops)
+    return (*map(short_count, counts), f"{cost.wall_seconds:,.1f}")

@@ -1,0 +1,154 @@
+"""The arrays of a checkpoint: as plain nested dicts, their checksum, and reading them from Orbax's files to the host."""
+
+import contextlib
+import errno
+import functools
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import re
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from mft_jax.errors import UserError
+from mft_jax.files import file_error
+from mft_jax.runs.store import Damage
+
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # a file is not there any more, which is damage
+
+
+def to_plain(tree: PyTree) -> dict[str, Any]:
+    """The leaves of any pytree as nested dicts, named by indices, keys and fields; empty nodes vanish."""
+    plain: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        *parents, name = _names(path)
+        node = plain
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return plain
+
+
+def from_plain(plain: Mapping[str, Any], like: PyTree) -> PyTree:
+    """The inverse of `to_plain`, in the structure of `like`."""
+
+    def find(path: tuple[Any, ...], _: Any) -> Any:
+        node = plain
+        for name in _names(path):
+            node = node[name]
+        return node
+
+    return jax.tree_util.tree_map_with_path(find, like)
+
+
+def describe(plain: Mapping[str, Any]) -> dict[str, str]:
+    """{name of each array: its type and shape} of nested dicts, such as {"q_proj.a": "float32[4, 2, 8, 2]"}."""
+    leaves = jax.tree_util.tree_leaves_with_path(plain)
+    return {".".join(_names(path)): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def sha256_of(plain: Mapping[str, Any]) -> str:
+    """The checksum of the names, types, shapes and bytes of arrays in nested dicts, wherever they are sharded."""
+    digest = hashlib.sha256(json.dumps(describe(plain), sort_keys=True).encode())
+    for leaf in jax.tree.leaves(plain):
+        digest.update(np.ascontiguousarray(np.asarray(leaf)).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def read_arrays(path: pathlib.Path, names: Sequence[str]) -> dict[str, Any]:
+    """One item of a checkpoint as nested dicts of numpy arrays, in the types that they are stored in.
+
+    `names` are those of its arrays, as `describe` gives them. Raises Damage when files are missing or not what Orbax
+    wrote; UserError when there is not enough memory, and when the system refuses to read them.
+    """
+    try:
+        with quiet_orbax():
+            return _read_one_by_one(path, names)
+    except Exception as error:  # Orbax raises many kinds
+        cause = refused_by_system(error)
+        if is_out_of_memory(error):
+            raise UserError(
+                f"There is not enough memory to read the checkpoint {path} ({_first_line(error)}): free some, or use a "
+                "machine with more."
+            ) from error
+        if cause is not None and cause.errno not in _MISSING:
+            raise file_error("read", path, cause) from error
+        raise Damage(f"the {path.name} cannot be read, {type(error).__name__}: {_first_line(error)}") from error
+
+
+def check_arrays(path: pathlib.Path, stored: Mapping[str, str], asked: Mapping[str, str]) -> None:
+    """Raises UserError for the first array that has another shape or type than asked for, or is on one side only.
+
+    Both sides as `describe` gives them; `path` names the item of the checkpoint.
+    """
+    for name in sorted(stored.keys() | asked.keys()):
+        if stored.get(name) != asked.get(name):
+            raise UserError(
+                f"{path}: {name} is {stored.get(name, 'missing')}, expected {asked.get(name, 'no such array')}: the "
+                "checkpoint is of another model, LoRA configuration or number of agents; use the configuration it was "
+                "made with."
+            )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory of the host or of a device ran out."""
+    cause = refused_by_system(error)
+    if cause is not None:
+        return cause.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def refused_by_system(error: BaseException) -> OSError | None:
+    """The operating system's refusal behind an error of Orbax, which may be one of tensorstore and have it in its text."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+
+
+@contextlib.contextmanager
+def quiet_orbax() -> Generator[None]:
+    """Keeps what Orbax reports through absl's logger from the terminal: a user sees progress and one sentence instead."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _read_one_by_one(path: pathlib.Path, names: Sequence[str]) -> dict[str, Any]:
+    """Several arrays at once would still be on their way when one fails, and then report to a loop that is closed."""
+    arrays = {}
+    restore_args = _nest({name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names})
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        for name in names:
+            item = _nest({other: 0 if other == name else ocp.PLACEHOLDER for other in names})
+            found = reader.restore(path, args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args))
+            arrays[name] = functools.reduce(lambda node, key: node[key], name.split("."), found)
+    return _nest(arrays)
+
+
+def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """{"q_proj.a": x} as {"q_proj": {"a": x}}."""
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        *parents, last = name.split(".")
+        functools.reduce(lambda node, key: node.setdefault(key, {}), parents, nested)[last] = value
+    return nested
+
+
+def _names(path: tuple[Any, ...]) -> list[str]:
+    return [jax.tree_util.keystr((key,), simple=True) for key in path] or ["value"]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:200]

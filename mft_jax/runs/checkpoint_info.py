@@ -1,0 +1,100 @@
+"""What is known of a checkpoint besides its arrays, read without JAX: the item "metadata" of a checkpoint, JSON.
+
+{"step", "finished", "lora", "cost", "names", "plan", "total", "parts": {part: {"sha256", "arrays": {name: type and shape}}},
+"sha256"}; the last is the checksum of everything before it.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mft_jax.config import LoraConfig
+from mft_jax.metrics.ledger import Cost
+from mft_jax.runs import layout
+from mft_jax.runs.store import Damage, DamagedFile, Store
+
+METADATA = "metadata"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointInfo:
+    """What is known of a checkpoint besides its arrays."""
+
+    step: int  # optimizer steps done
+    finished: bool  # the last of its iteration: what the next debate and `mft eval` load
+    lora: LoraConfig
+    cost: Cost  # of the finetuning so far, over all starts of the run
+    names: tuple[str, ...] = ()  # of the adapters, in the order in which they are stacked
+    plan: str = ""  # hash of the training plan that `step` counts in
+    total: int = 0  # optimizer steps of the plan
+
+
+def saved_steps(store: Store, name: str) -> list[int]:
+    """The steps of the checkpoints in the directory NAME of a store, ascending; half-written ones are not among them."""
+    entries = [entry.rsplit("/", 1)[-1] for entry in store.names(name)]
+    return sorted(int(entry) for entry in entries if entry.isascii() and entry.isdigit())
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What is known of one part of the state, such as the adapters."""
+
+    sha256: str  # of its arrays, as `mft_jax.runs.arrays.sha256_of` computes it
+    arrays: dict[str, str]  # {name: type and shape}, as `mft_jax.runs.arrays.describe` gives them
+
+
+def latest_info(store: Store, name: str) -> CheckpointInfo | None:
+    """The newest checkpoint's; None where there is none. Changes nothing. Raises DamagedFile, and UserError
+    when it cannot be read."""
+    steps = saved_steps(store, name)
+    if not steps:
+        return None
+    try:
+        return read_metadata(store, name, steps[-1])[0]
+    except Damage as damage:
+        raise damaged_checkpoint(store, name, steps[-1], damage) from damage
+
+
+def damaged_checkpoint(store: Store, name: str, step: int, damage: Damage) -> DamagedFile:
+    """The sentence for whoever only reads."""
+    remedy = "start the run again, which sets it aside and resumes from the one before"
+    if name == layout.INITIAL:
+        remedy = f"delete {store.path(name)} and import the adapters again"
+    return DamagedFile(f"The checkpoint {store.path(name) / str(step)} is damaged ({damage}): {remedy}.")
+
+
+def read_metadata(store: Store, name: str, step: int) -> tuple[CheckpointInfo, dict[str, Part]]:
+    """Reads and verifies the metadata of one checkpoint; the second are the parts of its state. Changes nothing.
+
+    Raises Damage when they are missing or not what was written, and UserError when they cannot be read.
+    """
+    path = f"{name}/{step}/{METADATA}/{METADATA}".removeprefix("/")  # Orbax makes a directory of a JSON item
+    data = store.read_if_exists(path)
+    if data is None:
+        raise Damage("its metadata are missing")
+    try:
+        raw = json.loads(data)
+        is_whole = raw["sha256"] == _sha256(raw)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        is_whole = False
+    if not is_whole or raw["step"] != step:
+        raise Damage("its metadata do not have the checksum that they were written with")
+    values = {field.name: raw[field.name] for field in dataclasses.fields(CheckpointInfo)}
+    values["lora"] = LoraConfig(**raw["lora"] | {"targets": tuple(raw["lora"]["targets"])})
+    values["cost"] = Cost.from_dict(raw["cost"], str(store.path(path)))
+    values["names"] = tuple(raw["names"])
+    return CheckpointInfo(**values), {part: Part(**known) for part, known in raw["parts"].items()}
+
+
+def make_metadata(info: CheckpointInfo, parts: Mapping[str, Part]) -> dict[str, Any]:
+    """The JSON that `read_metadata` reads."""
+    known = {part: dataclasses.asdict(value) for part, value in parts.items()}
+    raw = json.loads(json.dumps(dataclasses.asdict(info) | {"parts": known}))  # tuples as lists
+    return raw | {"sha256": _sha256(raw)}
+
+
+def _sha256(raw: Mapping[str, Any]) -> str:
+    covered = {name: value for name, value in raw.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,73 @@
+"""What of a run is done, what is left, and what it has cost. Changes nothing, and works beside a process that runs it."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mft_jax.errors import UserError
+from mft_jax.runs import layout
+from mft_jax.runs.directory import RunDirectory
+from mft_jax.runs.results import Result, read_results
+from mft_jax.runs.survey import StageStatus, list_stages
+
+__all__ = ["StageStatus", "Status", "read_status"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """A run as it is on disk."""
+
+    path: str
+    state: str  # running, interrupted, failed or finished
+    error: str | None  # why it stopped
+    started: str | None  # ISO 8601, UTC
+    finished: str | None
+    results: list[Result]
+    stages: tuple[StageStatus, ...]  # in the order in which they are worked off
+    problems: tuple[str, ...] = ()  # damaged files, each with what to do
+
+
+def read_status(run_dir: str | pathlib.Path) -> Status:
+    """The status of a run. Raises UserError when there is none."""
+    directory, problems = RunDirectory(run_dir), []
+    stages = tuple(list_stages(directory.store, directory.config(), problems.append))
+    manifest = _read_manifest(directory, problems.append)
+    state = _state(manifest["status"], directory.store.is_held())
+    if state == "finished":  # what is not done then is no stage of this run's method
+        stages = tuple(stage for stage in stages if stage.done)
+    return Status(
+        path=str(directory.path),
+        state=state,
+        error=manifest["error"],
+        started=manifest["created"],
+        finished=manifest["finished"],
+        results=_read_results(directory, problems.append),
+        stages=stages,
+        problems=tuple(problems),
+    )
+
+
+def _state(status: str, is_held: bool) -> str:
+    if status == "finished":
+        return status
+    if is_held:
+        return "running"
+    return "interrupted" if status == "running" else status  # killed before it could say so
+
+
+def _read_manifest(directory: RunDirectory, tell: Callable[[str], None]) -> Mapping[str, Any]:
+    unknown = {"status": "running", "error": None, "created": None, "finished": None}
+    try:
+        return unknown | directory.manifest()
+    except UserError as error:
+        tell(str(error))
+        return unknown
+
+
+def _read_results(directory: RunDirectory, tell: Callable[[str], None]) -> list[Result]:
+    try:
+        return read_results(directory.results_file) if directory.store.exists(layout.RESULTS) else []
+    except UserError as error:
+        tell(str(error))
+        return []

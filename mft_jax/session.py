@@ -1,0 +1,94 @@
+"""What is expensive and shared by all runs of a process: weights, tokenizer, mesh, compiled programs."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from mft_jax.base_model import CHECKPOINT
+from mft_jax.config import LoraConfig, MeshConfig, ModelSource, SamplingConfig
+from mft_jax.errors import UserError
+from mft_jax.models.chat import Chat, load_chat
+from mft_jax.models.config import ModelConfig, read_model_config
+from mft_jax.models.lora import Adapter, AdapterWeights, init_society, resolve_targets
+from mft_jax.models.society import Society
+from mft_jax.models.weights import checkpoint_directory, load_base
+from mft_jax.parallel.mesh import base_sharding, make_mesh, society_shardings
+from mft_jax.programs import Programs
+from mft_jax.sampling import Sampler
+from mft_jax.seeds import adapter_key, pin_jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """One base model on one mesh. Runs of any method, adapter and task share it; it holds nothing of a run."""
+
+    source: ModelSource
+    directory: pathlib.Path  # of the checkpoint
+    model: ModelConfig
+    chat: Chat
+    mesh: Mesh
+    base: nnx.State  # the frozen weights, placed on the mesh
+    programs: Programs
+
+    def sampler(self, config: SamplingConfig, lanes: int) -> Sampler:
+        """A sampler with these settings; `lanes` as in `Sampler`."""
+        return Sampler(self.programs, self.base, config, stop_ids=self.chat.stop_ids, lanes=lanes)
+
+    def fresh_society(self, names: Sequence[str], lora: LoraConfig, seed: int) -> Society:
+        """Adapters drawn from `seed` that still compute what the base model computes, split over agents."""
+        init = functools.partial(init_society, self.model, lora, adapters=len(names))
+        key = adapter_key(seed)
+        weights = jax.jit(init, out_shardings=society_shardings(self.mesh, jax.eval_shape(init, key)))(key)
+        return self.society(names, weights, lora)
+
+    def society(self, names: Sequence[str], weights: AdapterWeights, lora: LoraConfig) -> Society:
+        """Stacked weights of adapters, under their names and with their scale."""
+        scale = jax.device_put(np.full(len(names), lora.scale, np.float32))
+        return Society(tuple(names), Adapter(weights, scale), self.mesh)
+
+    def resolved(self, lora: LoraConfig) -> LoraConfig:
+        """The settings with the targets that this model has. Raises UserError for those that it does not have."""
+        return dataclasses.replace(lora, targets=resolve_targets(self.model, lora.targets))
+
+
+def open_session(source: ModelSource, mesh_config: MeshConfig) -> Session:
+    """Loads a base model onto a mesh. Raises UserError for what is not there, or does not fit together."""
+    pin_jax()
+    mesh = make_mesh(mesh_config)
+    directory = base_directory(source)
+    model = read_model_config(directory)
+    chat = load_chat(directory, source.chat_template, source.thinking)
+    if len(chat.tokenizer) > model.vocab_size:
+        raise UserError(
+            f"{directory}: the tokenizer has {len(chat.tokenizer)} tokens, but the embedding only {model.vocab_size} rows: "
+            "the two are of different models."
+        )
+    stored, compute = dtypes(source, mesh)
+    graphdef, base = load_base(
+        directory,
+        model,
+        dtype=stored,
+        compute_dtype=compute,
+        place=lambda path, tensor: jax.device_put(tensor, base_sharding(mesh, path, tensor.shape)),
+    )
+    return Session(source, directory, model, chat, mesh, base, Programs(graphdef, model, mesh, compute.name))
+
+
+def base_directory(source: ModelSource) -> pathlib.Path:
+    """The checkpoint directory of the frozen base, downloaded when needed. Raises UserError when there is none."""
+    return CHECKPOINT if source.path is None else checkpoint_directory(source.path)
+
+
+def dtypes(source: ModelSource, mesh: Mesh) -> tuple[jnp.dtype | None, jnp.dtype]:
+    """(of the base's weights, None: as they are stored; of computation) on the mesh's devices."""
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    stored = source.param_dtype if source.param_dtype != "auto" else None if on_cpu else "bfloat16"
+    compute = source.compute_dtype if source.compute_dtype != "auto" else "float32" if on_cpu else "bfloat16"
+    return None if stored is None else jnp.dtype(stored), jnp.dtype(compute)

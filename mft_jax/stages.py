@@ -1,0 +1,170 @@
+"""The two stages of an iteration, each resumable: a debate chunk by chunk, and finetuning from its last checkpoint."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+import jax
+
+from mft_jax.config import LoraConfig
+from mft_jax.debate import Debate, Transcript, turn_counts
+from mft_jax.errors import UserError
+from mft_jax.finetuning import Plan, hyper_of, train
+from mft_jax.metrics.accuracy import accuracy
+from mft_jax.metrics.costs import finetuning_cost, sampling_cost
+from mft_jax.metrics.ledger import Cost
+from mft_jax.metrics.logger import MetricsLogger
+from mft_jax.models.society import Society
+from mft_jax.parallel.mesh import society_shardings
+from mft_jax.programs.train import Metrics, TrainState, init_state
+from mft_jax.report.progress import Reporter
+from mft_jax.runs.checkpoint_info import CheckpointInfo
+from mft_jax.runs.checkpoints import Checkpoints
+from mft_jax.runs.stages import StageFile
+from mft_jax.session import Session
+from mft_jax.setup import Setup
+from mft_jax.tasks import Question, grader
+
+
+def run_debate(
+    debate: Debate, questions: Sequence[Question], file: StageFile, setup: Setup, reporter: Reporter, title: str
+) -> list[Transcript]:
+    """The debates on all questions. Chunks that an earlier start committed are read back, never held again."""
+    missing = file.missing(len(questions), setup.config.sampling.chunk_questions)
+    if missing:
+        correct = [line["correct"] for line in file.lines()]
+        with reporter.stage(title, debate.samples(len(questions)), "samples", done=debate.samples(file.done)) as stage:
+            for part in missing:
+                started, late = time.perf_counter(), grader.timeouts()
+                transcripts, usages = debate.run(questions[part.start : part.stop], stage.advance)
+                cost = sampling_cost(usages, setup.session.model, setup.config.lora)
+                cost = dataclasses.replace(cost, wall_seconds=time.perf_counter() - started)
+                counts = turn_counts(transcripts) | {"grading_timeouts": grader.timeouts() - late}
+                file.commit(part.start, [transcript.to_json() for transcript in transcripts], cost, counts)
+                correct += [transcript.correct for transcript in transcripts]
+                stage.note(_score_so_far(correct))
+    file.seal(len(questions))
+    remark = describe_counts(file.counts)
+    if missing and remark:
+        reporter.say(f"{title}: {remark}")
+    return [Transcript.from_dict(line) for line in file.lines()]
+
+
+def describe_counts(counts: dict[str, int]) -> str:
+    """What a reader of an accuracy should know of the texts behind it; "" where there is nothing to tell."""
+    told = {
+        "cut": "{} answers were cut by a limit (sampling.max_new_tokens or the model's context).",
+        "unanswered": "{} turns had no room in the model's context and were left unanswered.",
+        "grading_timeouts": "{} comparisons of answers ran out of time and count as different.",
+    }
+    return " ".join(text.format(counts[name]) for name, text in told.items() if counts.get(name))
+
+
+def _score_so_far(correct: Sequence[bool | None]) -> str:
+    known = [value for value in correct if value is not None]
+    if not known:
+        return f"{len(correct)} questions"
+    score = accuracy(known)
+    return f"{len(correct)} questions, accuracy {100 * score.value:.1f} ± {100 * score.stderr:.1f} %"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetuning:
+    """The finetuning stage of one iteration."""
+
+    setup: Setup
+    plan: Plan
+    checkpoints: Checkpoints
+    logger: MetricsLogger
+    reporter: Reporter
+
+    def run(self, society: Society) -> Society:
+        """The society after the last step, from the last whole checkpoint on."""
+        session, plan, lora = self.setup.session, self.plan, self.setup.config.lora
+        state, start, cost = place_state(session, init_state(society.stacked.weights)), 0, Cost()
+        found = self.checkpoints.newest_whole(state._asdict(), self.reporter.say)
+        if found is not None:
+            info, parts = found
+            check_plan(info, plan, self.checkpoints)
+            state, start, cost = TrainState(**parts), info.step, info.cost
+        state = self._train(state, start, cost, lora)
+        return session.society(society.names, state.adapters, lora)
+
+    def _train(self, state: TrainState, start: int, cost: Cost, lora: LoraConfig) -> TrainState:
+        plan, setup, tuning = self.plan, self.setup, self.setup.config.finetuning
+        program = setup.session.programs.train(
+            setup.method.objective, len(plan.adapters), tuning.agents_at_once, tuning.remat
+        )
+        self.logger.rewind(plan.iteration, "finetune", start + 1)
+        began = time.perf_counter()
+        title = f"iteration {plan.iteration}: finetuning"
+        with self.reporter.stage(title, plan.total, "steps", start) as stage:
+
+            def on_step(done: int, metrics: Metrics) -> None:
+                scalars = scalars_of(plan, metrics)
+                self.logger.log(plan.iteration, "finetune", done, **scalars)
+                stage.advance(1, plan.tokens(done - 1))
+                stage.note(f"loss {scalars['loss']:.3f}")
+
+            def on_save(done: int, state: TrainState, busy: float) -> None:
+                work = finetuning_cost(plan, start, done, setup.session.model, lora)
+                seconds = Cost(wall_seconds=time.perf_counter() - began, device_seconds=busy * setup.session.mesh.size)
+                self._save(done, state, cost + work + seconds)
+
+            try:
+                state = train(
+                    program, setup.session.base, state, plan, hyper_of(plan, tuning, lora.scale), start=start,
+                    save_every=tuning.save_every, on_step=on_step, on_save=on_save, mesh=setup.session.mesh,
+                )  # fmt: skip
+            finally:
+                self.logger.flush()
+        if not plan.total:
+            self._save(0, state, cost)
+        return state
+
+    def _save(self, done: int, state: TrainState, cost: Cost) -> None:
+        lora, names, plan = self.setup.config.lora, self.setup.method.adapters, self.plan
+        self.checkpoints.save(
+            done, state._asdict(), finished=done == plan.total, lora=lora, cost=cost, names=names, plan=plan.digest,
+            total=plan.total,
+        )  # fmt: skip
+        self.logger.flush()
+
+
+def check_plan(info: CheckpointInfo, plan: Plan, checkpoints: Checkpoints) -> None:
+    """Raises UserError when a checkpoint counts its steps in other training data than are there now."""
+    if info.plan != plan.digest:
+        raise UserError(
+            f"The checkpoint {checkpoints.directory / str(info.step)} was trained on other data than iteration "
+            f"{plan.iteration} has now: resume with the version of mft_jax that began the run, or delete "
+            f"{checkpoints.directory} to finetune this iteration anew."
+        )
+
+
+def place_state(session: Session, state: TrainState) -> TrainState:
+    """Adapters and optimizer state on the devices that the rules give them."""
+    return jax.device_put(state, society_shardings(session.mesh, state))
+
+
+def remarks_on(plan: Plan) -> list[str]:
+    """What a user should know of a stage before it starts."""
+    remarks = []
+    for own in plan.adapters:
+        if own.left_out:
+            remarks.append(
+                f"{own.name}: {own.left_out} dialogues are longer than finetuning.row_tokens = {plan.row_tokens} "
+                "and were left out."
+            )
+        if not own.steps:
+            remarks.append(f"{own.name}: no training examples in iteration {plan.iteration}; it keeps its weights.")
+    return remarks
+
+
+def scalars_of(plan: Plan, metrics: Metrics) -> dict[str, float]:
+    """A step's metrics by adapter, and the mean loss of the adapters that learned."""
+    scalars = {"loss": float(metrics.loss[metrics.active].mean())}
+    for index, own in enumerate(plan.adapters):
+        if metrics.active[index]:
+            for name in ("loss", "grad_norm", "learning_rate", "targets"):
+                scalars[f"{own.name}/{name}"] = float(getattr(metrics, name)[index])
+    return scalars

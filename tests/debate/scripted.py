@@ -1,0 +1,84 @@
+"""Debates without a model: answers by rule, prompts as readable text, in milliseconds."""
+
+import dataclasses
+import json
+
+from mft_jax.debate import Debate
+from mft_jax.models.society import Society
+from mft_jax.prompts import Prompts
+from mft_jax.sampling import Completion, Usage
+from mft_jax.tasks import Question, Task
+
+PROMPTS = Prompts(solve="solve", check="check", again="again", summarize="summarize")
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """One prompt that the sampler was given."""
+
+    speaker: str | None
+    messages: tuple[dict, ...]
+    key: bytes
+
+    @property
+    def is_summary(self):
+        return self.messages[-1]["content"].endswith("summarize")
+
+    @property
+    def round(self):
+        return (len(self.messages) + 1) // 2
+
+    @property
+    def question(self):
+        return self.messages[0]["content"].split("\n")[0]
+
+
+class ScriptedChat:
+    """Tokens are the bytes of the dialogue as JSON, so that a script sees exactly what an agent would read."""
+
+    def prompt(self, messages):
+        return list(json.dumps(messages).encode())
+
+    def text(self, ids):
+        return bytes(ids).decode()
+
+
+class ScriptedSampler:
+    """`script(asked)` gives a text, or a (text, reason). Remembers everything that it was asked."""
+
+    def __init__(self, script):
+        self.script, self.asked = script, []
+
+    def sample(self, requests, society=None, *, on_progress=None):
+        completions = []
+        for request in requests:
+            asked = Asked(request.speaker, tuple(json.loads(bytes(request.prompt))), request.key.tobytes())
+            self.asked.append(asked)
+            said = self.script(asked)
+            text, reason = (said, "stop") if isinstance(said, str) else said
+            ids = tuple(text.encode())
+            completions.append(Completion(ids, reason, len(ids) + (reason == "stop")))
+        lengths = tuple((len(r.prompt), c.new_tokens) for r, c in zip(requests, completions, strict=True))
+        if on_progress:
+            on_progress(len(requests), sum(new for _, new in lengths))
+        return completions, [Usage(True, lengths, 0.0)]
+
+
+def questions(count, gold=lambda i: str(i)):
+    return tuple(Question(f"q{i}", f"What is {i}?", gold(i)) for i in range(count))
+
+
+def task(train=(), evaluation=()):
+    """Answers are what stands behind the last "="; "a" and "A" are equivalent."""
+    parse = lambda text: text.rpartition("=")[2] or None if "=" in text else None
+    return Task(
+        "scripted", train, evaluation, parse=parse, equivalent=lambda a, b: a.lower() == b.lower(), prompts=PROMPTS
+    )
+
+
+def make_debate(script, protocol, seed=0, name="test"):
+    sampler = ScriptedSampler(script)
+    debate = Debate(
+        sampler=sampler, chat=ScriptedChat(), task=task(), protocol=protocol, society=Society(), seed=seed, name=name
+    )
+    return debate, sampler

@@ -1,0 +1,64 @@
+"""Scores of given texts against the plain definition, one text at a time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mft_jax.errors import UserError
+from mft_jax.programs import score
+from mft_jax.sampling import Text, score_texts
+from tests.conftest import NAMES
+
+
+@pytest.fixture(scope="module")
+def texts():
+    rng = np.random.default_rng(0)
+    speakers = (*NAMES, None, "ann", None, "ann")
+    lengths = (5, 23, 1, 17, 30, 2, 9)
+    draw = lambda length: rng.integers(0, 300, size=length).tolist()
+    pooled = (None, [False] * 20 + [True] * 3, None, None, [True] + [False] * 29, None, [False] * 9)
+    return [Text(s, draw(n), p) for s, n, p in zip(speakers, lengths, pooled, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def forward(tiny):
+    """(hidden states, log-probabilities of all words) of 32 tokens, for one adapter; later tokens change no earlier one."""
+
+    @jax.jit
+    def run(tokens, adapter):
+        model = nnx.merge(tiny.graphdef, tiny.base)
+        hidden = model.hidden(tokens[None], jnp.arange(32)[None], jnp.ones((1, 32), int), adapter)[0]
+        return hidden, jax.nn.log_softmax(model.logits(hidden), axis=-1)
+
+    return run
+
+
+def plain(forward, tiny, text):
+    """(log-probability of each token given those before it, mean hidden state of the pooled tokens)."""
+    adapter = None if text.speaker is None else tiny.agent(NAMES.index(text.speaker))
+    hidden, scores = forward(jnp.asarray(text.tokens + [0] * (32 - len(text.tokens))), adapter)
+    hidden = hidden[: len(text.tokens)]
+    log_probs = [0.0] + [float(scores[t - 1, text.tokens[t]]) for t in range(1, len(text.tokens))]
+    mask = np.ones(len(text.tokens), bool) if text.pooled is None else np.asarray(text.pooled)
+    mean = hidden[mask].mean(axis=0) if mask.any() else np.zeros(hidden.shape[-1])
+    return log_probs, mean
+
+
+@pytest.mark.parametrize("most", [score.MAX_LOGITS, 3 * 4 * 300 * 5], ids=["whole", "five tokens at a time"])
+def test_scores_are_those_of_each_text_alone(forward, tiny, programs, texts, monkeypatch, most):
+    monkeypatch.setattr(score, "MAX_LOGITS", most)
+    fresh = programs.__class__(tiny.graphdef, tiny.config, programs.mesh)
+    scores = score_texts(fresh, tiny.base, texts, tiny.society, rows=2)
+    for text, found in zip(texts, scores, strict=True):
+        log_probs, mean = plain(forward, tiny, text)
+        assert found.log_probs.shape == (len(text.tokens),)
+        np.testing.assert_allclose(found.log_probs, log_probs, atol=2e-4)
+        np.testing.assert_allclose(found.pooled, mean, atol=2e-4)
+
+
+def test_texts_that_do_not_fit(tiny, programs):
+    assert score_texts(programs, tiny.base, []) == []
+    with pytest.raises(UserError, match="A text to score has 129 tokens, but the model's context holds 128"):
+        score_texts(programs, tiny.base, [Text(None, [1] * 129)])

@@ -1,0 +1,31 @@
+"""Small runs for tests: a task, transcripts, stages with costs."""
+
+import json
+
+from mft_jax.metrics.ledger import Cost
+from mft_jax.prompts import GENERAL
+from mft_jax.runs.stages import StageFile
+from mft_jax.runs.store import Store
+from mft_jax.tasks import Question, Task
+
+SPENT = Cost(prompt_tokens=1, new_tokens=10, flops=100, device_seconds=0.5, wall_seconds=1.0)  # of one chunk
+
+
+def own_task(train=("t1", "t2"), evaluation=("e1",), gold="5") -> Task:
+    """A task whose answers are numbers."""
+    questions = [tuple(Question(name, f"What is {name}?", gold) for name in names) for names in (train, evaluation)]
+    equal = lambda left, right: float(left) == float(right)
+    return Task("own", *questions, parse=str, equivalent=equal, prompts=GENERAL)
+
+
+def transcript(answers: list[str | None], vote: str | None, correct: bool | None) -> str:
+    """What of a transcript a result is made from."""
+    agents = [{"messages": [], "answers": [answer]} for answer in answers]
+    return json.dumps({"id": "q", "agents": agents, "vote": vote, "correct": correct})
+
+
+def write_stage(store: Store, name: str, chunks: list[list[str]], counts=None, cost: Cost = SPENT) -> None:
+    """Commits chunks, and leaves the stage unsealed, as a run at work does."""
+    stage = StageFile(store, name)
+    for lines in chunks:
+        stage.commit(stage.done, lines, cost, counts or {})
