@@ -7,26 +7,27 @@ again with the same command repeats nothing and ends with the same bytes.
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 from mft_jax.config import ExperimentConfig, TaskConfig, validate
 from mft_jax.debate import Transcript
 from mft_jax.errors import UserError
 from mft_jax.finetuning import Example, make_plan, select_examples
 from mft_jax.methods import Method, make_method
-from mft_jax.metrics.logger import MetricsLogger
 from mft_jax.models.society import Society
 from mft_jax.report.progress import Reporter, SilentReporter
 from mft_jax.runs import layout
 from mft_jax.runs.adapters import chosen_iteration, with_imported
 from mft_jax.runs.checkpoints import Checkpoints
 from mft_jax.runs.directory import RunDirectory
+from mft_jax.runs.metrics_log import MetricsLogger
 from mft_jax.runs.results import Result, read_results
 from mft_jax.runs.stages import StageFile
 from mft_jax.runs.store import Store
 from mft_jax.runs.training_sets import read_training_sets, write_training_sets
 from mft_jax.session import Session
 from mft_jax.setup import Setup, prepare
+from mft_jax.signals import deferred
 from mft_jax.stages import Finetuning, remarks_on, run_debate
 from mft_jax.tasks import Question, load_task
 
@@ -74,7 +75,7 @@ class Experiment:
         names = self.setup.method.adapters
         found = read_training_sets(store, iteration, names, self.reporter.say)
         if found is not None:
-            return found
+            return cast("dict[str, list[Example]]", found)
         equivalent, seed = self.setup.task.equivalent, self.config.seed
         examples = select_examples(lessons, transcripts, equivalent, seed=seed, iteration=iteration)
         write_training_sets(store, iteration, examples)
@@ -125,8 +126,12 @@ def run(config: ExperimentConfig, reporter: Reporter | None = None, session: Ses
     directory = RunDirectory(config.run_dir)
     config, state = take(directory, config, reporter)
     try:
-        results = _results_of_finished(directory, config, reporter) if state == "finished" else None
-        if results is None:
+        if state == "finished":
+            results = directory.publish(config, load_task(config.task, config.seed), reporter.say)
+            reporter.say(
+                f"The run in {directory.path} is finished; nothing to do. Another one needs another --run-dir."
+            )
+        else:
             results = _execute(directory, config, state, reporter, session)
     except BaseException as error:
         _note_stop(directory, error)
@@ -182,7 +187,7 @@ def evaluate(
     try:
         setup = prepare(config, session)
         if state == "new":
-            nested.create(setup.config)
+            nested.create(config)
         nested.keep_questions(setup.task)
         society = restore_society(directory.store, layout.checkpoint(iteration), setup.fresh_society())
         Experiment(setup, nested, reporter).evaluate(setup.method, iteration, society)
@@ -219,7 +224,7 @@ def _execute(
     experiment = Experiment(prepare(config, session), directory, reporter)
     if state == "new":
         experiment.initial_society()  # imported adapters may be of another society, or another base
-        directory.create(experiment.config)
+        directory.create(config)
     else:
         reporter.say(f"Resuming the run in {directory.path}.")
     directory.keep_questions(experiment.setup.task)
@@ -229,20 +234,8 @@ def _execute(
     return results
 
 
-def _results_of_finished(directory: RunDirectory, config: ExperimentConfig, reporter: Reporter) -> list[Result] | None:
-    """Results of a finished run, from its verified transcripts; None where one is damaged and must be made again."""
-    try:
-        results = directory.publish(config, load_task(config.task, config.seed), reporter.say)
-    except UserError as error:
-        reporter.say(str(error))
-        return None
-    reporter.say(f"The run in {directory.path} is finished; nothing to do. Another one needs another --run-dir.")
-    return results
-
-
 def _note_stop(directory: RunDirectory, error: BaseException) -> None:
     """Records why a run stopped, and lets others in; a directory without a run is left as it was."""
-    if directory.exists:
-        status = "failed" if isinstance(error, Exception) else "interrupted"
+    status = "failed" if isinstance(error, Exception) else "interrupted"
+    with deferred():
         directory.stop(status, f"{type(error).__name__}: {error}")
-    directory.release()

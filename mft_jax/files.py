@@ -59,16 +59,14 @@ def atomic_write(path: pathlib.Path, data: bytes | str) -> None:
 def new_directory(path: pathlib.Path) -> Generator[pathlib.Path]:
     """A directory to fill, which becomes `path`, whole and durable, when the block ends, or vanishes with its error.
 
-    Raises UserError when something is at `path` already, other than an empty directory, and when it cannot be written.
-    A killed writer leaves one stray sibling, whose name is fixed, which the next one clears away.
+    Raises UserError when something is at `path` already, other than an empty directory, when it cannot be written, and
+    when a file that the block reads from elsewhere cannot be read. A killed writer leaves one stray sibling, whose name
+    is fixed, which the next one clears away.
     """
     path = pathlib.Path(os.path.abspath(path))
-    if path.is_dir() and any(path.iterdir()):
-        raise UserError(f"{path} is not empty: give a new directory.")
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file: give a new directory.")
     temporary = temporary_path(path)
     try:
+        _refuse_occupied(path)
         if temporary.exists():
             shutil.rmtree(temporary)
         make_directory(temporary)
@@ -80,8 +78,24 @@ def new_directory(path: pathlib.Path) -> Generator[pathlib.Path]:
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError):
-            raise UserError(f"{path} cannot be written ({error}): make room, or give another directory.") from error
+            elsewhere = _named_elsewhere(error, temporary)
+            raise file_error("read" if elsewhere else "written", elsewhere or path, error) from error
         raise
+
+
+def _refuse_occupied(path: pathlib.Path) -> None:
+    if path.is_dir() and any(path.iterdir()):
+        raise UserError(f"{path} is not empty: give a new directory.")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file: give a new directory.")
+
+
+def _named_elsewhere(error: OSError, directory: pathlib.Path) -> pathlib.Path | None:
+    """The file that an error names, where it is neither in `directory` nor above it."""
+    if not isinstance(error.filename, str | os.PathLike):
+        return None  # a write to an open file, above all
+    named = pathlib.Path(os.path.abspath(error.filename))
+    return None if named.is_relative_to(directory) or directory.is_relative_to(named) else named
 
 
 def temporary_path(path: pathlib.Path) -> pathlib.Path:

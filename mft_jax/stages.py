@@ -13,13 +13,13 @@ from mft_jax.finetuning import Plan, hyper_of, train
 from mft_jax.metrics.accuracy import accuracy
 from mft_jax.metrics.costs import finetuning_cost, sampling_cost
 from mft_jax.metrics.ledger import Cost
-from mft_jax.metrics.logger import MetricsLogger
 from mft_jax.models.society import Society
 from mft_jax.parallel.mesh import society_shardings
 from mft_jax.programs.train import Metrics, TrainState, init_state
 from mft_jax.report.progress import Reporter
 from mft_jax.runs.checkpoint_info import CheckpointInfo
 from mft_jax.runs.checkpoints import Checkpoints
+from mft_jax.runs.metrics_log import MetricsLogger
 from mft_jax.runs.stages import StageFile
 from mft_jax.session import Session
 from mft_jax.setup import Setup

@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mft_jax.config import LoraConfig, MeshConfig
+from mft_jax.config import LoraConfig, MeshConfig, ModelSource
 from mft_jax.models.config import ModelConfig, parse_model_config
 from mft_jax.models.decoder import build
 from mft_jax.models.lora import Adapter, init_society
 from mft_jax.models.society import Society
 from mft_jax.parallel.mesh import base_sharding, make_mesh
 from mft_jax.programs import Programs
+from mft_jax.session import open_session
 
 
 def pytest_addoption(parser):
@@ -108,6 +109,12 @@ def tiny():
     rng = np.random.default_rng(1)
     noisy = jax.tree.map(lambda leaf: leaf + jnp.asarray(rng.normal(0, 0.1, leaf.shape), jnp.float32), weights)
     return Tiny(config, lora, graphdef, base, noisy)
+
+
+@pytest.fixture(scope="session")
+def shipped():
+    """The shipped base model on one device: loaded once, and its programs compiled once, for all tests of runs."""
+    return open_session(ModelSource(), MeshConfig())
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,13 @@ import shutil
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 import mft_jax
-from mft_jax import cli, experiment
+from mft_jax import cli, experiment, stages
 from mft_jax.base_model import CHECKPOINT
 from mft_jax.config import (
     DebateConfig,
@@ -28,14 +29,18 @@ from mft_jax.errors import UserError
 from mft_jax.metrics.ledger import Cost
 from mft_jax.models.chat import load_chat
 from mft_jax.models.config import read_model_config
-from mft_jax.models.lora import init_adapters
+from mft_jax.models.lora import Adapter, init_society
 from mft_jax.models.peft import load_peft, save_peft
 from mft_jax.models.weights import load_base
 from mft_jax.prompts import assistant, user
 from mft_jax.report.progress import SilentReporter
+from mft_jax.runs import layout
 from mft_jax.runs.adapters import read_adapters
+from mft_jax.runs.checkpoint_info import latest_info
 from mft_jax.runs.checkpoints import Checkpoints
 from mft_jax.runs.directory import RunDirectory
+from mft_jax.runs.training_sets import write_training_sets
+from mft_jax.setup import prepare
 
 LORA = LoraConfig(rank=4, alpha=6.0, targets=("q_proj", "down_proj"))  # in no field the default
 NAMES = ("generator_0", "generator_1", "critic_0", "critic_1")
@@ -65,23 +70,22 @@ def finished(tmp_path_factory):
     """A run of two iterations, laid down as a run leaves it, whose adapters are near the base: (directory, adapters)."""
     directory = RunDirectory(tmp_path_factory.mktemp("runs") / "finished")
     config = ExperimentConfig(run_dir=str(directory.path), iterations=3, debate=DebateConfig(agents=2), lora=LORA)
-    directory.open_run(config)
+    directory.take(config)
+    directory.create(config)
     model = read_model_config(CHECKPOINT)
     adapters = {}
     for iteration in (1, 2):
         rng = np.random.default_rng(iteration)
-        fresh = jax.jit(lambda key: init_adapters(model, LORA, key, 4))(jax.random.key(iteration))
+        fresh = jax.jit(lambda key: init_society(model, LORA, key, 4))(jax.random.key(iteration))
         adapters[iteration] = jax.tree.map(
             lambda leaf, rng=rng: leaf + rng.normal(0, 3e-3, leaf.shape).astype("f4"), fresh
         )
-        for name in NAMES:
-            role, agent = name.split("_")
-            file = directory.training_set_file(iteration, role, int(agent))
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(example(name, iteration), ensure_ascii=False) + "\n")
-        with Checkpoints(directory.checkpoint(iteration)) as checkpoints:
-            checkpoints.save(7, {"adapters": adapters[iteration]}, finished=True, lora=LORA, cost=Cost())
-    directory.fail("stopped in iteration 3")
+        write_training_sets(directory.store, iteration, {name: [example(name, iteration)] for name in NAMES})
+        checkpoints = Checkpoints(directory.store, layout.checkpoint(iteration))
+        checkpoints.save(
+            7, {"adapters": adapters[iteration]}, finished=True, lora=LORA, cost=Cost(), names=NAMES, plan="", total=7
+        )
+    directory.stop("failed", "stopped in iteration 3")
     return directory, adapters
 
 
@@ -147,7 +151,7 @@ def test_the_base_is_named_so_that_peft_finds_it(finished, tmp_path, monkeypatch
     shutil.copytree(CHECKPOINT, tmp_path / "own")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        "mft_jax.setup.checkpoint_directory", lambda path: {"own": tmp_path / "own"}.get(path, CHECKPOINT)
+        "mft_jax.session.checkpoint_directory", lambda path: {"own": tmp_path / "own"}.get(path, CHECKPOINT)
     )
     for path, expected in (("own", str(tmp_path / "own")), ("org/model", "org/model")):
         config = dataclasses.replace(directory.config(), model=ModelSource(path=path))
@@ -176,8 +180,9 @@ def test_export_merged(finished, tmp_path, mft):
     encode = AutoTokenizer.from_pretrained(merged).apply_chat_template
     tokens = np.array(encode(messages, add_generation_prompt=True, return_dict=False))[None]
     assert tokens[0].tolist() == load_chat(CHECKPOINT).prompt(messages)
-    graphdef, base = load_base(CHECKPOINT, read_model_config(CHECKPOINT), lora_scale=LORA.scale)
-    run = jax.jit(lambda base, adapter: nnx.merge(graphdef, base)(tokens, adapter))
+    graphdef, base = load_base(CHECKPOINT, read_model_config(CHECKPOINT))
+    scale = jnp.float32(LORA.scale)
+    run = jax.jit(lambda base, weights: nnx.merge(graphdef, base)(tokens, Adapter(weights, scale)))
     expected = run(base, agent_of(adapters[2], 3))
     with torch.no_grad():
         logits = AutoModelForCausalLM.from_pretrained(merged)(torch.tensor(tokens)).logits.numpy()
@@ -236,24 +241,14 @@ class Remarks(SilentReporter):
 
 
 @pytest.fixture(scope="module")
-def setup():
-    """Of the run to come once it has adopted the adapters' rank: compiled once for all its starts."""
-    return experiment.prepare(dataclasses.replace(TO_COME, lora=LORA))
-
-
-@pytest.fixture(scope="module")
-def imported(exported, tmp_path_factory, setup):
+def imported(exported, tmp_path_factory, shipped):
     """Two runs that start from the exported society, one of them interrupted before it trains, and started again.
 
-    Gives their directories, what the starts said, and the adapters that each start began to train with.
+    Gives their directories, what the starts said, and the weights that each start began to train with.
     """
     directories = [RunDirectory(tmp_path_factory.mktemp("imported") / name) for name in ("interrupted", "straight")]
     configs = [dataclasses.replace(TO_COME, run_dir=str(directory.path)) for directory in directories]
-    remarks, starts, train = Remarks(), [], experiment.train
-
-    def prepare(config):
-        assert dataclasses.replace(config, run_dir=TO_COME.run_dir) == setup.config
-        return dataclasses.replace(setup, config=config)
+    remarks, starts, train = Remarks(), [], stages.train
 
     def watched_train(step, base, state, *rest, **options):
         starts.append(jax.device_get(state.adapters))
@@ -262,15 +257,31 @@ def imported(exported, tmp_path_factory, setup):
         return train(step, base, state, *rest, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "prepare", prepare)
-        patch.setattr(experiment, "train", watched_train)
+        patch.setattr(stages, "train", watched_train)
         for config in configs:
             mft_jax.import_adapters(config, [exported])
         with pytest.raises(Interrupted):
-            experiment.run(configs[0], remarks)
+            experiment.run(configs[0], remarks, shipped)
         for config in configs:
-            experiment.run(config, remarks)
+            experiment.run(config, remarks, shipped)
     return directories, remarks.said, starts
+
+
+def stacked(directory, iteration=1):
+    """The weights of a finished iteration, stacked in the order of NAMES."""
+    _, weights = read_adapters(directory, iteration, read_model_config(CHECKPOINT))
+    assert tuple(weights) == NAMES
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *weights.values())
+
+
+def imported_society(directory):
+    """(what the imported adapters are, their names, their stacked weights)."""
+    info = latest_info(directory.store, layout.INITIAL)
+    fresh = jax.eval_shape(
+        lambda key: init_society(read_model_config(CHECKPOINT), info.lora, key, 4), jax.random.key(0)
+    )
+    read = Checkpoints(directory.store, layout.INITIAL, read_only=True)
+    return info.lora, info.names, read.restore(0, {"adapters": fresh})["adapters"]
 
 
 def test_a_run_starts_from_imported_adapters(finished, imported):
@@ -279,20 +290,38 @@ def test_a_run_starts_from_imported_adapters(finished, imported):
     assert len(starts) == 3
     for start in starts:
         assert_same(start, jax.device_get(finished[1][2]))
-    _, tuned = read_adapters(directories[1].checkpoint(1), read_model_config(CHECKPOINT), 4)
-    moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (tuned, starts[0])), strict=True)]
+    moved = [
+        np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (stacked(directories[1]), starts[0])), strict=True)
+    ]
     assert min(moved) > 0
     told = "The agents start from the adapters in {}: rank 4, alpha 6, on q_proj, down_proj."
     places = [directories[0].initial, directories[0].initial, directories[1].initial]
     assert [remark for remark in said if "start from" in remark] == [told.format(place) for place in places]
 
 
-def test_its_first_debate_is_theirs(imported, setup):
+def test_its_first_debate_is_theirs(imported, shipped):
     """The base model, which fresh adapters are, says other things to the same questions."""
     said = imported[0][1].debate_file(1).read_text().splitlines()
-    fresh = setup.debate(setup.society(setup.fresh_adapters()), name="multiagent_ft/train/1")
+    setup = prepare(dataclasses.replace(TO_COME, lora=LORA), shipped)
+    fresh = setup.debate(setup.fresh_society(), name="multiagent_ft/train/1")
     untuned = [transcript.to_json() for transcript in fresh.run(setup.task.train)[0]]
     assert [json.loads(json.dumps(line)) for line in untuned] != [json.loads(line) for line in said]
+
+
+def test_a_restart_from_the_base_is_one_from_the_imported_adapters(exported, finished, tmp_path, shipped, monkeypatch):
+    """In every iteration; what was imported is what the run calls its base."""
+    tuning = dataclasses.replace(TO_COME.finetuning, restart_from_base=True)
+    config = dataclasses.replace(TO_COME, run_dir=str(tmp_path / "run"), iterations=2, finetuning=tuning)
+    mft_jax.import_adapters(config, [exported])
+    starts, train = [], stages.train
+    watched = lambda step, base, state, *rest, **o: (
+        starts.append(jax.device_get(state.adapters)) or train(step, base, state, *rest, **o)
+    )
+    monkeypatch.setattr(stages, "train", watched)
+    experiment.run(config, session=shipped)
+    assert len(starts) == 2
+    for start in starts:
+        assert_same(start, jax.device_get(finished[1][2]))
 
 
 def test_an_interrupted_run_ends_with_the_same_bytes(imported):
@@ -309,7 +338,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(imported):
         del contents["metrics.jsonl"]  # has times
     assert len(files[0]) == 2 + 4
     assert files[0] == files[1]
-    assert_same(*(read_adapters(d.checkpoint(1), read_model_config(CHECKPOINT), 4) for d in directories))
+    assert_same(*map(stacked, directories))
 
 
 def test_rank_alpha_and_targets_go_into_the_runs_configuration(exported, imported):
@@ -328,25 +357,25 @@ def test_the_import_command(finished, exported, tmp_path, mft, config_file):
     assert code == 0
     assert "4 adapters (rank 4, alpha 6) are in" in said
     assert f"mft run {config_file} --run-dir {tmp_path / 'run'} starts from them." in said
-    lora, adapters = read_adapters(tmp_path / "run" / "initial", read_model_config(CHECKPOINT), 4)
-    assert lora == LORA
+    lora, names, adapters = imported_society(RunDirectory(tmp_path / "run"))
+    assert (lora, names) == (LORA, NAMES)
     assert_same(adapters, finished[1][2])
     # Another number of agents is found out before the run begins: the directory can still be used.
     code, _, complaint = mft("run", config_file, "--run-dir", tmp_path / "run", "--debate.agents", "3")
     assert code == 1
-    assert "has shape (4, 4, 384, 4), expected (6, 4, 384, 4): the checkpoint is of another model" in complaint
-    assert sorted(entry.name for entry in (tmp_path / "run").iterdir()) == ["initial", "run.lock"]
+    assert "holds the adapters generator_0, generator_1, critic_0, critic_1, expected generator_0," in complaint
+    assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["initial"]
 
 
-def test_adapters_given_one_by_one_keep_their_order(finished, exported, tmp_path, setup):
+def test_adapters_given_one_by_one_keep_their_order(finished, exported, tmp_path):
     config = dataclasses.replace(TO_COME, run_dir=str(tmp_path / "run"))
     order = (2, 0, 3, 1)
     (tmp_path / "run" / ".initial.tmp" / "0").mkdir(parents=True)  # an import was killed here
     assert mft_jax.import_adapters(config, [exported / NAMES[i] for i in order]) == LORA
-    lora, adapters = read_adapters(tmp_path / "run" / "initial", setup.model, 4)
-    assert lora == LORA
+    lora, names, adapters = imported_society(RunDirectory(tmp_path / "run"))
+    assert (lora, names) == (LORA, NAMES)
     assert_same(adapters, jax.tree.map(lambda leaf: leaf[np.array(order)], finished[1][2]))
-    assert sorted(entry.name for entry in (tmp_path / "run").iterdir()) == ["initial", "run.lock"]
+    assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["initial"]
     with pytest.raises(UserError, match="holds imported adapters already: delete it"):
         mft_jax.import_adapters(config, [exported])
 
@@ -355,7 +384,11 @@ def test_adapters_given_one_by_one_keep_their_order(finished, exported, tmp_path
     ("give", "arguments", "message"),
     [
         (lambda exported: [exported], ["--debate.agents", "3"], "holds 4 adapters (critic_0, critic_1, generator_0,"),
-        (lambda exported: [exported / "critic_0"] * 3, [], "3 adapters were given, expected 4, the generators'"),
+        (
+            lambda exported: [exported / "critic_0"] * 3,
+            [],
+            "3 adapters were given, expected 4, for generator_0, generator_1,",
+        ),
         (lambda exported: [exported.parent / "nowhere"] * 4, [], "adapter_config.json does not exist"),
         (lambda exported: [exported], ["--model.path", "./nowhere"], "There is no checkpoint at ./nowhere"),
         (lambda exported: [exported], ["--debate.agents", "0"], "debate.agents is 0, expected at least 1"),
@@ -408,9 +441,9 @@ def test_the_commands_explain_themselves(mft):
         code, said, _ = mft(command, "--help")
         assert code == 0
         assert told in said
-    code, _, complaint = mft("import-adapters", "run", "adapters")
-    assert code == 1
-    assert "give --config CONFIG.yaml" in complaint
+    code, said, complaint = mft("import-adapters", "run", "adapters")
+    assert code == 2
+    assert "--config" in said + complaint
 
 
 def test_an_adapter_of_another_model_of_the_hub_is_refused(exported, tmp_path):
@@ -422,4 +455,18 @@ def test_an_adapter_of_another_model_of_the_hub_is_refused(exported, tmp_path):
     config = dataclasses.replace(TO_COME, run_dir=str(tmp_path / "run"), model=ModelSource(path="org/two"))
     with pytest.raises(UserError, match=r"generator_0 is an adapter of org/one, expected one of org/two"):
         mft_jax.import_adapters(config, [tmp_path / "society"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_adapters_that_are_not_finite_are_refused_by_name(exported, tmp_path, mft, config_file):
+    """A run would stop at their first token otherwise."""
+    shutil.copytree(exported, tmp_path / "society")
+    lora, adapter = load_peft(exported / "critic_0", read_model_config(CHECKPOINT))
+    adapter["q_proj"]["a"][1, 2, 3] = np.nan
+    shutil.rmtree(tmp_path / "society" / "critic_0")
+    save_peft(adapter, tmp_path / "society" / "critic_0", lora, None)
+    code, _, complaint = mft("import-adapters", tmp_path / "run", tmp_path / "society", "--config", config_file)
+    assert code == 1
+    assert "critic_0" in complaint
+    assert "layers.1.self_attn.q_proj.lora_A" in complaint
     assert not (tmp_path / "run").exists()

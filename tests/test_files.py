@@ -1,10 +1,12 @@
+import errno
 import os
+import pathlib
 import stat
 
 import pytest
 
 from mft_jax.errors import UserError
-from mft_jax.files import atomic_write, new_directory
+from mft_jax.files import atomic_write, make_directory, new_directory
 
 
 def test_a_new_directory_appears_whole(tmp_path):
@@ -25,8 +27,12 @@ def test_an_error_leaves_nothing_behind(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fill(KeyboardInterrupt())
     assert not list(tmp_path.iterdir())
-    with pytest.raises(UserError, match=r"out cannot be written \(.*No space left.*\): make room"):
+    with pytest.raises(UserError, match=r"out cannot be written \(No space left on device\): make room"):
         fill(OSError(28, "No space left on device"))
+    with pytest.raises(UserError, match=r"weights cannot be read \(Input/output error\): check that disk"):
+        fill(OSError(5, "Input/output error", str(tmp_path / "weights")))
+    with pytest.raises(UserError, match=r"out cannot be written \(Input/output error\): check that disk"):
+        fill(OSError(5, "Input/output error", str(tmp_path / ".out.tmp" / "weights")))
     assert not list(tmp_path.iterdir())
 
 
@@ -49,3 +55,42 @@ def test_what_is_there_is_never_replaced(tmp_path):
         pytest.fail("the block must not begin")
     assert (tmp_path / "out" / "file").read_text() == "mine"
     assert stat.S_ISDIR((tmp_path / "out").stat().st_mode)
+
+
+def test_text_is_written_as_utf_8_and_bytes_as_they_are(tmp_path):
+    atomic_write(tmp_path / "a" / "file", "ü\n")
+    assert (tmp_path / "a" / "file").read_bytes() == b"\xc3\xbc\n"
+    atomic_write(tmp_path / "a" / "file", b"\xff\r\n")
+    assert (tmp_path / "a" / "file").read_bytes() == b"\xff\r\n"
+    assert os.listdir(tmp_path / "a") == ["file"]
+
+
+def test_directories_that_were_made_are_told_and_removed_when_one_fails(tmp_path, monkeypatch):
+    assert make_directory(tmp_path / "a" / "b") == [tmp_path / "a", tmp_path / "a" / "b"]
+    assert make_directory(tmp_path / "a" / "b") == []
+    real = pathlib.Path.mkdir
+
+    def fail(path, *rest, **options):
+        if path.name == "e":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, *rest, **options)
+
+    monkeypatch.setattr(pathlib.Path, "mkdir", fail)
+    with pytest.raises(OSError, match="No space left"):
+        make_directory(tmp_path / "a" / "c" / "d" / "e")
+    assert os.listdir(tmp_path / "a") == ["b"]
+
+
+def test_a_directory_that_another_process_makes_at_the_same_time_is_not_ours(tmp_path, monkeypatch):
+    real = pathlib.Path.mkdir
+
+    def race(path, *rest, **options):
+        real(path, *rest, **options)
+        real(path, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "mkdir", race)
+        assert make_directory(tmp_path / "a") == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError):
+        make_directory(tmp_path / "file" / "below")

@@ -13,7 +13,9 @@ import pytest
 from mft_jax.base_model import CHECKPOINT
 from mft_jax.config import ExperimentConfig, LoraConfig, ModelSource, SamplingConfig, TaskConfig
 from mft_jax.errors import UserError
-from mft_jax.setup import dtypes, fitted, prepare
+from mft_jax.models.society import Society
+from mft_jax.session import dtypes
+from mft_jax.setup import limit_slots, prepare
 
 SMALL = ExperimentConfig(task=TaskConfig(train_questions=2, eval_questions=2))
 
@@ -39,9 +41,9 @@ def test_the_types_follow_the_devices_unless_they_are_given(platform, source, ex
 def test_types_reach_weights_adapters_and_computation():
     types_of = ModelSource(param_dtype="bfloat16", compute_dtype="float32")
     setup = prepare(dataclasses.replace(SMALL, model=types_of, lora=LoraConfig(dtype="bfloat16")))
-    assert {leaf.dtype for leaf in jax.tree.leaves(setup.base)} == {jnp.dtype("bfloat16")}
-    assert {leaf.dtype for leaf in jax.tree.leaves(setup.fresh_adapters())} == {jnp.dtype("bfloat16")}
-    assert setup.sampler.dtype == "float32"
+    assert {leaf.dtype for leaf in jax.tree.leaves(setup.session.base)} == {jnp.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(setup.fresh_society().stacked.weights)} == {jnp.dtype("bfloat16")}
+    assert setup.session.programs.dtype == "float32"
 
 
 def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows(tmp_path):
@@ -53,10 +55,24 @@ def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows(tmp_path):
         prepare(config)
 
 
-def test_targets_that_the_model_does_not_have():
+def test_targets_that_the_model_does_not_have(shipped):
     config = dataclasses.replace(SMALL, lora=LoraConfig(targets=("qkv_proj",)))
     with pytest.raises(UserError, match=r"lora\.targets has qkv_proj, which this model does not have; it has q_proj"):
-        prepare(config)
+        prepare(config, shipped)
+
+
+def test_a_session_of_another_model_is_refused(shipped):
+    other = dataclasses.replace(SMALL, model=ModelSource(compute_dtype="bfloat16"))
+    with pytest.raises(UserError, match="open another session"):
+        prepare(other, shipped)
+
+
+def test_a_session_is_shared_and_holds_nothing_of_a_run(shipped):
+    one, two = (prepare(dataclasses.replace(SMALL, seed=seed), shipped) for seed in (0, 1))
+    assert one.session is two.session is shipped
+    assert one.task.train != two.task.train
+    a, b = (setup.fresh_society().stacked.weights["q_proj"]["a"] for setup in (one, two))
+    assert (a != b).any()
 
 
 @pytest.mark.parametrize(
@@ -70,9 +86,11 @@ def test_targets_that_the_model_does_not_have():
 )
 def test_no_more_slots_than_questions_to_fill_them(chunk, questions, data, expected):
     task = types.SimpleNamespace(train=range(questions[0]), eval=range(questions[1]))
-    settings = fitted(SamplingConfig(chunk_questions=chunk), task, types.SimpleNamespace(shape={"data": data}))
+    most = max(len(task.train), len(task.eval))
+    settings = limit_slots(SamplingConfig(chunk_questions=chunk), most, types.SimpleNamespace(shape={"data": data}))
     assert (settings.rows, settings.prefill_rows) == expected
 
 
-def test_a_run_of_few_questions_has_few_slots():
-    assert prepare(SMALL).sampler.config.rows == 2
+def test_a_run_of_few_questions_has_few_slots(shipped):
+    setup = prepare(SMALL, shipped)
+    assert setup.debate(Society(), name="mine").sampler.config.rows == 2

@@ -62,23 +62,19 @@ class Transcript:
     def from_dict(cls, raw: Mapping[str, Any]) -> "Transcript":
         """The inverse of `to_json`, after json.loads."""
         turn = lambda fields: None if fields is None else Turn(**fields)
-        agents = tuple(
+        fields = dict(raw)
+        fields["agents"] = tuple(
             AgentTranscript(
                 messages=tuple(agent["messages"]),
                 answers=tuple(agent["answers"]),
-                turns=tuple(Turn(**fields) for fields in agent["turns"]),
+                turns=tuple(Turn(**own) for own in agent["turns"]),
             )
             for agent in raw["agents"]
         )
-        return cls(
-            **dict(raw)
-            | {
-                "agents": agents,
-                "summaries": tuple(map(tuple, raw["summaries"])),
-                "summary_turns": tuple(tuple(map(turn, row)) for row in raw["summary_turns"]),
-                "votes": tuple(raw["votes"]),
-            }
-        )
+        fields["summaries"] = tuple(map(tuple, raw["summaries"]))
+        fields["summary_turns"] = tuple(tuple(map(turn, row)) for row in raw["summary_turns"])
+        fields["votes"] = tuple(raw["votes"])
+        return cls(**fields)
 
 
 def turn_counts(transcripts: Iterable[Transcript]) -> dict[str, int]:

@@ -102,11 +102,11 @@ def mix(corrected: Sequence[Example], kept: Sequence[Example], share: float, rng
 
 def mix_as_released(corrected: Sequence[Example], kept: Sequence[Example], rng: np.random.Generator) -> list[Example]:
     """The released code's rule: all of D-, and after each, with probability 1/2, one of D+ drawn with replacement."""
-    mixed = []
+    mixed: list[Example] = []
     for example in corrected:
         mixed.append(example)
         if kept and rng.random() < 0.5:
-            mixed.append(kept[rng.integers(len(kept))])
+            mixed.append(kept[int(rng.integers(len(kept)))])
     return mixed
 
 

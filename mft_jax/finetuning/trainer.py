@@ -93,6 +93,7 @@ def _report_step(index: int, metrics: Metrics, plan: Plan, on_step: Callable[[in
             f"The loss of {own.name}, its gradient or what it makes of the weights is not finite (loss "
             f"{metrics.loss[place]:.4g}, gradient norm {metrics.grad_norm[place]:.4g}) at step {index + 1} of iteration "
             f"{plan.iteration}; its weights were not changed by it. Lower {own.lesson.field}.learning_rate (now "
-            f"{own.lesson.settings.learning_rate:g}) and start again: the run is resumed from its last checkpoint."
+            f"{own.lesson.settings.learning_rate:g}) and start again, which resumes from the last checkpoint; to finetune "
+            f"from the beginning, where those weights are too large already, delete iteration_{plan.iteration}/checkpoint too."
         )
     on_step(index + 1, metrics)

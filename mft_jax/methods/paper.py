@@ -27,9 +27,7 @@ def debate(config: ExperimentConfig) -> Method:
 def multiagent_ft(config: ExperimentConfig) -> Method:
     """N generators answer first, N critics in all later rounds; each learns from what it said where the vote agrees."""
     rules, tuning = config.debate, config.finetuning
-    generators, critics = (
-        tuple(f"{role}_{n}" for n in range(rules.agents)) for role in ("generator", "critic")
-    )
+    generators, critics = (tuple(f"{role}_{n}" for n in range(rules.agents)) for role in ("generator", "critic"))
     first = [
         Lesson(adapter=name, select=FirstAnswers(n), settings=tuning.generator, field="finetuning.generator", stream=n)
         for n, name in enumerate(generators)

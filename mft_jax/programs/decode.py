@@ -37,7 +37,7 @@ def decode(
 
 def decode_token(model: Decoder, adapters: Adapter | None, slots: Slots, settings: Settings) -> Slots:
     """One token for every active row; free rows are computed too, and nothing of them is kept."""
-    step = functools.partial(next_logits, model, settings.long)
+    step = functools.partial(next_logits, model, jnp.asarray(settings.long))
     logits, keys, values = over_agents(step, adapters, slots.keys, slots.values, slots.token, slots.position)
     choice = _choose(logits, slots, settings)
     token, active = choice.token, slots.active & choice.finite
@@ -72,8 +72,8 @@ def _choose(logits: Float[Array, "A B V"], slots: Slots, settings: Settings) -> 
             slots.key.reshape(agents * rows, 2),
             slots.count.reshape(-1),
             slots.active.reshape(-1),
-            settings.temperature,
-            settings.top_p,
+            jnp.asarray(settings.temperature),
+            jnp.asarray(settings.top_p),
         )
     return Choice(*(part.reshape(agents, rows) for part in choice))
 

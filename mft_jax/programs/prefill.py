@@ -25,6 +25,7 @@ def prefill(
     """The slots with `prompts` read into their caches; all other slots stay as they are."""
     model = nnx.merge(graphdef, base)
     keys, values = over_agents(functools.partial(prompt_cache, model, long), adapters, prompts.tokens)
+    prompts = Prompts(*map(jnp.asarray, prompts))
     into, last = prompts.into, jnp.maximum(prompts.lengths - 1, 0)
     put = jax.vmap(lambda old, rows, new: old.at[rows].set(new, mode="drop"))
     put_keys = jax.vmap(lambda old, rows, new: old.at[rows, :, :, : new.shape[-1]].set(new, mode="drop"))

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mft_jax.models.decoder import Decoder
 from mft_jax.models.lora import Adapter
+from mft_jax.programs.arrays import AnyArray
 from mft_jax.programs.over_agents import over_agents
 
 MAX_LOGITS = 2**26  # elements of logits that may exist at once: 256 MiB in float32
@@ -17,9 +18,9 @@ MAX_LOGITS = 2**26  # elements of logits that may exist at once: 256 MiB in floa
 class Texts(NamedTuple):
     """Texts to score, one in a row, padded on the right."""
 
-    tokens: Int[Array, "A B T"]
-    lengths: Int[Array, "A B"]  # 0: no text
-    pooled: Bool[Array, "A B T"]  # the tokens whose hidden states are averaged
+    tokens: Int[AnyArray, "A B T"]
+    lengths: Int[AnyArray, "A B"]  # 0: no text
+    pooled: Bool[AnyArray, "A B T"]  # the tokens whose hidden states are averaged
 
 
 class Scores(NamedTuple):
@@ -35,18 +36,19 @@ def score(graphdef: nnx.GraphDef, base: nnx.State, adapters: Adapter | None, tex
     agents, rows, time = texts.tokens.shape
     chunk = max(1, min(time, MAX_LOGITS // (agents * rows * model.config.vocab_size)))
 
-    def of_agent(adapter: Adapter | None, *own: Array) -> Scores:
+    def score_agent(adapter: Adapter | None, *own: Array) -> Scores:
         return _score_rows(model, adapter, Texts(*own), chunk)
 
     with jax.named_scope("score"):
-        return over_agents(of_agent, adapters, *texts)
+        return over_agents(score_agent, adapters, *texts)
 
 
 def _score_rows(model: Decoder, adapter: Adapter | None, texts: Texts, chunk: int) -> Scores:
     """One agent's rows, with logits of `chunk` tokens of each row at a time."""
-    tokens, time = texts.tokens, texts.tokens.shape[1]
+    tokens, lengths, pooled = map(jnp.asarray, texts)
+    time = tokens.shape[1]
     positions = jnp.broadcast_to(jnp.arange(time), tokens.shape)
-    inside = positions < texts.lengths[:, None]
+    inside = positions < lengths[:, None]
     hidden = model.hidden(tokens, positions, inside.astype(jnp.int32), adapter)
     following = jnp.roll(tokens, -1, axis=1)
 
@@ -60,7 +62,7 @@ def _score_rows(model: Decoder, adapter: Adapter | None, texts: Texts, chunk: in
     parts = jax.lax.map(log_probs, (split(hidden), split(following)))
     scored = jnp.moveaxis(parts, 0, 1).reshape(tokens.shape[0], -1)[:, :time]
     scored = jnp.where(inside & (positions > 0), jnp.roll(scored, 1, axis=1), 0.0)
-    weight = (texts.pooled & inside).astype(jnp.float32)
+    weight = (pooled & inside).astype(jnp.float32)
     mean = jnp.einsum("btd,bt->bd", hidden.astype(jnp.float32), weight) / jnp.maximum(weight.sum(axis=1), 1)[:, None]
     return Scores(scored, mean)
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from mft_jax.models.config import ModelConfig
 from mft_jax.parallel.mesh import RULES, replicated, sharding
+from mft_jax.programs.arrays import AnyArray
 
 
 class Slots(NamedTuple):
@@ -31,13 +32,13 @@ class Slots(NamedTuple):
 class Settings(NamedTuple):
     """Sampling settings as arrays: another value is another input, never another program."""
 
-    temperature: Float[Array, ""]
-    top_p: Float[Array, ""]
-    stop_ids: Int[Array, " E"]  # padded with -1
-    pending: Int[Array, " A"]  # prompts that wait for a free slot
-    prefill_rows: Int[Array, ""]  # a dispatch ends as soon as an agent can refill that many rows
-    steps: Int[Array, ""]  # a dispatch ends after that many tokens
-    long: Bool[Array, ""]  # rows are longer than longrope's original context (`ModelConfig.long_after`)
+    temperature: Float[AnyArray, ""]
+    top_p: Float[AnyArray, ""]
+    stop_ids: Int[AnyArray, " E"]  # padded with -1
+    pending: Int[AnyArray, " A"]  # prompts that wait for a free slot
+    prefill_rows: Int[AnyArray, ""]  # a dispatch ends as soon as an agent can refill that many rows
+    steps: Int[AnyArray, ""]  # a dispatch ends after that many tokens
+    long: Bool[AnyArray, ""]  # rows are longer than longrope's original context (`ModelConfig.long_after`)
 
 
 class View(NamedTuple):
@@ -53,12 +54,12 @@ class View(NamedTuple):
 class Prompts(NamedTuple):
     """Prompts for free slots: up to P of each agent, padded on the right to T tokens."""
 
-    tokens: Int[Array, "A P T"]
-    lengths: Int[Array, "A P"]  # tokens without the padding
-    into: Int[Array, "A P"]  # the slot; B, one past the last slot, means that there is no prompt
-    counts: Int[Array, "A P"]  # how many of the last tokens are new ones, of an answer that was begun before
-    limits: Int[Array, "A P"]
-    keys: UInt32[Array, "A P 2"]
+    tokens: Int[AnyArray, "A P T"]
+    lengths: Int[AnyArray, "A P"]  # tokens without the padding
+    into: Int[AnyArray, "A P"]  # the slot; B, one past the last slot, means that there is no prompt
+    counts: Int[AnyArray, "A P"]  # how many of the last tokens are new ones, of an answer that was begun before
+    limits: Int[AnyArray, "A P"]
+    keys: UInt32[AnyArray, "A P 2"]
 
 
 def bucket(size: int, smallest: int = 16) -> int:
@@ -73,9 +74,10 @@ def bucket(size: int, smallest: int = 16) -> int:
 
 def slot_shardings(mesh: Mesh, config: ModelConfig) -> Any:
     """Every leaf is split over agents and rows; the cache also over kv heads, as the projections that fill it are."""
-    rows, last = sharding(mesh, "agent", "batch"), sharding(mesh, "agent", "batch", None)
+    rows: Any = sharding(mesh, "agent", "batch")
+    last: Any = sharding(mesh, "agent", "batch", None)
     kv_heads = "kv_heads" if config.kv_heads % mesh.shape[RULES["kv_heads"]] == 0 else None  # one head is never split
-    layers = (sharding(mesh, "agent", "batch", kv_heads),) * config.layers
+    layers: Any = (sharding(mesh, "agent", "batch", kv_heads),) * config.layers
     return Slots(
         keys=layers, values=layers, token=rows, position=rows, active=rows, count=rows, limit=rows, key=last,
         output=last, log_probs=last, failed=rows,

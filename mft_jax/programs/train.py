@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -18,10 +17,10 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mft_jax.models.decoder import Decoder
 from mft_jax.models.lora import Adapter, AdapterWeights
+from mft_jax.programs.arrays import AnyArray
 
 MAX_LOGITS = 2**26  # elements of [A, B, chunk, V] that may exist at once: 256 MiB in float32
 
-AnyArray = Array | np.ndarray  # the host makes numpy arrays, compiled functions see JAX's
 # (token log-probabilities [B, M] in nats, weights [B, M]) of one adapter's targets to its loss.
 Objective = Callable[[Array, Array], Float[Array, ""]]
 
@@ -102,7 +101,9 @@ def train_step(
         log_probs = target_log_probs(model, Adapter(weights, scale), rows, chunks, remat)
         return objective(log_probs, jnp.asarray(rows.target_weight))
 
-    loss, gradient = _by_groups(jax.value_and_grad(loss_of), spread, together, state.adapters, hyper.lora_scale, batch)
+    loss, gradient = _by_groups(
+        jax.value_and_grad(loss_of), spread, together, state.adapters, jnp.asarray(hyper.lora_scale), batch
+    )
     norm = jax.vmap(optax.tree.norm)(gradient)
     rate = learning_rate(index, hyper.peak, hyper.warmup_steps, hyper.total_steps)
     targets = jnp.sum(batch.target_weight, axis=(1, 2))

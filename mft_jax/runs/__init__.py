@@ -1,1 +1,1 @@
-""""""
+"""What a run keeps on disk, read and written through one store."""

@@ -49,8 +49,14 @@ def from_plain(plain: Mapping[str, Any], like: PyTree) -> PyTree:
 
 
 def describe(plain: Mapping[str, Any]) -> dict[str, str]:
-    """{name of each array: its type and shape} of nested dicts, such as {"q_proj.a": "float32[4, 2, 8, 2]"}."""
+    """{name of each array: its type and shape} of nested dicts, such as {"q_proj.a": "float32[4, 2, 8, 2]"}.
+
+    Raises ValueError for a key with a dot.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(plain)
+    dotted = [name for path, _ in leaves for name in _names(path) if "." in name]
+    if dotted:
+        raise ValueError(f"the key {dotted[0]!r} of an array has a dot, which separates keys in the metadata")
     return {".".join(_names(path)): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for path, leaf in leaves}
 
 
@@ -75,12 +81,12 @@ def read_arrays(path: pathlib.Path, names: Sequence[str]) -> dict[str, Any]:
         cause = refused_by_system(error)
         if is_out_of_memory(error):
             raise UserError(
-                f"There is not enough memory to read the checkpoint {path} ({_first_line(error)}): free some, or use a "
+                f"There is not enough memory to read the checkpoint {path} ({first_line(error)}): free some, or use a "
                 "machine with more."
             ) from error
         if cause is not None and cause.errno not in _MISSING:
             raise file_error("read", path, cause) from error
-        raise Damage(f"the {path.name} cannot be read, {type(error).__name__}: {_first_line(error)}") from error
+        raise Damage(f"the {path.name} cannot be read, {type(error).__name__}: {first_line(error)}") from error
 
 
 def check_arrays(path: pathlib.Path, stored: Mapping[str, str], asked: Mapping[str, str]) -> None:
@@ -111,6 +117,11 @@ def refused_by_system(error: BaseException) -> OSError | None:
         return error
     found = re.search(r"os_error_code='(\d+)'", str(error))
     return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, short enough for a sentence."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 @contextlib.contextmanager
@@ -148,7 +159,3 @@ def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _names(path: tuple[Any, ...]) -> list[str]:
     return [jax.tree_util.keystr((key,), simple=True) for key in path] or ["value"]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0][:200]

@@ -80,7 +80,7 @@ def read_metadata(store: Store, name: str, step: int) -> tuple[CheckpointInfo, d
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         is_whole = False
     if not is_whole or raw["step"] != step:
-        raise Damage("its metadata do not have the checksum that they were written with")
+        raise Damage("the checksum of its metadata is wrong")
     values = {field.name: raw[field.name] for field in dataclasses.fields(CheckpointInfo)}
     values["lora"] = LoraConfig(**raw["lora"] | {"targets": tuple(raw["lora"]["targets"])})
     values["cost"] = Cost.from_dict(raw["cost"], str(store.path(path)))

@@ -21,6 +21,7 @@ from mft_jax.metrics.ledger import Cost
 from mft_jax.runs.arrays import (
     check_arrays,
     describe,
+    first_line,
     from_plain,
     is_out_of_memory,
     quiet_orbax,
@@ -100,9 +101,7 @@ class Checkpoints:
         latest = self.latest_step
         if latest is not None and step <= latest:
             raise ValueError(f"step {step} is not after the last checkpoint, {latest}, in {self.directory}")
-        info = CheckpointInfo(
-            step=step, finished=finished, lora=lora, cost=cost, names=names, plan=plan, total=total
-        )  # fmt: skip
+        info = CheckpointInfo(step=step, finished=finished, lora=lora, cost=cost, names=names, plan=plan, total=total)
         parts = {name: to_plain(tree) for name, tree in state.items()}
         metadata = make_metadata(info, {name: Part(sha256_of(tree), describe(tree)) for name, tree in parts.items()})
         items = {name: ocp.args.StandardSave(tree) for name, tree in parts.items()}
@@ -166,7 +165,7 @@ class Checkpoints:
         """The arrays of one part on the host. Raises Damage unless they are what was written."""
         arrays = read_arrays(self.directory / str(step) / name, tuple(part.arrays))
         if sha256_of(arrays) != part.sha256:
-            raise Damage(f"the {name} do not have the checksum that they were written with")
+            raise Damage(f"the checksum of the {name} is wrong")
         return arrays
 
     def _place(self, tree: PyTree, like: PyTree) -> PyTree:
@@ -179,7 +178,7 @@ class Checkpoints:
                 raise
             raise UserError(
                 f"There is not enough memory on the devices for the checkpoint in {self.directory} "
-                f"({str(error).splitlines()[0]:.200}): use more or larger devices."
+                f"({first_line(error)}): use more or larger devices."
             ) from error
 
     @contextlib.contextmanager
@@ -204,9 +203,8 @@ class Checkpoints:
 
     def _remove_half_written(self) -> None:
         for entry in self.directory.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(
-                entry, ignore_errors=True
-            )  # a thread of Orbax may still write to it; opening comes back to it
+            # A thread of Orbax may still be writing there after an error: what then stays goes at the next opening.
+            shutil.rmtree(entry, ignore_errors=True)
 
     def _remove_old(self) -> None:
         for step in saved_steps(self.store, self.name)[: -self.keep]:

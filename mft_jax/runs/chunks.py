@@ -53,7 +53,7 @@ def decode_chunk(data: bytes, start: int, source: str) -> Chunk:
     header, _, body = data.partition(b"\n")
     chunk = _verified(_parse(header), body, source)
     if chunk.start != start:
-        raise Damage(f"it has the lines from {chunk.start + 1} on, expected those from {start + 1} on")
+        raise Damage(f"it has the lines from {chunk.start + 1} on, its name says from {start + 1} on")
     return chunk
 
 
@@ -83,7 +83,7 @@ def decode_sealed(data: bytes, journal: bytes, source: str) -> tuple[list[Chunk]
         except Damage:
             damaged.append(f"{record['start'] + 1} to {record['start'] + record['lines']}")
     if damaged:
-        return chunks, f"the lines {', '.join(damaged)} do not have the checksum that they were written with"
+        return chunks, f"the checksum of lines {', '.join(damaged)} is wrong"
     ends = list(itertools.accumulate(len(chunk.body) for chunk in chunks))
     if b"".join(chunk.body for chunk in chunks) != data or ends != [record["bytes"] for record in records]:
         return chunks, "its length is not what its journal says"
@@ -108,13 +108,13 @@ def _parse(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         has_all = False
     if not has_all:
-        raise Damage("it has no valid record of its lines")
+        raise Damage("the record of its lines is invalid")
     return record
 
 
 def _verified(record: Mapping[str, Any], body: bytes, source: str) -> Chunk:
     if _sha256(record, body) != record["sha256"]:
-        raise Damage("its content does not have the checksum that it was written with")
+        raise Damage("its checksum is wrong")
     cost = Cost.from_dict(record["cost"], source)
     return Chunk(record["start"], record["lines"], body, cost, record["counts"])
 

@@ -164,6 +164,7 @@ class RunDirectory:
             self._write_config(config)
         except UserError:
             self.store.delete(layout.MANIFEST)
+            self._manifest = {}
             raise
 
     def keep_questions(self, task: "Task") -> None:
@@ -205,10 +206,12 @@ class RunDirectory:
     def stop(self, status: Literal["failed", "interrupted"], error: str) -> None:
         """Notes why the run stopped, and frees the directory; the same command resumes from what is on disk.
 
-        Raises nothing: where the note cannot be written (a full disk), the error that stopped the run is the one to show.
+        Of a run that is not created yet, or finished, nothing is noted. Raises nothing: where the note cannot be written
+        (a full disk), the error that stopped the run is the one to show.
         """
         try:
-            self._write_manifest(self._manifest | {"status": status, "error": error})
+            if self._manifest.get("status") == "running":
+                self._write_manifest(self._manifest | {"status": status, "error": error})
         except UserError:
             pass  # a run that says "running" while nobody holds it was interrupted, too
         finally:

@@ -52,12 +52,14 @@ class DirectoryLock:
         """Lets others in. `discard` removes the lock's file and the directories that `take` made, where they are empty."""
         if self._descriptor is None:
             return
-        if discard:  # while the lock is held: whoever opened the file meanwhile sees that it is no longer there
-            with contextlib.suppress(OSError):
-                os.unlink(self.file)
-            remove_empty(self._made)
-        os.close(self._descriptor)
-        self._descriptor, self._made = None, []
+        try:
+            if discard:  # while the lock is held: whoever has opened the file meanwhile sees that it is gone
+                with contextlib.suppress(OSError):
+                    os.unlink(self.file)
+                remove_empty(self._made)
+        finally:
+            os.close(self._descriptor)
+            self._descriptor, self._made = None, []
 
     def is_held(self) -> bool:
         """Whether some process has the lock. Changes nothing."""

@@ -3,7 +3,8 @@
 While the stage is unfinished each chunk is one immutable object, "iteration_1/debate/train.chunks/000100.jsonl", named by
 the index of its first line. `seal` composes "train.jsonl", which has the lines and nothing else, writes
 "train.journal.jsonl" beside it, and removes the chunks. A stage that is killed at any instant and resumed ends with the
-same lines as one that was never interrupted. What is read is verified; a damaged piece is set aside and done again.
+same lines as one that was never interrupted. What is read is verified; a damaged piece is set aside and
+made again.
 """
 
 import collections
@@ -138,7 +139,7 @@ def read_committed(store: Store, name: str) -> tuple[Chunk, ...]:
         time.sleep(0.1)  # the process at work may just have moved it
     piece, reason = found.damaged[0]
     raise DamagedFile(
-        f"{store.path(piece)} is damaged ({reason}): start the run again, which sets it aside and does its lines again."
+        f"{store.path(piece)} is damaged ({reason}): start the run again, which sets it aside and makes its lines again."
     )
 
 
@@ -231,9 +232,7 @@ def _start(name: str, path: str) -> int:
 
 
 def _describe(store: Store, name: str, reason: str, aside: str) -> str:
-    return (
-        f"{store.path(name)} is damaged ({reason}): it was moved to {store.path(aside)}; what it lacks is done again."
-    )
+    return f"{store.path(name)} is damaged ({reason}): it was moved to {store.path(aside)}; its lines are made again."
 
 
 def _parse_lines(chunks: Sequence[Chunk]) -> list[dict[str, Any]]:

@@ -115,9 +115,11 @@ class Store:
         self._lock.take()
         try:
             self._clear()
-        except OSError as error:
+        except BaseException as error:
             self._lock.release(discard=True)
-            raise file_error("written", self.root, error) from error
+            if isinstance(error, OSError):
+                raise file_error("written", self.root, error) from error
+            raise
 
     def release(self, *, discard: bool = False) -> None:
         """Lets other processes in. `discard` also removes the lock's file and the directories that `hold` made."""

@@ -79,7 +79,7 @@ def _read_set(store: Store, iteration: int, name: str, digests: Mapping[str, str
     if data is None:
         raise Damage("it is missing")
     if hashlib.sha256(data).hexdigest() != digests[name]:
-        raise Damage("it does not have the checksum that it was written with")
+        raise Damage("its checksum is wrong")
     return [json.loads(line) for line in data.split(b"\n")[:-1]]
 
 

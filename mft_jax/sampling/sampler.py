@@ -210,11 +210,11 @@ class _Grid:
     def _settings(self, queues: Sequence[Queue], long: bool) -> Settings:
         stop_ids = np.full(max(8, bucket(len(self.stop_ids), 8)), -1, np.int32)
         stop_ids[: len(self.stop_ids)] = self.stop_ids
+        config, number = self.config, lambda value: np.asarray(value, np.int32)
         settings = Settings(
-            temperature=np.float32(self.config.temperature), top_p=np.float32(self.config.top_p), stop_ids=stop_ids,
-            pending=np.array([len(queue) for queue in queues], np.int32),
-            prefill_rows=np.int32(self.config.prefill_rows), steps=np.int32(self.config.steps_per_dispatch),
-            long=np.bool_(long),
+            temperature=np.asarray(config.temperature, np.float32), top_p=np.asarray(config.top_p, np.float32),
+            stop_ids=stop_ids, pending=number([len(queue) for queue in queues]),
+            prefill_rows=number(config.prefill_rows), steps=number(config.steps_per_dispatch), long=np.asarray(long),
         )  # fmt: skip
         return jax.device_put(settings, replicated(self.mesh))
 

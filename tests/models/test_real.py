@@ -16,7 +16,9 @@ from mft_jax.config import SamplingConfig
 from mft_jax.models.chat import load_chat
 from mft_jax.models.config import read_model_config
 from mft_jax.models.weights import load_base
-from mft_jax.sampling import Request, Sampler, row_key
+from mft_jax.programs import Programs
+from mft_jax.sampling import Request, Sampler
+from mft_jax.seeds import row_key
 
 pytestmark = [pytest.mark.real, pytest.mark.torch]
 PROSE = (pathlib.Path(__file__).parents[2] / "LICENSE").read_text()  # English of more than 2,048 tokens
@@ -70,8 +72,9 @@ def test_greedy_texts_equal_transformers(model, reference, chat, one_device, len
     config, graphdef, base = model
     asked = [long_prompt(chat, length) for length in lengths]
     settings = SamplingConfig(temperature=0.0, max_new_tokens=NEW, rows=2, prefill_rows=2)
-    sampler = Sampler(graphdef, base, config, settings, agents=1, stop_ids=chat.stop_ids, mesh=one_device)
-    completions, _ = sampler.sample([Request(0, prompt, row_key(i)) for i, prompt in enumerate(asked)])
+    programs = Programs(graphdef, config, one_device)
+    sampler = Sampler(programs, base, settings, stop_ids=chat.stop_ids, lanes=1)
+    completions, _ = sampler.sample([Request(None, prompt, row_key(i)) for i, prompt in enumerate(asked)])
     longest, stop = max(lengths), list(chat.stop_ids)
     ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in asked])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in asked])
@@ -80,6 +83,6 @@ def test_greedy_texts_equal_transformers(model, reference, chat, one_device, len
     )[:, longest:]
     for row, completion in zip(output.tolist(), completions, strict=True):
         end = next((i for i, token in enumerate(row) if token in stop), len(row))
-        assert completion.ids == row[:end]
-        assert completion.stopped == (end < len(row))
+        assert list(completion.ids) == row[:end]
+        assert completion.complete == (end < len(row))
         assert len(chat.text(completion.ids)) > 20

@@ -234,7 +234,7 @@ def test_every_changed_value_of_the_metadata_is_noticed(copy):
     raw = json.loads(path.read_text())
     for name in raw:
         path.write_text(json.dumps(raw | {name: 5}))
-        with pytest.raises(UserError, match=r"is damaged .its metadata do not have the checksum"):
+        with pytest.raises(UserError, match=r"is damaged .the checksum of its metadata is wrong"):
             Checkpoints(copy, NAME, read_only=True).latest()
     for text in ("[]", "{}", "null", "{", "[" * 9000):
         path.write_text(text)
@@ -247,6 +247,7 @@ def test_every_changed_value_of_the_metadata_is_noticed(copy):
 
 OUT_OF_MEMORY = (
     MemoryError("Unable to allocate 9.3 GiB"),
+    MemoryError(),
     jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."),
 )
 
@@ -429,6 +430,8 @@ def test_plain_trees_hold_every_leaf_and_nothing_of_ours():
     assert "0" not in plain  # the clip has no state
     assert_same(from_plain(plain, tree), tree)
     assert to_plain(jnp.zeros(2)).keys() == {"value"}
+    with pytest.raises(ValueError, match="has a dot"):
+        sha256_of({"model.layers": jnp.zeros(2)})
 
 
 def test_the_checksum_of_arrays_sees_names_types_shapes_and_bytes():

@@ -294,6 +294,18 @@ def test_a_note_of_the_end_that_cannot_be_written_does_not_hide_why_it_ended(tmp
     assert (run.manifest()["status"], run.store.is_held()) == ("running", False)
 
 
+def test_only_a_run_at_work_can_stop(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.take(CONFIG)
+    run.stop("failed", "the model is not there")
+    assert files(tmp_path) == []
+    run, _ = taken(tmp_path / "run")
+    run.finish()
+    run.take(CONFIG)
+    run.stop("failed", "the questions are not there any more")
+    assert (run.is_finished, run.manifest()["error"], run.store.is_held()) == (True, None, False)
+
+
 def test_what_is_not_a_run_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match=r"not a run \(it holds thesis.tex"):

@@ -200,7 +200,7 @@ def test_a_damaged_chunk_is_named_set_aside_and_alone_redone(store, spoil, is_se
     assert heard[0].startswith(f"{store.path(piece)} is damaged (")
     assert f"it was moved to {store.path('damaged/' + piece)}" in heard[0]
     if is_sealed:
-        assert "the lines 3 to 4 do not have the checksum" in heard[0]
+        assert "the checksum of lines 3 to 4 is wrong" in heard[0]
     assert store.read(f"damaged/{piece}") == spoilt
     assert stage.missing(6, 100) == [range(2, 4)]
     assert stage.done == (5 if is_sealed else 4)

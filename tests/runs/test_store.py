@@ -80,6 +80,24 @@ def test_holding_clears_what_killed_writers_left_but_not_in_a_store_inside(tmp_p
     assert files(store.root) == [*expected, "file", "run.lock"]
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(5, "Input/output error")])
+def test_an_error_while_what_is_stray_is_cleared_away_frees_the_store(tmp_path, monkeypatch, error):
+    store = Store(tmp_path / "run")
+    store.write("a/file", b"1")
+    (store.root / "a" / ".file.tmp").write_text("half")
+
+    def fail(_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", fail)
+        with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else UserError):
+            store.hold()
+    assert not store.is_held()
+    store.hold()
+    assert store.names("a") == ["a/file"]
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("action", ["write", "lock", "set_aside"])
 def test_a_disk_that_refuses_is_one_sentence_and_leaves_nothing_half_written(tmp_path, monkeypatch, fault, action):

@@ -51,11 +51,11 @@ def test_a_damaged_set_is_set_aside_and_the_sets_are_chosen_again(store):
     name = f"{FOLDER}/writer.jsonl"
     spoilt = store.read(name).replace(b"q2", b"q3")
     store.write(name, spoilt)
-    with pytest.raises(UserError, match=r"writer\.jsonl cannot be used \(it does not have the checksum"):
+    with pytest.raises(UserError, match=r"writer\.jsonl cannot be used \(its checksum is wrong"):
         read_training_set(store, 2, "writer")
     heard = []
     assert read_training_sets(store, 2, NAMES, heard.append) is None
-    assert heard[0].startswith(f"{store.path(name)} is damaged (it does not have the checksum")
+    assert heard[0].startswith(f"{store.path(name)} is damaged (its checksum is wrong")
     assert store.read(f"damaged/{name}") == spoilt
     write_training_sets(store, 2, SETS)
     assert read_training_sets(store, 2, NAMES, pytest.fail) == SETS

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mft_jax.errors import UserError
-from mft_jax.metrics.logger import MetricsLogger
+from mft_jax.runs.metrics_log import MetricsLogger
 from mft_jax.runs.store import Store
 from tests.runs.disk import FAULTS, fail_with
 
