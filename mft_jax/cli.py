@@ -16,6 +16,7 @@ from mft_jax import __version__, signals
 from mft_jax.arguments import NAMES, USAGE, Command, Eval, Export, ImportAdapters, Run, Status, read_arguments
 from mft_jax.config import load_config, validate
 from mft_jax.errors import UserError
+from mft_jax.parallel.compilation_cache import keep_compiled_programs
 from mft_jax.parallel.memory import keep_freed_memory
 from mft_jax.report.text import clean, literal
 
@@ -123,6 +124,7 @@ def _execute(command: Command) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     keep_freed_memory()
+    keep_compiled_programs()
     COMMANDS[type(command)](command, Console())
 
 

@@ -1,11 +1,11 @@
-r"""Every prompt text, by task and role. The content follows the paper (section 1 of the method); the words are our own.
+r"""All prompt texts, by task and role. Their content follows the paper (arXiv 2501.05707); the wording is our own.
 
-A dialogue of one agent over M rounds is a list of chat messages, as chat templates take them:
+A dialogue of one agent over M rounds is a list of chat messages in the format of chat templates:
   user: first(question)      assistant: its first answer
   user: later(summary)       assistant: its second answer          ... and so on to round M
-In a debate without summaries `later_direct(answers)` takes the place of `later(summary)`; for an agent that debates with
-nobody else `reconsider()` does. A summary is the base model's answer to `summary(question, answers)`, which is a dialogue
-of its own.
+In a debate without summaries, `later_direct(answers)` replaces `later(summary)`. If there is nothing to show to an agent,
+because no other agent gave an answer or the protocol shows nothing, `reconsider()` does. A summary is the base model's
+answer to `summary(question, answers)`, which is a separate dialogue.
 """
 
 import dataclasses
@@ -15,44 +15,46 @@ Message = dict[str, str]  # {"role": "user" | "assistant", "content": text}
 
 
 def user(content: str) -> Message:
+    """A message of the user."""
     return {"role": "user", "content": content}
 
 
 def assistant(content: str) -> Message:
+    """A message of the assistant."""
     return {"role": "assistant", "content": content}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """What a task asks of its agents and of the summarizer."""
+    """The instructions of one task, and the messages made from them."""
 
     solve: str
-    """After the question, in round 1."""
+    """Follows the question in round 1."""
     check: str
-    """After what the others said, in rounds 2..M."""
+    """Follows the summary or the answers of the other agents in rounds 2..M."""
     again: str
-    """In rounds 2..M of an agent that debates with nobody else."""
+    """The complete message of rounds 2..M if there is nothing to show to the agent."""
     summarize: str
-    """After the question and the others' answers, when a summary is asked for."""
+    """Follows the question and the answers of the other agents in the request for a summary."""
 
     def first(self, question: str) -> Message:
-        """Round 1: one agent, alone."""
+        """The message to an agent in round 1."""
         return user(f"{question}\n{self.solve}")
 
     def later(self, summary: str) -> Message:
-        """Rounds 2..M: an agent that has already answered sees a summary of what the others said."""
+        """The message to an agent in rounds 2..M: a summary of the other agents' answers."""
         return user(f"Other solvers say:\n{summary}\n{self.check}")
 
     def later_direct(self, answers: Sequence[str]) -> Message:
-        """Rounds 2..M without summaries: the agent sees the others' answers themselves, in the agents' order."""
+        """The message to an agent in rounds 2..M without summaries: the other agents' answers, in agent order."""
         return self.later(_number(answers))
 
     def reconsider(self) -> Message:
-        """Rounds 2..M of an agent that debates with nobody else."""
+        """The message to an agent in rounds 2..M if there is nothing to show to it."""
         return user(self.again)
 
     def summary(self, question: str, answers: Sequence[str]) -> Message:
-        """Asks the base model to condense the other agents' answers of the previous round, in the agents' order."""
+        """The request to the base model to summarize the other agents' answers of the previous round, in agent order."""
         return user(f"{question}\n{_number(answers)}\n{self.summarize}")
 
 
@@ -60,7 +62,7 @@ def _number(answers: Sequence[str]) -> str:
     return "\n".join(f"Solver {index}: {answer}" for index, answer in enumerate(answers, start=1))
 
 
-# For the arithmetic task and users' own questions. The base model in the package was trained on exactly these words.
+# For the arithmetic task and users' own questions. The base model in the package was trained on exactly these prompts.
 GENERAL = Prompts(
     solve=r"Reason step by step and end with the answer in \boxed{}.",
     check=r"Check their steps and yours and end with the answer in \boxed{}.",
@@ -68,7 +70,7 @@ GENERAL = Prompts(
     summarize="Summarize their steps, their answers, and where they differ.",
 )
 
-# Short, and without a box: a model of a hundred million parameters ignores a longer instruction, or repeats it.
+# Short and without \boxed{}: a model of a hundred million parameters ignores or repeats a longer instruction.
 ADDITION = Prompts(
     solve="Add the numbers and write the sum in one short line.",
     check="Add the numbers again, compare, and write the right sum in one short line.",

@@ -1,8 +1,13 @@
-"""Every random stream of the project. A stream is named by where it is used, so that no two places ever share one.
+"""All random streams of the project. Each use has its own seed or key, so that no two uses share a stream.
 
-Each function gives the same numbers on every machine, with every version of Python, numpy and JAX that is supported, and
-whatever the environment says: Python's streams are used through `random()` alone, the one method whose values are
-promised; JAX's generator is pinned here instead of following `jax_default_prng_impl`.
+The streams depend only on their arguments, not on the machine, the process or environment variables. Across library
+versions:
+- Python: `random.Random` is seeded with strings and used through `random()` only, whose sequence for a given seed is
+  promised to stay the same in later versions.
+- JAX: the PRNG implementation is pinned here (threefry2x32, partitionable) instead of following the environment. JAX does
+  not promise that all versions derive the same values from it.
+- numpy: a `Generator` may give other numbers in another version of numpy (NEP 19), so `example_choice` and `packing` are
+  reproducible with the same version only.
 """
 
 import hashlib
@@ -15,53 +20,56 @@ import numpy as np
 T = TypeVar("T")
 
 JAX_IMPLEMENTATION = "threefry2x32"
-_EXAMPLES, _PACKING = 0, 1  # the last part of a training stream's name
+_EXAMPLES, _PACKING = 0, 1  # part of the seeds of the two kinds of training streams
 
 
 def pin_jax() -> None:
-    """Makes JAX draw by the pinned generator, whatever JAX_THREEFRY_PARTITIONABLE says. Before anything is compiled."""
+    """Pins the partitionable threefry of JAX, whatever JAX_THREEFRY_PARTITIONABLE says. Call it before any compilation."""
     import jax
 
     jax.config.update("jax_threefry_partitionable", True)
 
 
 def adapter_key(seed: int):
-    """The JAX key that a society's fresh adapters are drawn from; adapter number i folds i into it."""
+    """The JAX key from which the adapters of a society are initialized; adapter i folds i into it."""
     import jax
 
     return jax.random.key(seed, impl=JAX_IMPLEMENTATION)
 
 
 def row_key(*parts: object) -> np.ndarray:
-    """The key of one sampled row, [2] uint32, from its (seed, debate, stage, question, agent).
+    """The random key of one sampled row, [2] uint32: a hash of `parts`, which must identify the row.
 
-    The token at place i of the row folds i into it, and draw number d of that token folds d into the result.
+    Debates pass (seed, name of the debate, kind and round, question id, agent). Token i of the answer folds i into the
+    key, and draw d of that token folds d into the result.
     """
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
     return np.frombuffer(digest, "<u4")
 
 
 def wrap_row_keys(keys):
-    """Row keys [..., 2] uint32 as JAX keys, inside a compiled program."""
+    """Converts row keys [..., 2] uint32 to JAX keys [...]. Can be traced."""
     import jax
 
     return jax.random.wrap_key_data(keys, impl=JAX_IMPLEMENTATION)
 
 
 def tie(seed: int, question_id: str, round: int) -> float:
-    """The draw in [0, 1) that decides a tied vote after a round (counted from 1)."""
-    return random.Random(f"{seed}/{question_id}/{round}").random()  # of text: hash() differs between processes
+    """The random number in [0, 1) that breaks a tied vote after `round` (from 1)."""
+    return random.Random(
+        f"{seed}/{question_id}/{round}"
+    ).random()  # a string, because hash() of one differs between processes
 
 
 def question_pool(name: str) -> random.Random:
-    """The stream that a generated task's pool of questions is drawn from: the same pool for every seed of a run."""
+    """The stream from which the question pool of a generated task is drawn. It does not depend on the seed of the run."""
     return random.Random(name)
 
 
 def question_order(items: Sequence[T], seed: int, name: str) -> tuple[T, ...]:
-    """All items in an order that depends only on their number, `seed` and `name`.
+    """Shuffles the items. The permutation depends only on the number of items, `seed` and `name`.
 
-    A subset is a prefix of it, so a smaller run's questions are among a larger run's.
+    A run of n questions takes the first n, so the questions of a smaller run are a subset of those of a larger run.
     """
     draws = random.Random(f"{seed}/{name}")
     keys = [draws.random() for _ in items]
@@ -69,10 +77,10 @@ def question_order(items: Sequence[T], seed: int, name: str) -> tuple[T, ...]:
 
 
 def example_choice(seed: int, iteration: int, agent: int) -> np.random.Generator:
-    """Which of an agent's dialogues become training examples."""
+    """The generator that selects the training examples among an agent's dialogues."""
     return np.random.default_rng([seed % 2**64, iteration, agent, _EXAMPLES])
 
 
 def packing(seed: int, iteration: int, adapter: int, epoch: int) -> np.random.Generator:
-    """The order in which an adapter's examples are packed into rows. `adapter` is its place in the society."""
+    """The generator that shuffles an adapter's examples before packing. `adapter` is its index in the society."""
     return np.random.default_rng([seed % 2**64, iteration, adapter, _PACKING, epoch])

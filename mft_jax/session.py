@@ -1,4 +1,4 @@
-"""What is expensive and shared by all runs of a process: weights, tokenizer, mesh, compiled programs."""
+"""What is expensive to load and shared by all runs in a process: weights, tokenizer, mesh and compiled programs."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ from mft_jax.seeds import adapter_key, pin_jax
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """One base model on one mesh. Runs of any method, adapter and task share it; it holds nothing of a run."""
+    """One base model on one mesh. Runs with any method, adapters and task can share it; it has no state of a run."""
 
     source: ModelSource
     directory: pathlib.Path  # of the checkpoint
@@ -38,28 +38,31 @@ class Session:
     programs: Programs
 
     def sampler(self, config: SamplingConfig, lanes: int) -> Sampler:
-        """A sampler with these settings; `lanes` as in `Sampler`."""
+        """A sampler with these settings; `lanes` is as in `Sampler`."""
         return Sampler(self.programs, self.base, config, stop_ids=self.chat.stop_ids, lanes=lanes)
 
     def fresh_society(self, names: Sequence[str], lora: LoraConfig, seed: int) -> Society:
-        """Adapters drawn from `seed` that still compute what the base model computes, split over agents."""
+        """New adapters, initialized from `seed` and sharded over agents. They do not change the base model's output yet."""
         init = functools.partial(init_society, self.model, lora, adapters=len(names))
         key = adapter_key(seed)
         weights = jax.jit(init, out_shardings=society_shardings(self.mesh, jax.eval_shape(init, key)))(key)
         return self.society(names, weights, lora)
 
     def society(self, names: Sequence[str], weights: AdapterWeights, lora: LoraConfig) -> Society:
-        """Stacked weights of adapters, under their names and with their scale."""
+        """A society of these names and stacked weights [A, ...], all with the scale of `lora`."""
         scale = jax.device_put(np.full(len(names), lora.scale, np.float32))
         return Society(tuple(names), Adapter(weights, scale), self.mesh)
 
     def resolved(self, lora: LoraConfig) -> LoraConfig:
-        """The settings with the targets that this model has. Raises UserError for those that it does not have."""
+        """`lora` with its targets resolved to layers of this model. Raises UserError for a layer that it does not have."""
         return dataclasses.replace(lora, targets=resolve_targets(self.model, lora.targets))
 
 
 def open_session(source: ModelSource, mesh_config: MeshConfig) -> Session:
-    """Loads a base model onto a mesh. Raises UserError for what is not there, or does not fit together."""
+    """Loads a base model onto a mesh.
+
+    Raises UserError if a file is missing or invalid, the tokenizer does not match the model, or there are too few devices.
+    """
     pin_jax()
     mesh = make_mesh(mesh_config)
     directory = base_directory(source)
@@ -68,7 +71,7 @@ def open_session(source: ModelSource, mesh_config: MeshConfig) -> Session:
     if len(chat.tokenizer) > model.vocab_size:
         raise UserError(
             f"{directory}: the tokenizer has {len(chat.tokenizer)} tokens, but the embedding only {model.vocab_size} rows: "
-            "the two are of different models."
+            "use the tokenizer of this model."
         )
     stored, compute = dtypes(source, mesh)
     graphdef, base = load_base(
@@ -82,12 +85,12 @@ def open_session(source: ModelSource, mesh_config: MeshConfig) -> Session:
 
 
 def base_directory(source: ModelSource) -> pathlib.Path:
-    """The checkpoint directory of the frozen base, downloaded when needed. Raises UserError when there is none."""
+    """The checkpoint directory of the base model, downloaded if necessary. Raises UserError if it cannot be found."""
     return CHECKPOINT if source.path is None else checkpoint_directory(source.path)
 
 
 def dtypes(source: ModelSource, mesh: Mesh) -> tuple[jnp.dtype | None, jnp.dtype]:
-    """(of the base's weights, None: as they are stored; of computation) on the mesh's devices."""
+    """(dtype of the base weights, compute dtype) on the devices of the mesh. None: the dtype of the stored weights."""
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     stored = source.param_dtype if source.param_dtype != "auto" else None if on_cpu else "bfloat16"
     compute = source.compute_dtype if source.compute_dtype != "auto" else "float32" if on_cpu else "bfloat16"

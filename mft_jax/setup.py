@@ -1,4 +1,4 @@
-"""From a configuration to what a run works with: a session, questions, a method, and its settings resolved."""
+"""Prepares a run from its configuration: the session, the questions, the method, and the resolved settings."""
 
 import dataclasses
 
@@ -17,21 +17,21 @@ from mft_jax.tasks import Task, load_task
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What does not change during a run."""
+    """The parts of a run that do not change while it runs."""
 
-    config: ExperimentConfig  # with LoRA's targets as this model has them
+    config: ExperimentConfig  # its lora.targets are resolved to layers of this model
     session: Session
     task: Task
     method: Method
 
     def fresh_society(self) -> Society:
-        """The method's adapters, which still compute what the base model computes."""
+        """New adapters of the method, as in `Session.fresh_society`."""
         return self.session.fresh_society(self.method.adapters, self.config.lora, self.config.seed)
 
     def debate(self, society: Society, name: str, protocol: Protocol | None = None) -> Debate:
-        """A debate by the method's protocol, or another one; `name` distinguishes its random draws.
+        """A debate with `protocol`, by default that of the method. `name` is as in `Debate`.
 
-        In a society without adapters, `Society()`, the base model speaks for everyone.
+        With a society without adapters, `Society()`, the base model speaks for all agents.
         """
         rules = protocol or self.method.protocol
         if not society.names:
@@ -48,39 +48,45 @@ class Setup:
 
     @property
     def sampling(self) -> SamplingConfig:
-        """The settings with no more slots than there is work for."""
+        """The sampling settings, with no more slots than the questions can fill."""
         questions = max(len(self.task.train), len(self.task.eval))
         return limit_slots(self.config.sampling, questions, self.session.mesh)
 
 
 def prepare(config: ExperimentConfig, session: Session | None = None) -> Setup:
-    """Loads everything and writes nothing. Raises UserError for what the configuration asks for and is not there.
+    """Loads everything that a run needs. Writes nothing to the run directory.
 
-    A `session` of the same model and mesh is used instead of loading one.
+    `session` is used if given, otherwise one is opened; it must have the model of the configuration. Raises UserError for
+    a configuration that cannot be run.
     """
     method = make_method(config.method, config)
     task = load_task(config.task, config.seed)
     if session is None:
         session = open_session(config.model, config.mesh)
     elif session.source != config.model:
-        raise UserError(f"The session has the model {session.source}, expected {config.model}: open another session.")
+        raise UserError(
+            f"The session was opened for the model {session.source}, expected {config.model}: open another session."
+        )
     check_questions(task, session.chat, session.model)
     return Setup(dataclasses.replace(config, lora=session.resolved(config.lora)), session, task, method)
 
 
 def check_questions(task: Task, chat: Chat, model: ModelConfig) -> None:
-    """Raises UserError for a question that alone fills the model's context, before anything is sampled or written."""
+    """Raises UserError if the prompt of a question leaves no room for an answer in the model's context."""
     for question in (*task.train, *task.eval):
         length = len(chat.prompt([task.prompts.first(question.text)]))
         if length >= model.max_positions:
             raise UserError(
-                f"The question {question.id} makes a prompt of {length} tokens, but the model's context holds "
-                f"{model.max_positions}, answer included: shorten or remove it, or take a model with a longer context."
+                f"The prompt of question {question.id} has {length} tokens, but the model's context holds "
+                f"{model.max_positions}, answer included: shorten or remove it, or use a model with a longer context."
             )
 
 
 def limit_slots(sampling: SamplingConfig, questions: int, mesh: Mesh) -> SamplingConfig:
-    """Settings with no more slots for an agent than a chunk has questions: an empty slot costs as much as a full one."""
+    """Limits the slots of each agent to the number of questions in a chunk, rounded up to the mesh's data axis.
+
+    An empty slot costs as much time as a full one.
+    """
     data = mesh.shape["data"]
     most = min(sampling.chunk_questions, questions)
     rows = min(sampling.rows, -(-most // data) * data)

@@ -265,16 +265,13 @@ def test_kill_9_and_run_again_gives_the_same_bytes(finished, tmp_path):
     config = tmp_path / "small.yaml"
     config.write_text(to_yaml(SMALL))
     command = [sys.executable, "-m", "mft_jax", "run", str(config), "--run-dir", str(directory.path)]
-    # Four starts of the same programs: compiled by the first one, read by the others.
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    environment = os.environ | cache
     midway = [
         directory.debate_file(1).with_name("train.chunks") / "000004.jsonl",
         directory.checkpoint(1) / "1" / "_CHECKPOINT_METADATA",
         directory.evaluation_file(2).with_name("eval.chunks") / "000000.jsonl",
     ]
     for path in midway:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         while not path.exists():
             assert process.poll() is None, process.stdout.read().decode()
             time.sleep(0.002)
@@ -282,7 +279,7 @@ def test_kill_9_and_run_again_gives_the_same_bytes(finished, tmp_path):
         process.wait()
         assert not directory.is_finished
     assert len(lines(directory.debate_file(1))) == 12
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Resuming the run in" in done.stdout
     assert run_files(directory) == run_files(finished[0])

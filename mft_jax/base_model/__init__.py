@@ -1,4 +1,4 @@
-"""The small base model that ships with the package, and the scripts that made it."""
+"""The small base model that is included in the package, and the scripts that trained it."""
 
 import pathlib
 

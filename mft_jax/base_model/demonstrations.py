@@ -1,12 +1,13 @@
-"""Generated dialogues about a + b * c + d - e * f, from which the shipped base model learns everything it knows.
+"""Generates dialogues about a + b * c + d - e * f, the complete training data of the base model in the package.
 
-Several solvers answer one question, each in its own style (a way to multiply and an order to add), read a summary of the
-others' answers, and answer again. A step may have a slip: one digit of its result is wrong by one, and the next steps use
-the wrong result. Slips are the noise that a vote can remove. Each changes a single digit, with a probability above 0.1,
-because sampling with top-p 0.9 leaves out rarer tokens. In a later round the solvers check the products, and mostly correct
-a wrong one on which they differ. With `Noise()`, every step is true.
+Several solvers answer one question, read a summary of the other solvers' answers, and answer again. Each answer has a
+random style: a way to multiply and an order of addition. A step may have a slip, a deliberate mistake: one digit of its
+result is wrong by one, and the next steps use the wrong result. Slips are independent noise, which a majority vote can
+remove. Each slip changes a single digit with a probability above 0.1, because sampling with top-p 0.9 may exclude less
+likely tokens. In later rounds the solvers check the products, and usually correct a wrong product on which they differ.
+With `Noise()` all steps are correct.
 
-The words around the steps are those of `mft_jax.prompts`. Questions that the arithmetic task may ask never appear.
+The prompts are those of `mft_jax.prompts`. Questions that are reserved for the arithmetic task never occur.
 """
 
 import dataclasses
@@ -17,52 +18,52 @@ import numpy as np
 from mft_jax.prompts import GENERAL, Message, assistant
 from mft_jax.tasks.arithmetic_split import LARGEST, question_text, reserved
 
-METHODS = ("direct", "tens", "first")  # how to multiply
-ORDERS = ("forward", "positives", "early")  # how to add up
+METHODS = ("direct", "tens", "first")  # ways to compute a product, see `partial_products`
+ORDERS = ("forward", "positives", "early")  # orders of addition, see `add_up`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Probabilities of a slip, each for one step. The defaults make no slips."""
+    """The probability of a slip in each kind of step. With the defaults there are no slips."""
 
     direct: float = 0.0
-    """A product of two numbers above 10 that is written without intermediate steps."""
+    """A product of two numbers above 10, computed directly."""
     split: float = 0.0
-    """The last sum of a product that is split into two, and a product with a single digit."""
+    """The sum at the end of a split product, and a direct product in which a factor is at most 10. Neither factor is 0 or 1."""
     sum: float = 0.0
     """A sum of two numbers above 9."""
     difference: float = 0.0
     """A difference of two numbers above 9."""
     differ: float = 0.0
-    """A later round repeats a wrong product on which the solvers differ."""
+    """In a later round: repeats a wrong product on which the solvers differ."""
     agreed: float = 0.0
-    """A later round repeats a wrong product on which all solvers agree."""
+    """In a later round: repeats a wrong product on which all solvers agree."""
     later_sum: float = 0.0
-    """As `sum`, in a later round, where the answers differ."""
+    """As `sum`, in a later round, if the final answers differ."""
     later_difference: float = 0.0
-    """As `difference`, in a later round, where the answers differ."""
+    """As `difference`, in a later round, if the final answers differ."""
 
 
 CLEAN = Noise()
 NOISY = Noise(
     direct=0.30, split=0.15, sum=0.14, difference=0.14, differ=0.30, agreed=0.6, later_sum=0.14, later_difference=0.14
 )
-# Differences need no slips: the model finds them hardest, and makes mistakes of its own.
+# No slips in differences: they are the hardest step, and the model makes mistakes in them anyway.
 CALMER = dataclasses.replace(NOISY, difference=0.0, differ=0.25, later_sum=0.12, later_difference=0.0)
-# For the last training run: first answers have more slips, later rounds no more than before.
+# For the last training run: more slips in first answers, slightly fewer in later rounds.
 SHIPPED = dataclasses.replace(CALMER, direct=0.36, split=0.18, sum=0.17, later_sum=0.115)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What one training run learns from."""
+    """The training data of one training run."""
 
     shares: tuple[float, float, float, float]
-    """Of first answers, second-round answers, third-round answers, and summaries."""
+    """Shares of dialogues with one round, two rounds and three rounds, and of summaries."""
     targets: Noise
-    """In the turns to learn."""
+    """Slips in the last turn."""
     context: Noise
-    """In the turns before those; they are learnt too if their noise is the targets'."""
+    """Slips in the turns before it, which are targets too if this equals `targets`."""
 
 
 STAGES = {
@@ -76,7 +77,7 @@ STAGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """The text of an answer, and what a summary says of it."""
+    """The text of an answer, and the values that a summary mentions."""
 
     products: tuple[int, int]  # b * c and e * f, as written
     result: int
@@ -85,14 +86,14 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Demonstration:
-    """One dialogue, and whether only its last turn is to be learnt (an earlier one may show slips that are not)."""
+    """One dialogue, and whether only its last turn is a training target."""
 
     messages: list[Message]
     final_turn_only: bool
 
 
 def demonstrations(seed: int, stage: Stage) -> Iterator[Demonstration]:
-    """An endless stream of dialogues."""
+    """Generates an endless stream of random dialogues for a training run."""
     rng = np.random.default_rng(seed)
     while True:
         numbers = draw_numbers(rng)
@@ -104,6 +105,7 @@ def demonstrations(seed: int, stage: Stage) -> Iterator[Demonstration]:
 
 
 def draw_numbers(rng: np.random.Generator) -> tuple[int, ...]:
+    """The six random numbers a..f of a question that is not reserved for the arithmetic task."""
     while True:
         numbers = tuple(rng.integers(0, LARGEST + 1, 6).tolist())
         if not reserved(numbers):
@@ -111,7 +113,7 @@ def draw_numbers(rng: np.random.Generator) -> tuple[int, ...]:
 
 
 def summary_demonstration(rng: np.random.Generator, numbers: Sequence[int], noise: Noise) -> Demonstration:
-    """One call of the summarizer, on 1 to 4 answers, sometimes of a later round."""
+    """A request to summarize 1 to 4 answers, in a quarter of the cases answers of a later round, and the summary."""
     answers = [first_answer(rng, numbers, noise) for _ in range(draw_other_solvers(rng))]
     if rng.random() < 0.25:
         seen = [*answers, first_answer(rng, numbers, noise)]
@@ -123,7 +125,7 @@ def summary_demonstration(rng: np.random.Generator, numbers: Sequence[int], nois
 def debate_demonstration(
     rng: np.random.Generator, numbers: Sequence[int], rounds: int, targets: Noise, context: Noise
 ) -> Demonstration:
-    """One solver's dialogue over `rounds` rounds; its earlier turns are learnt too where their noise is the targets'."""
+    """The dialogue of one solver over `rounds` rounds. Only its last turn is a target if `targets` differs from `context`."""
     society = [first_answer(rng, numbers, context) for _ in range(1 + draw_other_solvers(rng))]
     if rounds == 1:
         society[0] = first_answer(rng, numbers, targets)
@@ -137,12 +139,12 @@ def debate_demonstration(
 
 
 def draw_other_solvers(rng: np.random.Generator) -> int:
-    """How many other solvers there are: 2 in most debates."""
+    """A random number of other solvers: 1 to 4, usually 2."""
     return int(rng.choice((1, 2, 3, 4), p=(0.1, 0.7, 0.1, 0.1)))
 
 
 def summarize(numbers: Sequence[int], answers: Sequence[Answer]) -> str:
-    """The value of each product, once where all solvers agree, else one for each in turn; then the results likewise."""
+    """A summary of answers: for each product and for the final result, one value if all agree, else one per solver."""
     _, b, c, _, e, f = numbers
     lines = [
         f"{b}*{c}={list_values([answer.products[0] for answer in answers])}",
@@ -153,11 +155,12 @@ def summarize(numbers: Sequence[int], answers: Sequence[Answer]) -> str:
 
 
 def list_values(values: Sequence[int]) -> str:
+    """One value if all are equal, otherwise all of them with "(they differ)"."""
     return str(values[0]) if len(set(values)) == 1 else f"{', '.join(map(str, values))} (they differ)"
 
 
 def first_answer(rng: np.random.Generator, numbers: Sequence[int], noise: Noise) -> Answer:
-    """An answer from nothing but the question, in a style drawn at random."""
+    """The answer of a solver in round 1, in a random style."""
     _, b, c, _, e, f = numbers
     products, lines = [], []
     for x, y in ((b, c), (e, f)):
@@ -172,14 +175,17 @@ def first_answer(rng: np.random.Generator, numbers: Sequence[int], noise: Noise)
 
 
 def later_answer(rng: np.random.Generator, numbers: Sequence[int], seen: Sequence[Answer], noise: Noise) -> Answer:
-    """An answer of a solver that has `seen` its own last answer and the others': it checks the products, then adds up again."""
+    """The answer of a solver in a later round: it checks the products of all answers in `seen`, and adds up again.
+
+    `seen` contains its own previous answer and the other solvers' answers.
+    """
     _, b, c, _, e, f = numbers
     products, lines = [], []
     for index, (x, y) in enumerate(((b, c), (e, f))):
         stated = [answer.products[index] for answer in seen]
         wrong = [value for value in stated if value != x * y]
         agree = len(set(stated)) == 1
-        # Where all agree nothing is recomputed; else the product is computed, mostly by splitting it.
+        # If all agree, the product is copied. Otherwise it is computed again, by splitting it if possible.
         method = "direct" if agree else METHODS[rng.integers(1, len(METHODS))]
         rate = 0.0 if not wrong else noise.agreed if agree else noise.differ
         product = wrong[rng.integers(len(wrong))] if rng.random() < rate else x * y
@@ -192,13 +198,15 @@ def later_answer(rng: np.random.Generator, numbers: Sequence[int], seen: Sequenc
 
 
 def make_answer(products: Sequence[int], total: int, lines: Sequence[str]) -> Answer:
+    """An answer with these lines, followed by the boxed result."""
     return Answer((products[0], products[1]), total, "\n".join([*lines, f"\\boxed{{{total}}}"]))
 
 
 def partial_products(x: int, y: int, method: str) -> str:
-    """What stands between "x*y=" and the product: two parts to add or subtract, or nothing.
+    """The text between "x*y=" and the product: the sum of two partial products, or nothing.
 
-    tens: 24*13=240+72=312, y is split. first: 24*13=260+52=312, x is split, also where y has no tens and units.
+    direct: nothing. tens: y is split into tens and units, 24*13=240+72=312; if y cannot be split, x is. first: x is
+    split, 24*13=260+52=312.
     """
     if method == "tens" and y > 10 and y % 10 and x > 1:
         return f"{x * (y // 10 * 10)}+{x * (y % 10)}="
@@ -210,9 +218,9 @@ def partial_products(x: int, y: int, method: str) -> str:
 def add_up(
     rng: np.random.Generator, numbers: Sequence[int], products: Sequence[int], sum_rate: float, difference_rate: float
 ) -> tuple[int, list[str]]:
-    """The sum of a, d and the products in a random order: its value, and one line a step.
+    """Computes a + P + d - Q in a random order, for products (P, Q). Returns the result, and one line per step.
 
-    Only the last result can be below zero: a product is subtracted earlier only where the result stays at least zero.
+    Only the last step can give a negative result: P - Q is computed first only if it is not negative.
     """
     a, _, _, d, _, _ = numbers
     plus, minus = products
@@ -236,10 +244,11 @@ def add_up(
 
 
 def slip(rng: np.random.Generator, number: int, rate: float, tens: bool) -> int:
-    """`number`, or with probability `rate` a number with one digit wrong by one: its tens digit, if `tens` and it has one.
+    """Returns `number`, or with probability `rate` a number with one digit wrong by one.
 
-    A rare slip always goes one way, up from an even digit and down from an odd one: with two ways, each would be too rare
-    to be sampled.
+    It changes the tens digit if `tens` is set and the number has one, otherwise the units digit. A slip with a rate of at
+    most 0.25 always goes in one direction, up from an even digit and down from an odd one, unless the digit would leave
+    its range: with two directions, each would be too rare to be sampled.
     """
     if rng.random() >= rate:
         return number
@@ -249,7 +258,7 @@ def slip(rng: np.random.Generator, number: int, rate: float, tens: bool) -> int:
     change = -1 if digit % 2 else 1
     if rate > 0.25 and rng.random() < 0.5:
         change = -change
-    least = 1 if size // place < 10 and place > 1 else 0  # a leading digit stays above 0
+    least = 1 if size // place < 10 and place > 1 else 0  # a leading digit does not become 0
     if not least <= digit + change <= 9:
         change = -change
     slipped = size + place * change

@@ -1,6 +1,6 @@
-"""The shipped model's tokenizer: byte-level BPE in which every digit and every sign is a token of its own.
+"""The tokenizer of the base model in the package: byte-level BPE in which each digit and each sign is one token.
 
-Merges happen within words only, so that "=", a line break and a digit never become one token, wherever a step ends.
+Merges occur only inside words, so that "=", a line break and a digit are always separate tokens.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from mft_jax.base_model.demonstrations import STAGES, demonstrations
 
 PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 SPECIAL = (PAD, END, SYSTEM, USER, ASSISTANT)
-VOCABULARY = 384  # 256 bytes, the special tokens, and the words of the prompts
+VOCABULARY = 384  # at most: 256 bytes, the special tokens, and merges for the words of the prompts
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
@@ -22,7 +22,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(seed: int, dialogues: int = 2000) -> Tokenizer:
-    """Learns the merges from the text of generated dialogues. Any text encodes: its bytes are in the alphabet."""
+    """Trains the merges on generated dialogues. The tokenizer encodes any text, because all 256 bytes are tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -43,7 +43,10 @@ def train_tokenizer(seed: int, dialogues: int = 2000) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: pathlib.Path, longest: int) -> None:
-    """Writes tokenizer.json, tokenizer_config.json with the chat template, and generation_config.json."""
+    """Writes tokenizer.json, tokenizer_config.json with the chat template, and generation_config.json.
+
+    `longest` is the length of the context in tokens.
+    """
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"))

@@ -1,7 +1,7 @@
-"""Trains the shipped base model from scratch, on two CPU cores, in three runs.
+"""Trains the base model of the package from scratch on two CPU cores, in several runs.
 
-It learns to compute, then to summarize and check what others say, then to make slips now and then; docs/base_model.md
-gives the three commands. Each writes an ordinary Hugging Face checkpoint directory, and its losses to log.jsonl.
+docs/base_model.md lists the commands and the training data of each run. Each run writes a Hugging Face checkpoint
+directory, and its losses to log.jsonl in this directory.
 """
 
 import dataclasses
@@ -30,42 +30,45 @@ from mft_jax.models.config import ModelConfig, parse_model_config
 from mft_jax.models.decoder import build
 from mft_jax.models.weights import load_base, save_base
 
-LONGEST = 1024  # positions the checkpoint is declared for
-POOL = 64  # demonstrations among which packing chooses
+LONGEST = 1024  # tokens: the context length in config.json
+POOL = 64  # number of demonstrations that packing chooses from
 Batch = dict[str, np.ndarray]  # tokens, positions, segment_ids: [B, T] int32; targets: [B, T] bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
+    """The settings of one training run."""
+
     out: pathlib.Path
-    """Where the checkpoint and log.jsonl go."""
+    """Directory for the checkpoint and log.jsonl."""
     start: pathlib.Path | None = None
-    """A checkpoint to continue from; none: random weights."""
+    """Checkpoint directory to start from; None: random weights."""
     stage: Literal["answers", "debates", "critics", "polish", "shipped"] = "answers"
-    """What the demonstrations are: see STAGES in demonstrations.py."""
+    """The training data: see STAGES in demonstrations.py."""
     steps: int = 5000
     """Optimizer steps."""
     rows: int = 16
-    """B: packed rows of a batch."""
+    """B: packed rows per batch."""
     row_tokens: int = 120
-    """T: tokens of a packed row; longer demonstrations are skipped. 120 holds any first answer, 384 nearly all debates."""
+    """T: tokens per packed row; longer demonstrations are skipped. All first answers fit 120, nearly all debates fit 384."""
     learning_rate: float = 2.5e-3
-    """Peak of the cosine schedule, which ends at a hundredth of it."""
+    """Peak of the cosine schedule, which ends at a hundredth of the peak."""
     warmup_steps: int = 150
     weight_decay: float = 0.01
     seed: int = 0
     log_every: int = 50
-    """Steps between two lines of log.jsonl."""
+    """Steps between lines in log.jsonl."""
     save_every: int = 500
-    """Steps between two checkpoints; each replaces the one before."""
+    """Steps between checkpoints; each replaces the previous one."""
     devices: int = 2
-    """CPU devices that share a batch, one core each: XLA does not keep two cores busy with one step."""
+    """Number of CPU devices that a batch is sharded over. One device does not keep two cores busy."""
     embed: int = 128
     ffw: int = 384
     layers: int = 4
 
 
 def main(recipe: Recipe) -> None:
+    """Runs one training run. Raises FloatingPointError for a loss that is not finite."""
     jax.config.update("jax_num_cpu_devices", recipe.devices)
     chat, config = prepare(recipe)
     graphdef, base = load_base(recipe.start, config) if recipe.start else initialize(config, recipe.seed)
@@ -90,15 +93,16 @@ def main(recipe: Recipe) -> None:
 
 
 def prepare(recipe: Recipe) -> tuple[Chat, ModelConfig]:
-    """Writes everything of the checkpoint but its weights."""
+    """Writes the tokenizer and config.json of the checkpoint, and loads both."""
     save_tokenizer(train_tokenizer(seed=0), recipe.out, LONGEST)
     chat = load_chat(recipe.out)
-    raw = describe(recipe, chat)
+    raw = config_json(recipe, chat)
     (recipe.out / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
     return chat, parse_model_config(raw)
 
 
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    """AdamW with gradient clipping and a cosine schedule with warm-up."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, recipe.learning_rate, recipe.warmup_steps, recipe.steps, recipe.learning_rate / 100
     )
@@ -107,7 +111,10 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
 
 
 def log_line(recipe: Recipe, number: int, losses: list[Array], steps_right: float, seconds: float) -> str:
-    """One line of the log, in JSON; the loss is the mean since the last line. Stops at a loss that is not finite."""
+    """One JSON line for log.jsonl, with the mean loss since the previous line.
+
+    Raises FloatingPointError for a loss that is not finite.
+    """
     loss = float(jnp.stack(losses).mean())
     if not np.isfinite(loss):
         raise FloatingPointError(
@@ -118,8 +125,8 @@ def log_line(recipe: Recipe, number: int, losses: list[Array], steps_right: floa
     return json.dumps(values | {"steps_right": round(steps_right, 4), "tokens_per_second": round(tokens / seconds)})
 
 
-def describe(recipe: Recipe, chat: Chat) -> dict:
-    """The config.json of a Hugging Face Llama."""
+def config_json(recipe: Recipe, chat: Chat) -> dict:
+    """The config.json of the model, a Hugging Face Llama."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -145,7 +152,7 @@ def describe(recipe: Recipe, chat: Chat) -> dict:
 
 
 def initialize(config: ModelConfig, seed: int) -> tuple[nnx.GraphDef, nnx.State]:
-    """Random weights: norms are 1, everything else is normal with the configuration's standard deviation."""
+    """The graphdef and random weights: norm scales are 1, all others are normal with the standard deviation of the config."""
     graphdef, base = build(config)
     flat, treedef = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(base))
     keys = jax.random.split(jax.random.key(seed), len(flat))
@@ -158,7 +165,10 @@ def initialize(config: ModelConfig, seed: int) -> tuple[nnx.GraphDef, nnx.State]
 
 
 def compile_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation) -> Callable:
-    """Compiles a step: (base, optimizer state, batch) to the new two, the loss, and the likeliest next tokens [B, T]."""
+    """The jitted training step: (base, optimizer state, batch) -> (base, optimizer state, loss, predicted).
+
+    The loss is in nats per target, `predicted` [B, T] are the most likely next tokens. Base and state are donated.
+    """
 
     def loss_of(base: nnx.State, batch: dict[str, Array]) -> tuple[Float[Array, ""], Int[Array, "B T"]]:
         model = nnx.merge(graphdef, base)
@@ -178,7 +188,7 @@ def compile_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation
 
 
 def batches_in_background(recipe: Recipe) -> Iterator[Batch]:
-    """The batches of `pack_batches`, made by another process while this one computes."""
+    """The batches of `pack_batches`, made in another process during the training steps."""
     queue = multiprocessing.get_context("spawn").Queue(maxsize=16)
     arguments = (queue, recipe)
     multiprocessing.get_context("spawn").Process(target=_put_batches, args=arguments, daemon=True).start()
@@ -192,7 +202,10 @@ def _put_batches(queue: multiprocessing.Queue, recipe: Recipe) -> None:
 
 
 def pack_batches(recipe: Recipe, chat: Chat) -> Iterator[Batch]:
-    """Each row is filled with the longest demonstration of a pool that still fits, until none fits."""
+    """Packs demonstrations into an endless stream of batches.
+
+    Each row is filled with the longest demonstration of a pool that still fits, until none fits.
+    """
     source = demonstrations(recipe.seed, STAGES[recipe.stage])
     encoded = (chat.example(demonstration.messages, demonstration.final_turn_only) for demonstration in source)
     fitting = (example for example in encoded if len(example[0]) <= recipe.row_tokens)
@@ -217,7 +230,7 @@ def pack_batches(recipe: Recipe, chat: Chat) -> Iterator[Batch]:
 
 
 def step_accuracy(chat: Chat, batch: Batch, predicted: np.ndarray) -> float:
-    """Share of the lines to learn whose result, all that follows the last "=", is what the model predicts."""
+    """The share of target lines whose result, the text after the last "=", the model predicts correctly."""
     equals, newline = (chat.tokenizer(sign, add_special_tokens=False)["input_ids"][0] for sign in "=\n")
     right = total = 0
     for tokens, targets, guesses in zip(batch["tokens"], batch["targets"], predicted, strict=True):

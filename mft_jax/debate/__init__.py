@@ -1,12 +1,12 @@
-"""Rounds of answers and summaries, the vote, and the transcript they leave."""
+"""Multiagent debate: rounds of answers and summaries, the majority vote, and the transcript."""
 
 from mft_jax.debate.debate import Debate
 from mft_jax.debate.protocol import Protocol, everyone
-from mft_jax.debate.question_debate import Ask, QuestionDebate, Said
+from mft_jax.debate.question_debate import QuestionDebate, SampledText, TextRequest
 from mft_jax.debate.transcript import AgentTranscript, Transcript, Turn, turn_counts
 from mft_jax.debate.vote import vote
 
 __all__ = [
-    "AgentTranscript", "Ask", "Debate", "Protocol", "QuestionDebate", "Said", "Transcript", "Turn", "everyone",
-    "turn_counts", "vote",
+    "AgentTranscript", "Debate", "Protocol", "QuestionDebate", "SampledText", "TextRequest", "Transcript", "Turn",
+    "everyone", "turn_counts", "vote",
 ]  # fmt: skip

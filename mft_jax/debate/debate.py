@@ -1,10 +1,10 @@
-"""Debates on many questions at once: whatever all of them ask for next is one call of the sampler."""
+"""Runs the debates on many questions together: the next texts of all debates are sampled in one call of the sampler."""
 
 import dataclasses
 from collections.abc import Sequence
 
 from mft_jax.debate.protocol import Protocol
-from mft_jax.debate.question_debate import QuestionDebate, Said
+from mft_jax.debate.question_debate import QuestionDebate, SampledText
 from mft_jax.debate.transcript import Transcript, Turn
 from mft_jax.models.chat import Chat
 from mft_jax.models.society import Society
@@ -15,7 +15,10 @@ from mft_jax.tasks import Question, Task
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Debate:
-    """Everything a debate needs but its questions (section 1 of the method, items 1 and 2)."""
+    """Everything that a debate needs except the questions.
+
+    It implements the debate and the majority vote of Algorithm 1 in Subramaniam et al. 2025 (arXiv 2501.05707).
+    """
 
     sampler: Sampling
     chat: Chat
@@ -24,39 +27,42 @@ class Debate:
     society: Society
     seed: int
     name: str
-    """Distinguishes the random draws of debates on the same questions, such as "multiagent_ft/train/1"."""
+    """Part of every random key, such as "multiagent_ft/train/1": debates on the same questions then draw differently."""
 
     def samples(self, questions: int) -> int:
-        """How many texts are sampled for that many questions, at most."""
+        """The maximum number of texts that are sampled for this number of questions."""
         return questions * self.protocol.samples
 
     def run(
         self, questions: Sequence[Question], on_progress: Progress | None = None
     ) -> tuple[list[Transcript], list[Usage]]:
-        """One debate for each question, in their order, and what sampling cost."""
+        """Runs one debate per question. Returns the transcripts in the order of the questions, and the cost of sampling.
+
+        Raises NonFiniteLogits if the logits of a speaker are NaN or infinite.
+        """
         debates = [QuestionDebate(question, self.task, self.protocol, self.seed) for question in questions]
         usages: list[Usage] = []
-        while waiting := [debate for debate in debates if debate.asks()]:
-            usages += self._advance(waiting, on_progress)
+        while waiting := [debate for debate in debates if debate.pending()]:
+            usages += self._sample_pending(waiting, on_progress)
         return [debate.transcript() for debate in debates], usages
 
-    def _advance(self, debates: Sequence[QuestionDebate], on_progress: Progress | None) -> list[Usage]:
-        """Samples what all the debates ask for, and hands it to them."""
-        asks = [debate.asks() for debate in debates]
+    def _sample_pending(self, debates: Sequence[QuestionDebate], on_progress: Progress | None) -> list[Usage]:
+        """Samples the next texts of all debates in one call, and advances each debate by its texts."""
+        pending = [debate.pending() for debate in debates]
         requests = [
             Request(
-                ask.speaker,
-                self.chat.prompt(ask.messages),
-                row_key(self.seed, self.name, f"{ask.kind} {ask.round}", debate.question.id, ask.agent),
+                text.speaker,
+                self.chat.prompt(text.messages),
+                row_key(self.seed, self.name, f"{text.kind} {text.round}", debate.question.id, text.agent),
             )
-            for debate, own in zip(debates, asks, strict=True)
-            for ask in own
+            for debate, own in zip(debates, pending, strict=True)
+            for text in own
         ]
         completions, usages = self.sampler.sample(requests, self.society, on_progress=on_progress)
-        said = iter(
-            Said(self.chat.text(completion.ids), Turn.of(len(request.prompt), completion))
+        sampled = iter(
+            SampledText(self.chat.text(completion.ids), Turn.of(len(request.prompt), completion))
             for request, completion in zip(requests, completions, strict=True)
         )
-        for debate, own in zip(debates, asks, strict=True):
-            debate.take([next(said) for _ in own])
+        for debate, own in zip(debates, pending, strict=True):
+            debate.advance([next(sampled) for _ in own])
         return usages

@@ -1,4 +1,4 @@
-"""The rules of a debate: who speaks in which round, what each is shown before it, and when the debate ends."""
+"""The rules of a debate: who speaks in which round, what each agent is shown before it, and when the debate ends."""
 
 import dataclasses
 from typing import Literal
@@ -6,35 +6,42 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """N agents over M rounds. An agent keeps its own chat history through all rounds, whoever speaks for it."""
+    """The rules of a debate of N agents over M rounds.
+
+    An agent keeps its own chat history through all rounds, even if different adapters speak for it.
+    """
 
     speakers: tuple[tuple[str | None, ...], ...]
-    """[M][N]: the adapter that speaks for an agent in a round; None: the base model."""
+    """[M][N]: the adapter that speaks for each agent in each round; None: the base model."""
     shows: Literal["summary", "answers", "nothing"] = "summary"
-    """What an agent is shown before rounds 2..M: a summary, by the base model, of the other agents' answers of the round
-    before; those answers themselves; or nothing, so that it only reconsiders."""
+    """What an agent is shown before rounds 2..M.
+
+    summary: a summary of the other agents' answers in the previous round, written by the base model. answers: these
+    answers themselves. nothing: only a prompt to reconsider its own answer."""
     stops: Literal["never", "agreement"] = "never"
-    """agreement: a question's debate ends after the first round in which all agents give equivalent answers."""
+    """agreement: the debate on a question ends after the first round in which all agents give equivalent answers."""
 
     @property
     def agents(self) -> int:
+        """N, the number of agents."""
         return len(self.speakers[0])
 
     @property
     def rounds(self) -> int:
+        """M, the maximum number of rounds."""
         return len(self.speakers)
 
     def speaker(self, round: int, agent: int) -> str | None:
-        """Who speaks for an agent (from 0) in a round (from 1)."""
+        """The adapter that speaks for `agent` (from 0) in `round` (from 1); None: the base model."""
         return self.speakers[round - 1][agent]
 
     @property
     def samples(self) -> int:
-        """Texts sampled for one question at most: answers of all rounds, and the summaries between them."""
+        """The maximum number of texts sampled for one question: the answers of all rounds and the summaries between them."""
         summaries = self.agents * (self.rounds - 1) if self.agents > 1 and self.shows == "summary" else 0
         return self.agents * self.rounds + summaries
 
 
 def everyone(speaker: str | None, agents: int, rounds: int) -> tuple[tuple[str | None, ...], ...]:
-    """The table of speakers in which one adapter, or the base model (None), speaks for everyone."""
+    """`Protocol.speakers` in which one adapter, or the base model (None), speaks for all agents in all rounds."""
     return ((speaker,) * agents,) * rounds

@@ -1,7 +1,7 @@
-"""The debate on one question as a state machine: what is to be sampled next, and what follows from the answers.
+"""The debate on one question as a state machine: it returns the prompts to sample next and is advanced by the texts.
 
-It knows no tokens and no model. Whoever holds it samples the prompts it asks for, in whatever company of other debates,
-and hands back the texts.
+It works on text only, without tokens or a model. The caller samples the prompts, batched with those of other debates,
+and passes the sampled texts back.
 """
 
 import dataclasses
@@ -16,45 +16,49 @@ from mft_jax.tasks import Question, Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Ask:
-    """A text to sample: an answer of an agent, or the summary that it is to be shown."""
+class TextRequest:
+    """A text to sample: an answer of an agent, or the summary that the agent is shown before its next answer."""
 
     kind: Literal["round", "summary"]
-    round: int  # from 1; a summary counts to the round before which it is shown
-    agent: int
-    speaker: str | None  # None: the base model
+    round: int  # from 1; for a summary, the round before which it is shown
+    agent: int  # from 0
+    speaker: str | None  # name of the adapter; None: the base model
     messages: tuple[Message, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Said:
-    """The text that was sampled for an Ask; "" where it is unanswerable."""
+class SampledText:
+    """The text sampled for a TextRequest, and how it ended. The text of an unanswerable request is empty."""
 
     text: str
     turn: Turn
 
 
 class _Agent:
-    """One agent's side, as it grows."""
+    """The state of one agent during the debate."""
 
     def __init__(self) -> None:
         self.chat: list[Message] = []
-        self.shown: Message | None = None  # the user's turn that its next answer replies to
+        self.shown: Message | None = None  # the user message that its next answer replies to
         self.answers: list[str | None] = []
         self.turns: list[Turn] = []
 
     @property
     def last_text(self) -> str | None:
-        """Its answer of the last round; None if it gave none."""
+        """The text of its answer in the last round; None if it gave none."""
         return self.chat[-1]["content"] if self.turns and self.turns[-1].end != "unanswerable" else None
 
     @property
-    def is_out(self) -> bool:
+    def has_left(self) -> bool:
+        """Whether it has left the debate, because a prompt filled the context."""
         return bool(self.turns) and self.turns[-1].end == "unanswerable"
 
 
 class QuestionDebate:
-    """`asks()` is what to sample now; `take(said)` is how it goes on; when `asks()` is empty, `transcript()` is final."""
+    """The debate on one question.
+
+    Sample the texts of `pending()` and pass them to `advance`, until `pending()` is empty. Then `transcript()` is final.
+    """
 
     def __init__(self, question: Question, task: Task, protocol: Protocol, seed: int):
         self.question, self.task, self.protocol, self.seed = question, task, protocol, seed
@@ -64,25 +68,25 @@ class QuestionDebate:
         self._votes: list[str | None] = []
         for agent in self._agents:
             agent.shown = task.prompts.first(question.text)
-        self._asks = self._answers_of(1)
+        self._pending = self._request_answers(1)
 
-    def asks(self) -> list[Ask]:
-        """The texts that must all be there before the debate can go on."""
-        return list(self._asks)
+    def pending(self) -> list[TextRequest]:
+        """The texts to sample next. The debate continues when it has all of them. Empty: the debate is over."""
+        return list(self._pending)
 
-    def take(self, said: Sequence[Said]) -> None:
-        """Goes on with one text for each of `asks()`, in their order."""
-        asked, self._asks = self._asks, []
-        if asked[0].kind == "summary":
-            self._take_summaries(asked, said)
-            self._asks = self._answers_of(asked[0].round)
+    def advance(self, sampled: Sequence[SampledText]) -> None:
+        """Continues the debate with the sampled texts of `pending()`, in the same order."""
+        requested, self._pending = self._pending, []
+        if requested[0].kind == "summary":
+            self._record_summaries(requested, sampled)
+            self._pending = self._request_answers(requested[0].round)
             return
-        self._take_answers(asked, said)
+        self._record_answers(requested, sampled)
         if not self._is_over():
-            self._asks = self._next_round(len(self._votes) + 1)
+            self._pending = self._start_round(len(self._votes) + 1)
 
     def transcript(self) -> Transcript:
-        """What the debate has come to."""
+        """The transcript up to the last finished round. Needs at least one finished round."""
         gold, final = self.question.gold, self._votes[-1]
         agrees = lambda: final is not None and gold is not None and self.task.equivalent(final, gold)
         return Transcript(
@@ -100,52 +104,52 @@ class QuestionDebate:
             correct=None if gold is None else agrees(),
         )
 
-    def _answers_of(self, round: int) -> list[Ask]:
-        """The answers of a round, of every agent that still takes part."""
+    def _request_answers(self, round: int) -> list[TextRequest]:
+        """Requests the answers of a round from every agent that is still in the debate."""
         return [
-            Ask("round", round, n, self.protocol.speaker(round, n), (*agent.chat, agent.shown))
+            TextRequest("round", round, n, self.protocol.speaker(round, n), (*agent.chat, agent.shown))
             for n, agent in enumerate(self._agents)
-            if not agent.is_out and agent.shown is not None
+            if not agent.has_left and agent.shown is not None
         ]
 
-    def _next_round(self, round: int) -> list[Ask]:
-        """What comes after a round of answers: the summaries, or the next answers where nothing is summarized."""
-        others = {n: self._others(n) for n, agent in enumerate(self._agents) if not agent.is_out}
+    def _start_round(self, round: int) -> list[TextRequest]:
+        """Starts `round` (2..M): requests its summaries, or directly its answers if there is nothing to summarize."""
+        others = {n: self._other_answers(n) for n, agent in enumerate(self._agents) if not agent.has_left}
         prompts, shows = self.task.prompts, self.protocol.shows
         for n, texts in others.items():
             shown = prompts.later_direct(texts) if texts and shows == "answers" else prompts.reconsider()
             self._agents[n].shown = shown
         if shows != "summary" or not any(others.values()):
-            return self._answers_of(round)
+            return self._request_answers(round)
         self._summaries.append([None] * len(self._agents))
         self._summary_turns.append([None] * len(self._agents))
-        asks = []
+        requests = []
         for n, texts in others.items():
             if texts:
-                asks.append(Ask("summary", round, n, None, (prompts.summary(self.question.text, texts),)))
-        return asks
+                requests.append(TextRequest("summary", round, n, None, (prompts.summary(self.question.text, texts),)))
+        return requests
 
-    def _others(self, agent: int) -> list[str]:
-        """What the other agents answered in the last round, in their order; never the agent's own answer."""
+    def _other_answers(self, agent: int) -> list[str]:
+        """The answers of the other agents in the last round, in agent order, without the agent's own answer."""
         texts = [other.last_text for n, other in enumerate(self._agents) if n != agent]
         return [text for text in texts if text is not None]
 
-    def _take_summaries(self, asked: Sequence[Ask], said: Sequence[Said]) -> None:
-        for ask, summary in zip(asked, said, strict=True):
-            self._summary_turns[-1][ask.agent] = summary.turn
-            if summary.turn.end != "unanswerable":  # else the agent, with nothing to read, reconsiders
-                self._summaries[-1][ask.agent] = summary.text
-                self._agents[ask.agent].shown = self.task.prompts.later(summary.text)
+    def _record_summaries(self, requested: Sequence[TextRequest], sampled: Sequence[SampledText]) -> None:
+        for request, summary in zip(requested, sampled, strict=True):
+            self._summary_turns[-1][request.agent] = summary.turn
+            if summary.turn.end != "unanswerable":  # otherwise the agent keeps the prompt to reconsider
+                self._summaries[-1][request.agent] = summary.text
+                self._agents[request.agent].shown = self.task.prompts.later(summary.text)
 
-    def _take_answers(self, asked: Sequence[Ask], said: Sequence[Said]) -> None:
-        spoken = {ask.agent: answer for ask, answer in zip(asked, said, strict=True)}
+    def _record_answers(self, requested: Sequence[TextRequest], sampled: Sequence[SampledText]) -> None:
+        by_agent = {request.agent: answer for request, answer in zip(requested, sampled, strict=True)}
         for n, agent in enumerate(self._agents):
-            answer = spoken.get(n)
+            answer = by_agent.get(n)
             agent.turns.append(answer.turn if answer else Turn(end="unanswerable", prompt_tokens=0, new_tokens=0))
             if answer is None or answer.turn.end == "unanswerable":
                 agent.answers.append(None)
                 continue
-            assert agent.shown is not None, "an agent answers what it is shown"
+            assert agent.shown is not None, "an agent that answers has been shown a message"
             agent.chat += [agent.shown, assistant(answer.text)]
             agent.answers.append(self.task.answer(answer.text, answer.turn.complete))
         latest = [agent.answers[-1] for agent in self._agents]
@@ -155,7 +159,7 @@ class QuestionDebate:
         )
 
     def _is_over(self) -> bool:
-        if len(self._votes) == self.protocol.rounds or all(agent.is_out for agent in self._agents):
+        if len(self._votes) == self.protocol.rounds or all(agent.has_left for agent in self._agents):
             return True
         latest = [agent.answers[-1] for agent in self._agents]
         first = latest[0]

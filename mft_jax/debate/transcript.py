@@ -1,4 +1,4 @@
-"""What one question's debate leaves behind: a frozen value in memory, one JSON line on disk."""
+"""The transcript of the debate on one question: a frozen dataclass in memory, one JSON line on disk."""
 
 import dataclasses
 import json
@@ -11,56 +11,62 @@ from mft_jax.sampling import Completion, Reason
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Turn:
-    """How one sampled text came about."""
+    """How one sampled text ended, and its size in tokens."""
 
     end: Reason
-    """stop: the model ended it; limit, context: it was cut; unanswerable: the prompt left no room, nothing was sampled."""
+    """stop: the model ended it. limit, context: it was truncated by max_new_tokens or by the model's context.
+    unanswerable: the prompt filled the context, so nothing was sampled."""
     prompt_tokens: int
     new_tokens: int
 
     @classmethod
     def of(cls, prompt_tokens: int, completion: Completion) -> "Turn":
+        """The turn of a completion of a prompt of `prompt_tokens` tokens."""
         return cls(end=completion.reason, prompt_tokens=prompt_tokens, new_tokens=completion.new_tokens)
 
     @property
     def complete(self) -> bool:
-        """The model itself ended the text: only such texts are trained on."""
+        """Whether the model ended the text itself. Only such texts are used as training targets."""
         return self.end == "stop"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AgentTranscript:
-    """One agent's side of a debate."""
+    """The part of one agent in a debate."""
 
     messages: tuple[Message, ...]
-    """user, assistant, user, assistant, ...: both of every round in which the agent gave an answer."""
+    """user, assistant, user, assistant, ...: one pair for every round in which the agent gave an answer."""
     answers: tuple[str | None, ...]
-    """The answer parsed from each round's text; None where there was none, or no text."""
+    """The parsed answer of each round; None if the text has no answer, or there is no text."""
     turns: tuple[Turn, ...]
-    """Of each round. After an unanswerable turn the agent takes no further part, and all its turns are unanswerable."""
+    """One per round. After an unanswerable turn the agent leaves the debate: its later turns are unanswerable too."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transcript:
-    """The debate of N agents on one question, over M rounds or fewer, where it ended early."""
+    """The debate of N agents on one question, over M rounds, or fewer if it ended early."""
 
-    id: str
-    question: str
-    gold: str | None
+    id: str  # of the question
+    question: str  # its text
+    gold: str | None  # the reference answer; None: not known
     agents: tuple[AgentTranscript, ...]  # [N]
-    summaries: tuple[tuple[str | None, ...], ...]  # [M - 1][N]: what agent n was shown before a round; None: no summary
+    summaries: tuple[tuple[str | None, ...], ...]  # [M - 1][N]: shown to each agent before a round; None: no summary
     summary_turns: tuple[tuple[Turn | None, ...], ...]  # [M - 1][N]
-    votes: tuple[str | None, ...]  # [M]: the majority after each round
-    vote: str | None  # the last of them: the society's answer
-    correct: bool | None  # the vote equals gold; never used to make training data. None: gold is not known
+    votes: tuple[str | None, ...]  # [M]: the majority answer of each round; None: no parsed answer
+    vote: str | None  # the last of `votes`: the answer of the society
+    # Whether `vote` is equivalent to `gold`; None: gold is not known. Never used to make training data.
+    correct: bool | None
 
     def to_json(self) -> str:
-        """One line, fields in the order above, so that equal debates are equal bytes."""
+        """One JSON line with the fields in the order above, so that equal transcripts give equal bytes."""
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "Transcript":
-        """The inverse of `to_json`, after json.loads."""
+        """Rebuilds a transcript from the parsed JSON of `to_json`.
+
+        Raises KeyError, TypeError or ValueError if `raw` is not such JSON.
+        """
         turn = lambda fields: None if fields is None else Turn(**fields)
         fields = dict(raw)
         fields["agents"] = tuple(
@@ -78,7 +84,11 @@ class Transcript:
 
 
 def turn_counts(transcripts: Iterable[Transcript]) -> dict[str, int]:
-    """{"cut": answers that a limit cut, "unanswered": answers and summaries for which the context had no room}."""
+    """Counts the texts that did not end at a stop token.
+
+    "cut": answers truncated by max_new_tokens or by the context. "unanswered": answers and summaries whose prompt filled
+    the context, so that nothing was sampled.
+    """
     cut = unanswered = 0
     for transcript in transcripts:
         answers = [turn for agent in transcript.agents for turn in agent.turns]

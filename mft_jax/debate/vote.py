@@ -1,4 +1,4 @@
-"""The consensus of the agents."""
+"""The majority vote of the agents."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,13 +13,13 @@ def vote(
     question_id: str,
     round: int,
 ) -> str | None:
-    """The majority answer of one round (Algorithm 1 of the paper, the consensus y-hat).
+    """The majority answer of one round: y-hat in Algorithm 1 of Subramaniam et al. 2025 (arXiv 2501.05707).
 
-    `answers` are the agents' parsed answers in agent order. They fall into classes of equivalent answers; an answer
-    joins the first class whose first member it is equivalent to. The largest class wins, and its first member is
-    returned. Between equally large ones the choice is random, as in the paper's baseline, but a function of `seed`,
-    `question_id` and `round` alone. None, an answer that could not be parsed, casts no vote; if nobody votes the
-    result is None.
+    `answers` are the agents' parsed answers in agent order. They are grouped into classes of equivalent answers: an
+    answer joins the first class whose first member is equivalent to it. The result is the first member of the largest
+    class. A tie between classes is broken at random, as in the paper's majority baseline; the random choice depends
+    only on `seed`, `question_id` and `round` (from 1). None is an answer that could not be parsed and is not counted.
+    If all are None, the result is None.
     """
     classes: list[list[str]] = []
     for answer in answers:

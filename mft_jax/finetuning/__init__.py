@@ -1,4 +1,4 @@
-"""Debates to finetuned adapters: training sets, packed batches, and the loop around the optimizer step."""
+"""Finetuning adapters on debates: training sets, packed batches, and the training loop."""
 
 from mft_jax.finetuning.examples import Dialogues, Example, FirstAnswers, Selector
 from mft_jax.finetuning.lesson import Lesson, select_examples

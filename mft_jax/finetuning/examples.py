@@ -1,7 +1,7 @@
-"""Training examples from debates: which part of it an adapter learns from (section 1 of the method, items 3 and 4).
+"""Selects the training examples of an adapter from debates (Algorithm 1 of Subramaniam et al. 2025, arXiv 2501.05707).
 
-Gold answers are never read. An example is a dialogue of one agent, {"id", "messages", "kind"}, a JSON line in the run. No
-text that was cut by a limit is ever learnt: its end of turn is none that the model wrote.
+An example is a dialogue of one agent, {"id", "messages", "kind"}, stored as one JSON line in the run. Gold answers are
+never read. Truncated answers are never training targets, because the model did not write the end of their turn.
 """
 
 import dataclasses
@@ -13,20 +13,21 @@ import numpy as np
 from mft_jax.debate.transcript import AgentTranscript, Transcript
 from mft_jax.prompts import Message
 
-Equivalent = Callable[[str, str], bool]  # a task's comparison of two parsed answers
+Equivalent = Callable[[str, str], bool]  # whether two parsed answers of a task are equivalent
 Kind = Literal["first", "corrected", "kept"]
 
 
 class Example(TypedDict):
-    """One dialogue to learn from."""
+    """One training dialogue."""
 
     id: str  # of the question
     messages: list[Message]
-    kind: Kind  # first: a first answer alone; corrected: wrong first, right last (D-); kept: right first and last (D+)
+    # first: only a first answer. corrected (D-): the last answer agrees with the vote, the first does not. kept (D+): both do.
+    kind: Kind
 
 
 class Selector(Protocol):
-    """Chooses the examples of one adapter from the debates; whatever it draws comes from `rng`."""
+    """Selects the training examples of one adapter from the debates. All its random draws come from `rng`."""
 
     def __call__(
         self, transcripts: Sequence[Transcript], equivalent: Equivalent, rng: np.random.Generator
@@ -35,14 +36,14 @@ class Selector(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FirstAnswers:
-    """(question, the agent's own first answer) wherever that answer equals the final vote (item 3)."""
+    """The training set of a first-round adapter: the agent's own first answer wherever it agrees with the final vote."""
 
-    agent: int
+    agent: int  # from 0
 
     def __call__(
         self, transcripts: Sequence[Transcript], equivalent: Equivalent, rng: np.random.Generator
     ) -> list[Example]:
-        del rng  # nothing is drawn
+        del rng  # this selector is deterministic
         examples = []
         for transcript in transcripts:
             own = transcript.agents[self.agent]
@@ -53,14 +54,18 @@ class FirstAnswers:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dialogues:
-    """The agent's whole dialogues whose last answer equals the vote, as a mix of corrected and kept ones (item 4)."""
+    """The training set of a later-round adapter: the agent's complete dialogues whose last answer agrees with the vote.
 
-    agent: int
+    It is a mix of corrected dialogues (D-) and kept ones (D+).
+    """
+
+    agent: int  # from 0
     share: float = 0.5
-    """w: share of corrected dialogues in the mix, by the rule `share`."""
+    """w, 0..1: the share of corrected dialogues in the mix. Used by the rule "share"."""
     rule: Literal["share", "released_code"] = "share"
+    """share: `mix`. released_code: `mix_as_released`."""
     final_turn_only: bool = False
-    """Only the last answer will be learnt, so that only the last one must be complete."""
+    """Only the last answer is a training target, so only the last answer must be complete."""
 
     def __call__(
         self, transcripts: Sequence[Transcript], equivalent: Equivalent, rng: np.random.Generator
@@ -71,11 +76,14 @@ class Dialogues:
         return mix(corrected, kept, self.share, rng)
 
     def split(self, transcripts: Sequence[Transcript], equivalent: Equivalent) -> tuple[list[Example], list[Example]]:
-        """(D-, D+): by whether the first answer agreed with the vote too. After a single round there is neither."""
+        """(D-, D+): dialogues whose first answer disagreed with the vote, and dialogues whose first answer agreed too.
+
+        Both are empty for debates of a single round.
+        """
         corrected, kept = [], []
         for transcript in transcripts:
             own = transcript.agents[self.agent]
-            if len(own.answers) < 2 or not self._is_whole(own):
+            if len(own.answers) < 2 or not self._is_complete(own):
                 continue
             if not agrees(own.answers[-1], transcript.vote, equivalent):
                 continue
@@ -85,23 +93,26 @@ class Dialogues:
                 corrected.append(Example(id=transcript.id, messages=list(own.messages), kind="corrected"))
         return corrected, kept
 
-    def _is_whole(self, own: AgentTranscript) -> bool:
-        learnt = own.turns[-1:] if self.final_turn_only else own.turns
-        return all(turn.complete for turn in learnt)
+    def _is_complete(self, own: AgentTranscript) -> bool:
+        trained = own.turns[-1:] if self.final_turn_only else own.turns
+        return all(turn.complete for turn in trained)
 
 
 def mix(corrected: Sequence[Example], kept: Sequence[Example], share: float, rng: np.random.Generator) -> list[Example]:
-    """A share w of D- and 1 - w of D+, and as many examples as that allows: all of the scarce side, some of the other.
+    """The largest mix with a share w of D- and 1 - w of D+: all examples of the scarcer set, a random subset of the other.
 
-    The share is kept strictly, so that w means the same in every run: without any D- (and w > 0) the mix is empty and
-    the adapter keeps its weights, as in the released code.
+    The share holds up to rounding, so that w means the same in every run. If w > 0 and D- is empty, the mix is empty and
+    the adapter keeps its weights, as in the paper's released code.
     """
     from_corrected, from_kept = mix_sizes(len(corrected), len(kept), share)
-    return _draw(corrected, from_corrected, rng) + _draw(kept, from_kept, rng)
+    return _random_subset(corrected, from_corrected, rng) + _random_subset(kept, from_kept, rng)
 
 
 def mix_as_released(corrected: Sequence[Example], kept: Sequence[Example], rng: np.random.Generator) -> list[Example]:
-    """The released code's rule: all of D-, and after each, with probability 1/2, one of D+ drawn with replacement."""
+    """The mix of the paper's released code: all of D-, and after each with probability 1/2 a random example of D+.
+
+    The examples of D+ are drawn with replacement.
+    """
     mixed: list[Example] = []
     for example in corrected:
         mixed.append(example)
@@ -111,7 +122,7 @@ def mix_as_released(corrected: Sequence[Example], kept: Sequence[Example], rng: 
 
 
 def mix_sizes(corrected: int, kept: int, share: float) -> tuple[int, int]:
-    """How many of `corrected` and `kept` examples make the largest mix with `share` of corrected ones."""
+    """The numbers of corrected and of kept examples in the largest mix whose share of corrected examples is `share`."""
     if share == 0:
         return 0, kept
     wanted = round(corrected * (1 - share) / share)
@@ -121,10 +132,10 @@ def mix_sizes(corrected: int, kept: int, share: float) -> tuple[int, int]:
 
 
 def agrees(answer: str | None, vote: str | None, equivalent: Equivalent) -> bool:
-    """Whether an answer equals the vote; an unparsed answer agrees with nothing, and nothing with a missing vote."""
+    """Whether an answer is equivalent to the vote. False if the answer could not be parsed or there is no vote (None)."""
     return answer is not None and vote is not None and equivalent(answer, vote)
 
 
-def _draw(examples: Sequence[Example], count: int, rng: np.random.Generator) -> list[Example]:
-    """A random `count` of the examples, in their own order."""
+def _random_subset(examples: Sequence[Example], count: int, rng: np.random.Generator) -> list[Example]:
+    """A random subset of `count` examples, in their original order."""
     return [examples[i] for i in sorted(rng.permutation(len(examples))[:count])]

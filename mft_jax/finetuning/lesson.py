@@ -1,4 +1,4 @@
-"""What one adapter of a society learns from a debate."""
+"""What each adapter of a society is trained on: which examples of the debates, with which settings."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,16 +11,18 @@ from mft_jax.seeds import example_choice
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """One adapter's part of a finetuning stage."""
+    """How one adapter is finetuned in each iteration."""
 
     adapter: str
+    """Its name."""
     select: Selector
+    """Selects its training examples."""
     settings: RoleConfig
     """Learning rate and epochs."""
     field: str
-    """The configuration field that holds `settings`, as messages name it."""
+    """The name of the configuration field with these settings, for messages."""
     stream: int
-    """Names the random stream of `select`, within an iteration."""
+    """The number of the random stream of `select` within an iteration."""
 
 
 def select_examples(
@@ -31,9 +33,9 @@ def select_examples(
     seed: int,
     iteration: int,
 ) -> dict[str, list[Example]]:
-    """The training set of every adapter, in the order of the transcripts; an empty one leaves its adapter as it is.
+    """Selects the training set of every adapter. An adapter with an empty training set is not changed by finetuning.
 
-    What a lesson draws follows from (seed, iteration, its stream) and its own examples alone.
+    The random draws of a lesson depend only on (seed, iteration, stream of the lesson) and on its own examples.
     """
     return {
         lesson.adapter: lesson.select(transcripts, equivalent, example_choice(seed, iteration, lesson.stream))

@@ -1,6 +1,6 @@
-"""Dialogues to batches: encoded, packed into rows of T tokens, and stacked over adapters as [A, B, T].
+"""Makes batches from dialogues: encodes them, packs them into rows of T tokens, and stacks the adapters to [A, B, T].
 
-Everything is a pure function of its inputs: a run that is resumed at step t sees the same bytes.
+All functions are deterministic, so a run that is resumed at step t gets the same batches.
 """
 
 import dataclasses
@@ -21,20 +21,24 @@ from mft_jax.seeds import packing
 
 @dataclasses.dataclass(frozen=True)
 class AdapterPlan:
-    """One adapter's part of a training stage."""
+    """The packed training data of one adapter in a finetuning stage."""
 
     lesson: Lesson
     examples: tuple[Encoded, ...]
-    left_out: int  # examples longer than a row, or with nothing to learn
-    rows: tuple[tuple[int, ...], ...]  # indices of the examples in each row, all epochs one after the other
-    steps: int  # 0: nothing to learn, the adapter keeps its weights
+    left_out: int  # number of examples left out: longer than a row, or without targets
+    rows: tuple[tuple[int, ...], ...]  # indices of the examples in each row, for all epochs in order
+    steps: int  # optimizer steps; 0: no examples, the adapter is not changed
 
     @property
     def name(self) -> str:
+        """The name of the adapter."""
         return self.lesson.adapter
 
     def rows_of(self, step: int) -> tuple[tuple[int, ...], ...]:
-        """The rows of a step. They are spread evenly, so that no step learns from a single left-over row."""
+        """The rows of `step` (from 0), as indices of examples. Empty after the last step.
+
+        The rows are spread evenly over the steps, so that the last step is not a small remainder.
+        """
         if step >= self.steps:
             return ()
         return self.rows[step * len(self.rows) // self.steps : (step + 1) * len(self.rows) // self.steps]
@@ -42,29 +46,31 @@ class AdapterPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All batches of a training stage, made when asked for."""
+    """The batches of a finetuning stage, each made on request."""
 
     adapters: tuple[AdapterPlan, ...]
-    iteration: int  # named in errors
+    iteration: int  # for error messages
     batch_rows: int  # B
     row_tokens: int  # T
-    row_targets: int  # M, one for the whole stage: one compiled step
+    row_targets: int  # M, the same in all steps of the stage, so that one step is compiled
 
     @property
     def total(self) -> int:
-        """Steps of the adapter with the most data."""
+        """The number of steps of the stage: that of the adapter with the most data."""
         return max((adapter.steps for adapter in self.adapters), default=0)
 
     @property
     def steps(self) -> Int[np.ndarray, "A"]:
+        """The number of optimizer steps of each adapter."""
         return np.array([adapter.steps for adapter in self.adapters], np.int32)
 
     @property
     def left_out(self) -> Int[np.ndarray, "A"]:
+        """The number of examples of each adapter that are not trained on: too long for a row, or without targets."""
         return np.array([adapter.left_out for adapter in self.adapters], np.int32)
 
     def batch(self, step: int) -> Batch:
-        """The rows of all adapters for one step, as numpy arrays."""
+        """The batch of `step` (from 0) for all adapters, as numpy arrays."""
         lead = (len(self.adapters), self.batch_rows)
         sizes = [self.row_tokens] * 3 + [self.row_targets] * 3
         dtypes = [np.int32] * 5 + [np.float32]
@@ -75,12 +81,12 @@ class Plan:
         return batch
 
     def tokens(self, step: int) -> int:
-        """Tokens of dialogue in a step, over all adapters: what a rate in tokens per second counts."""
+        """The number of tokens in the batch of `step`, over all adapters and without padding."""
         return sum(len(own.examples[i][0]) for own in self.adapters for row in own.rows_of(step) for i in row)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything that the batches are made of: a checkpoint's step means a place in this plan only."""
+        """SHA-256 of everything that determines the batches. Checkpoints store it, to be resumed with the same batches only."""
         digest = hashlib.sha256(f"{self.batch_rows} {self.row_tokens}".encode())
         for own in self.adapters:
             digest.update(f"{own.name} {own.steps} {own.rows}".encode())
@@ -98,7 +104,10 @@ def make_plan(
     seed: int,
     iteration: int,
 ) -> Plan:
-    """Encodes and packs the examples of each adapter, in the order of the lessons."""
+    """Encodes and packs the examples of each adapter. The adapters of the plan are in the order of the lessons.
+
+    Raises UserError if the chat template does not render an assistant turn as a continuation of its prompt.
+    """
     plans = []
     for index, lesson in enumerate(lessons):
         encoded, left_out = encode(chat, examples[lesson.adapter], config)
@@ -113,7 +122,7 @@ def make_plan(
 
 
 def hyper_of(plan: Plan, config: FinetuningConfig, lora_scale: float) -> Hyper:
-    """The settings of a stage as arrays. The warm-up is rounded up to whole steps of each adapter."""
+    """The hyperparameters of a stage as arrays. The warm-up of each adapter is rounded up to a full step."""
     scalars = (config.weight_decay, config.beta1, config.beta2, config.eps, config.clip_norm)
     return Hyper(
         np.full(len(plan.adapters), lora_scale, np.float32),
@@ -125,16 +134,24 @@ def hyper_of(plan: Plan, config: FinetuningConfig, lora_scale: float) -> Hyper:
 
 
 def encode(chat: Chat, examples: Sequence[Example], config: FinetuningConfig) -> tuple[tuple[Encoded, ...], int]:
-    """Token ids and loss masks, and how many are left out: those longer than a row, because a cut one loses its answer."""
+    """Token ids and loss masks of the examples, and the number of examples left out.
+
+    Examples longer than a row are left out, because a truncated one would lose its last answer; so are examples without
+    targets.
+    """
     encoded = [pair for own in examples for pair in chat.examples(own["messages"], config.final_turn_only)]
     kept = tuple((ids, mask) for ids, mask in encoded if len(ids) <= config.row_tokens and mask[1:].any())
     return kept, len(encoded) - len(kept)
 
 
 def pack_rows(lengths: Sequence[int], row_tokens: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
-    """First-fit in a shuffled order: each example joins the first row with room for it. No length exceeds a row."""
+    """Packs examples of these lengths into rows of `row_tokens` tokens, first-fit in a random order.
+
+    Each example goes into the first row with room for it. No length may exceed `row_tokens`. Returns the indices of the
+    examples in each row.
+    """
     rows: list[list[int]] = []
-    room = np.zeros(len(lengths), np.int64)  # of each row; at most one row per example
+    room = np.zeros(len(lengths), np.int64)  # free tokens of each row; there are at most as many rows as examples
     for example in rng.permutation(len(lengths)).tolist():
         fits = np.flatnonzero(room[: len(rows)] >= lengths[example])
         if len(fits):
@@ -149,7 +166,10 @@ def pack_rows(lengths: Sequence[int], row_tokens: int, rng: np.random.Generator)
 
 
 def _row_targets(plans: Sequence[AdapterPlan], row_tokens: int) -> int:
-    """M: room for the targets of the fullest row, in quarters of a row: the next iteration's M is then mostly the same."""
+    """M: the largest number of targets in a row, rounded up to a quarter of a row.
+
+    Because of the rounding, most iterations have the same M and need no recompilation.
+    """
     counts = [[int(mask[1:].sum()) for _, mask in plan.examples] for plan in plans]
     most = max(
         (sum(own[i] for i in row) for plan, own in zip(plans, counts, strict=True) for row in plan.rows), default=1
@@ -159,7 +179,7 @@ def _row_targets(plans: Sequence[AdapterPlan], row_tokens: int) -> int:
 
 
 def _fill_row(row: Batch, examples: Sequence[Encoded]) -> None:
-    """Writes examples into the arrays of one row, segment after segment."""
+    """Writes examples into the arrays of one row in place, one segment after another."""
     start = count = 0
     for segment, (ids, mask) in enumerate(examples, start=1):
         end = start + len(ids)

@@ -1,4 +1,4 @@
-"""The loop of a training stage: batches in, steps out; checkpoints and metrics are the caller's, through callbacks."""
+"""The training loop of a finetuning stage. The caller saves checkpoints and logs metrics in callbacks."""
 
 import time
 from collections.abc import Callable
@@ -16,11 +16,11 @@ from mft_jax.programs.train import Batch, Hyper, Metrics, TrainState
 
 
 class NonFiniteLoss(UserError):
-    """An adapter's loss, gradient or new weights were not finite numbers; its state is still the one before that step."""
+    """The loss, gradient or updated state of an adapter is not finite. The step did not change that adapter."""
 
 
-class Busy:
-    """Adds up the seconds in which the devices had a dispatched program to finish; compilation is not among them."""
+class BusyClock:
+    """Measures the time during which dispatched programs are running, in seconds, without compilation."""
 
     def __init__(self, program: Program):
         self.seconds = 0.0
@@ -28,12 +28,12 @@ class Busy:
         self._since: tuple[float, float] | None = None
 
     def start(self) -> None:
-        """Before a dispatch; nothing happens while another one is under way."""
+        """Call before a dispatch. Does nothing if the clock is already running."""
         if self._since is None:
             self._since = time.perf_counter(), self._program.compile_seconds
 
     def stop(self) -> None:
-        """When all that was dispatched has been waited for."""
+        """Call when everything that was dispatched has finished."""
         if self._since is not None:
             started, compiled = self._since
             self.seconds += time.perf_counter() - started - (self._program.compile_seconds - compiled)
@@ -53,16 +53,20 @@ def train(
     on_step: Callable[[int, Metrics], None] = lambda done, metrics: None,
     on_save: Callable[[int, TrainState, float], None] = lambda done, state, busy: None,
 ) -> TrainState:
-    """Runs the steps start, start + 1, .. of a plan and returns the last state. The given state is donated.
+    """Runs the steps start, start + 1, ... of a plan and returns the last state. Donates the given state.
 
-    `on_step(done, metrics)` hears of each step, in order, when the next one is already under way: fetching metrics
-    never holds up the device. `on_save(done, state, busy)` is called after every `save_every` steps (0: never) and
-    after the last one, with `done` steps behind it, all known to be finite, and the seconds in which the devices were
-    busy since the start; it must not keep the state, whose buffers the next step takes. A run that is resumed from
-    there with `start=done` repeats the same bytes.
-    Raises NonFiniteLoss; no state with a non-finite step is ever handed out.
+    `on_step(done, metrics)` is called for every step in order, with `done` steps finished. It is called after the next
+    step has been dispatched, so that fetching metrics does not stall the devices.
+
+    `on_save(done, state, busy)` is called after every `save_every` steps (0: never) and after the last step. `busy` is
+    the time in seconds, since `start`, in which dispatched steps were running, without compilation. The callback must
+    copy the state if it keeps it, because the next step reuses its buffers. A run that is resumed from this state with
+    `start=done` gives the same bytes.
+
+    Raises NonFiniteLoss if the loss, the gradient or the updated state of an adapter is not finite. `on_save` gets only
+    states after finite steps.
     """
-    pending, busy = None, Busy(step)
+    pending, busy = None, BusyClock(step)
     for index in range(start, plan.total):
         batch = place_batch(plan.batch(index), mesh)
         busy.start()
@@ -79,21 +83,22 @@ def train(
 
 
 def place_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """A batch on its devices: adapters and rows split as the mesh says."""
+    """Copies a batch to the devices, sharded over the mesh's agent and data axes where their sizes divide evenly."""
     return jax.tree.map(lambda x: jax.device_put(x, sharding(mesh, "agent", "batch", None, shape=x.shape)), batch)
 
 
 def _report_step(index: int, metrics: Metrics, plan: Plan, on_step: Callable[[int, Metrics], None]) -> None:
-    """Waits for a step's metrics, checks them and passes them on."""
+    """Waits for the metrics of a step and passes them to `on_step`. Raises NonFiniteLoss."""
     metrics = jax.device_get(metrics)
     broken = np.flatnonzero(metrics.active & ~metrics.finite)
     if len(broken):
         own, place = plan.adapters[broken[0]], broken[0]
         raise NonFiniteLoss(
-            f"The loss of {own.name}, its gradient or what it makes of the weights is not finite (loss "
-            f"{metrics.loss[place]:.4g}, gradient norm {metrics.grad_norm[place]:.4g}) at step {index + 1} of iteration "
-            f"{plan.iteration}; its weights were not changed by it. Lower {own.lesson.field}.learning_rate (now "
-            f"{own.lesson.settings.learning_rate:g}) and start again, which resumes from the last checkpoint; to finetune "
-            f"from the beginning, where those weights are too large already, delete iteration_{plan.iteration}/checkpoint too."
+            f"The loss, the gradient or the updated weights of {own.name} are not finite at step {index + 1} of iteration "
+            f"{plan.iteration} (loss {metrics.loss[place]:.4g}, gradient norm {metrics.grad_norm[place]:.4g}); the step "
+            f"did not change the weights. Lower {own.lesson.field}.learning_rate (now "
+            f"{own.lesson.settings.learning_rate:g}) and run the same command again, which resumes from the last "
+            f"checkpoint. If its weights are too large already, also delete iteration_{plan.iteration}/checkpoint, to "
+            "restart the finetuning of this iteration."
         )
     on_step(index + 1, metrics)

@@ -1,4 +1,4 @@
-"""What is compared: each method a value over the shared stages."""
+"""The methods that can be run and compared. Each is a `Method` value; all methods run on the same stages."""
 
 import difflib
 from collections.abc import Callable
@@ -19,8 +19,8 @@ METHODS: dict[str, Callable[[ExperimentConfig], Method]] = {
 
 
 def make_method(name: str, config: ExperimentConfig) -> Method:
-    """The method of that name for a configuration. Raises UserError for an unknown name, with the nearest one."""
+    """The method called `name`, for a configuration. Raises UserError, which suggests the closest name, for an unknown one."""
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.0)[0]
-        raise UserError(f"There is no method {name!r} (there are {', '.join(METHODS)}): did you mean {near!r}?")
+        raise UserError(f"Unknown method {name!r}, expected one of {', '.join(METHODS)}: did you mean {near!r}?")
     return METHODS[name](config)

@@ -1,4 +1,4 @@
-"""What a method is: who speaks when, what each is shown, and who learns what."""
+"""The definition of a method: who speaks when, what each agent is shown, and which adapter learns from what."""
 
 import dataclasses
 
@@ -10,18 +10,19 @@ from mft_jax.programs.train import Objective
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
-    """A method as a value over the shared stages: it has no sampler, trainer or loop of its own."""
+    """A method as a value. It has no code of its own: the shared debate, finetuning and evaluation stages run it."""
 
     name: str
     protocol: Protocol
-    """Of the debates that make the training data, and of those that are evaluated."""
+    """The rules of both the training debates and the evaluation debates."""
     lessons: tuple[Lesson, ...] = ()
-    """One for each adapter, in the order of the society; none: nothing is finetuned."""
+    """One per adapter, in the order of the society. Empty: nothing is finetuned."""
     objective: Objective = likelihood
+    """The training loss of all adapters."""
     restart: bool = False
-    """Each iteration finetunes the adapters that the run began with, instead of those of the iteration before."""
+    """True: each iteration starts from the initial adapters of the run, not from those of the previous iteration."""
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """The names of the society, in order."""
+        """The names of the adapters, in the order of the society."""
         return tuple(lesson.adapter for lesson in self.lessons)

@@ -1,4 +1,4 @@
-"""The paper's methods (section 2 of the method), each a value made from a configuration."""
+"""The methods of Subramaniam et al. 2025 (arXiv 2501.05707), each made from a configuration."""
 
 from mft_jax.config import ExperimentConfig
 from mft_jax.debate.protocol import Protocol, everyone
@@ -14,25 +14,29 @@ def base(config: ExperimentConfig) -> Method:
 
 
 def majority(config: ExperimentConfig) -> Method:
-    """N independent answers of the base model, and a majority vote."""
+    """A majority vote over N independent answers of the base model."""
     return Method(name="majority", protocol=Protocol(speakers=everyone(None, config.debate.agents, 1)))
 
 
 def debate(config: ExperimentConfig) -> Method:
-    """The base model as all N agents, M rounds, with summaries."""
+    """A debate of N agents over M rounds with summaries. The base model speaks for all agents."""
     rules = config.debate
     return Method(name="debate", protocol=Protocol(speakers=everyone(None, rules.agents, rules.rounds)))
 
 
 def multiagent_ft(config: ExperimentConfig) -> Method:
-    """N generators answer first, N critics in all later rounds; each learns from what it said where the vote agrees."""
+    """Multiagent finetuning (Algorithm 1 of the paper), with 2N adapters.
+
+    Generator n answers for agent n in round 1, and learns from its own first answers that agree with the final vote.
+    Critic n answers in all later rounds, and learns from agent n's dialogues whose last answer agrees with the vote.
+    """
     rules, tuning = config.debate, config.finetuning
     generators, critics = (tuple(f"{role}_{n}" for n in range(rules.agents)) for role in ("generator", "critic"))
     first = [
         Lesson(adapter=name, select=FirstAnswers(n), settings=tuning.generator, field="finetuning.generator", stream=n)
         for n, name in enumerate(generators)
     ]
-    whole = [
+    dialogues = [
         Lesson(
             adapter=name, field="finetuning.critic", settings=tuning.critic, stream=n,
             select=Dialogues(
@@ -44,6 +48,6 @@ def multiagent_ft(config: ExperimentConfig) -> Method:
     return Method(
         name="multiagent_ft",
         protocol=Protocol(speakers=(generators, *(critics,) * (rules.rounds - 1))),
-        lessons=(*first, *whole),
+        lessons=(*first, *dialogues),
         restart=tuning.restart_from_base,
     )

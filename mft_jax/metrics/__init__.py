@@ -1,1 +1,1 @@
-""""""
+"""Accuracy, paired tests, diversity, FLOPs and costs."""

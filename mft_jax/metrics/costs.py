@@ -1,4 +1,4 @@
-"""What the stages cost, from what they did: sampled rows and trained dialogues to tokens and FLOPs."""
+"""The cost of stages in tokens and FLOPs, from the sampled rows and the trained examples."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ from mft_jax.sampling import Usage
 
 
 def sampling_cost(usages: Iterable[Usage], model: ModelConfig, lora: LoraConfig) -> Cost:
-    """The cost of calls of the sampler, without wall time, which only the caller knows."""
+    """The cost of sampling. `wall_seconds` is 0; the caller measures it."""
     cost = Cost()
     for usage in usages:
         adapter = lora if usage.adapted else None
@@ -25,7 +25,7 @@ def sampling_cost(usages: Iterable[Usage], model: ModelConfig, lora: LoraConfig)
 
 
 def finetuning_cost(plan: Plan, start: int, end: int, model: ModelConfig, lora: LoraConfig) -> Cost:
-    """The cost of optimizer steps start..end-1 of a plan, all adapters together, without seconds."""
+    """The cost of the optimizer steps start..end-1 of a plan, over all adapters. The times are 0; the caller measures them."""
     cost = Cost()
     for own in plan.adapters:
         rows = [row for step in range(start, min(end, own.steps)) for row in own.rows_of(step)]

@@ -1,4 +1,4 @@
-"""What work costs: tokens, FLOPs and seconds, added up from the journals of the stages that spent them."""
+"""Costs in tokens, FLOPs and seconds, and their sums."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -9,19 +9,19 @@ from mft_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
-    """The price of a piece of work. Costs add with `+`; `total` adds many."""
+    """The cost of a piece of work. Add two costs with `+`, and many with `total`."""
 
     prompt_tokens: int = 0
-    """Tokens read by prefill, without padding; tokens that are in the KV cache already are not read again."""
+    """Prompt tokens, without padding."""
     new_tokens: int = 0
     """Tokens sampled, stop tokens included."""
     train_tokens: int = 0
-    """Tokens seen by the train step over all epochs, prompts included, padding not."""
+    """Tokens trained on, over all epochs; prompts included, without padding."""
     flops: int = 0
-    """Floating-point operations the algorithm asks for, by `mft_jax.metrics.flops`; padding is not counted."""
+    """Floating-point operations that the algorithm needs, by `mft_jax.metrics.flops`; without padding."""
     device_seconds: float = 0.0
-    """Seconds in which dispatched programs were under way, times the number of devices; compilation, scheduling, saving
-    and logging are not included."""
+    """Seconds during which dispatched programs were running, times the number of devices; without compilation, saving and
+    logging."""
     wall_seconds: float = 0.0
     """Wall time in seconds, everything included."""
 
@@ -35,7 +35,7 @@ class Cost:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str = "a cost") -> "Cost":
-        """The inverse of `to_dict`; absent fields are 0. Raises UserError, naming `source`, for an unknown field."""
+        """The inverse of `to_dict`; missing fields are 0. Raises UserError, which names `source`, for an unknown field."""
         names = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(raw) - names)
         if unknown:
@@ -47,5 +47,5 @@ class Cost:
 
 
 def total(costs: Iterable[Cost]) -> Cost:
-    """The sum; of nothing, the zero cost."""
+    """The sum of the costs; the zero cost if there are none."""
     return sum(costs, start=Cost())

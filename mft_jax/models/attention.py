@@ -1,17 +1,17 @@
-"""Grouped-query attention over keys that are kept transposed.
+"""Grouped-query attention with transposed keys.
 
-Keys are [B, K, H, S] and values [B, K, S, H], so that both products are plain batched matmuls: on CPUs three times
-faster in decoding than the [B, S, K, H] layout, and no slower on accelerators.
+Keys are [B, K, H, S] and values [B, K, S, H], so that both products are plain batched matmuls. In decoding this is three
+times faster on CPUs than the layout [B, S, K, H], and no slower on accelerators.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-CHUNK = 128  # queries that are scored together
-MOST_CHUNKS = 8  # longer rows have longer chunks, so that no more than these are compiled
-_NEGATIVE = -1e30  # finite: a fully masked row (padding) then gives an average instead of NaN
-_FEW = 8  # queries of a kv head, up to which XLA's CPU matmul is slower than multiplying and adding
+CHUNK = 128  # queries per chunk in `causal_attention`
+MOST_CHUNKS = 8  # longer rows have longer chunks instead, to limit the size of the compiled program
+_NEGATIVE = -1e30  # finite, so that a fully masked row (padding) gives an average of the values instead of NaN
+_FEW_QUERIES = 8  # up to this many queries per kv head, XLA's CPU matmul is slower than multiply and sum
 
 
 def attend(
@@ -21,18 +21,18 @@ def attend(
     mask: Bool[Array, "B T S"],
     softcap: float | None = None,
 ) -> Float[Array, "B T N H"]:
-    """softmax(q k) v where `mask` allows it, for queries that are already scaled; the softmax is in float32.
+    """softmax(q k) v over the keys that `mask` allows, with the softmax in float32. The queries are already scaled.
 
     With `softcap` c the scores are c tanh(q k / c).
     """
     batch, time, heads, dim = q.shape
     kv_heads, groups = keys.shape[1], heads // keys.shape[1]
     q = q.reshape(batch, time, kv_heads, groups, dim).transpose(0, 2, 3, 1, 4)  # [B, K, G, T, H]
-    scores = _scores(q.reshape(batch, kv_heads, groups * time, dim), keys)
+    scores = _query_key_products(q.reshape(batch, kv_heads, groups * time, dim), keys)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     scores = jnp.where(mask[:, None, None], scores.reshape(batch, kv_heads, groups, time, -1), _NEGATIVE)
-    # Divided by their sum after the product with the values: H divisions instead of S. The sum is at least exp(0).
+    # The weights are normalized after the product with the values: H divisions instead of S. The sum is at least exp(0).
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     total = jnp.sum(weights, axis=-1, keepdims=True)
     flat = weights.astype(values.dtype).reshape(batch, kv_heads, groups * time, -1)
@@ -51,12 +51,13 @@ def causal_attention(
     softcap: float | None = None,
     chunk: int | None = None,
 ) -> Float[Array, "B T N H"]:
-    """A token attends to itself and earlier tokens of its own segment; packed dialogues never see each other.
+    """Each token attends to itself and to the earlier tokens of its own segment, never to another packed dialogue.
 
-    With a `window`, it attends only to that many last tokens, itself included.
-    Each chunk of queries is scored against the keys from its window's start to its own end only. That leaves out almost
-    half of the T x T scores, or more, and the chunks fit a CPU's cache: a training step on CPUs takes less than half of
-    the time that it takes with all scores.
+    With `window`, it attends only to the last `window` of these tokens, itself included.
+
+    Each chunk of queries is multiplied only with the keys from the start of its window to the end of the chunk. This
+    skips almost half of the T x T scores, or more, and a chunk fits a CPU's cache. On CPUs a training step takes less
+    than half of the time that it takes with all scores.
     """
     time = q.shape[1]
     chunk = chunk or max(CHUNK, -(-time // MOST_CHUNKS))
@@ -71,7 +72,7 @@ def causal_attention(
 
 
 def visible(queries: Int[Array, "..."], keys: Int[Array, "..."], window: int | None) -> Bool[Array, "..."]:
-    """Which keys a query attends to, by their places in the row: none after it, and no more than `window` of the others."""
+    """Whether each query may attend to each key, by their positions in the row: causal, and within `window` if given."""
     earlier = keys <= queries
     return earlier if window is None else earlier & (keys > queries - window)
 
@@ -79,14 +80,14 @@ def visible(queries: Int[Array, "..."], keys: Int[Array, "..."], window: int | N
 def transposed(
     k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]
 ) -> tuple[Float[Array, "B K H T"], Float[Array, "B K T H"]]:
-    """Keys and values in the layout that attention and the KV cache use."""
+    """Transposes keys and values to the layout of attention and of the KV cache."""
     return k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
 
 
-def _scores(q: Float[Array, "B K T H"], keys: Float[Array, "B K H S"]) -> Float[Array, "B K T S"]:
-    """q k, in float32. XLA's CPU matmul is slow for the few queries of a decode step: there, multiply and add."""
+def _query_key_products(q: Float[Array, "B K T H"], keys: Float[Array, "B K H S"]) -> Float[Array, "B K T S"]:
+    """The products q k in float32. For the few queries of a decode step on CPUs: multiply and sum, which is faster there."""
     matmul = lambda q, keys: jnp.einsum("bkth,bkhs->bkts", q, keys, preferred_element_type=jnp.float32)
-    if q.shape[2] > _FEW:
+    if q.shape[2] > _FEW_QUERIES:
         return matmul(q, keys)
     sums = lambda q, keys: jnp.sum((q[..., None] * keys[:, :, None]).astype(jnp.float32), axis=3)
     return jax.lax.platform_dependent(q, keys, cpu=sums, default=matmul)

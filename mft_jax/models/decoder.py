@@ -1,8 +1,8 @@
-"""The decoder of all Llama-like families, read from top to bottom: linear, norm, block, decoder.
+"""The decoder of all Llama-like families, from the bottom up: linear layer, norm, block, decoder.
 
-Modules are flax.nnx and hold the frozen base only; they are split once into (graphdef, base) and merged inside compiled
-functions. An adapter is an argument, never a part of the module, so that `jax.vmap` maps it and leaves the base
-un-mapped: the base matmul stays one matmul over all agents' rows. `None` as adapter is the base model itself.
+The flax.nnx modules contain only the frozen base. They are split once into (graphdef, base) and merged inside compiled
+functions. An adapter is an argument, not part of the module, so that `jax.vmap` maps over adapters but not over the
+base: the base matmul stays one matmul over all agents' rows. With the adapter None the decoder is the base model.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,14 +18,14 @@ from mft_jax.models.config import ModelConfig
 from mft_jax.models.lora import Adapter, LowRank, projection_shapes
 from mft_jax.models.rotary import rotate, rotation
 
-# Called by a block with (its index, q, k, v); returns the attention output. Where keys and values are kept is up to the caller.
+# Called by every block with (index of the block, q, k, v). Returns the attention output, and may store k and v in a cache.
 Attention = Callable[[int, Array, Array, Array], Float[Array, "B T N H"]]
 
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": partial(jax.nn.gelu, approximate=True)}
 
 
 class Linear(nnx.Module):
-    """x @ kernel (+ bias), plus an adapter's low-rank change."""
+    """x @ kernel (+ bias), plus the low-rank update of an adapter."""
 
     def __init__(self, size_in: int, size_out: int, bias: bool, dtype: jnp.dtype):
         self.kernel = nnx.Param(jnp.zeros((size_in, size_out), dtype))
@@ -40,7 +40,10 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x), scaled; with `offset`, by 1 + scale, before it is rounded to the compute type (Gemma)."""
+    """x / rms(x) * scale, normalized in float32. With `offset` (Gemma) it is x / rms(x) * (1 + scale).
+
+    Without `offset` the normalized x is cast to the dtype of x before it is scaled, with `offset` after.
+    """
 
     def __init__(self, size: int, eps: float, offset: bool, dtype: jnp.dtype):
         self.scale = nnx.Param(jnp.ones((size,), dtype))
@@ -55,7 +58,7 @@ class RMSNorm(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and gated MLP, each after a norm (Gemma: between two) and inside a residual."""
+    """Attention and a gated MLP, each with a norm before it, with `out_norms` another one after it, and a residual."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
         self.config = config
@@ -96,7 +99,7 @@ class Block(nnx.Module):
             return x + (y if self.mlp_out_norm is None else self.mlp_out_norm(y))
 
     def _queries_keys_values(self, y: Float[Array, "B T D"], lora: Mapping[str, LowRank]) -> tuple[Array, Array, Array]:
-        """[B, T, N, H], [B, T, K, H] and [B, T, K, H]."""
+        """Queries [B, T, N, H], keys [B, T, K, H] and values [B, T, K, H]."""
         config = self.config
         if config.fused:
             ends = config.heads * config.head_dim, (config.heads + config.kv_heads) * config.head_dim
@@ -145,9 +148,10 @@ class Decoder(nnx.Module):
         long: Bool[Array, "..."] | None = None,
         remat: bool = False,
     ) -> Float[Array, "B T D"]:
-        """Hidden states after the last norm. Layers are unrolled: a scan over the weights would copy each of them on CPUs.
+        """The hidden states after the last norm.
 
-        `long`, [] or [B, T], as in `rotary.rotation`: only models with a `config.long_after` use it.
+        `long` is as in `rotary.rotation`; only models with `config.long_after` use it. `remat` recomputes the activations
+        of each block in the backward pass. Layers are unrolled: on CPUs a scan over layers would copy their weights.
         """
         config = self.config
         x = self.embedding[...][tokens].astype(self.compute_dtype)
@@ -170,18 +174,20 @@ class Decoder(nnx.Module):
         adapter: Adapter | None = None,
         remat: bool = False,
     ) -> Float[Array, "B T D"]:
-        """Whole sequences at once: causal attention within each segment of a row."""
+        """The hidden states of complete sequences, with causal attention within each segment of a row."""
         config, long = self.config, None
         attention = lambda layer, q, k, v: causal_attention(
             q, *transposed(k, v), segment_ids, window=config.windows[layer], softcap=config.attention_softcap
         )
         if config.long_after is not None and tokens.shape[1] > config.long_after:
-            lengths = jnp.sum(segment_ids[:, :, None] == segment_ids[:, None], axis=-1)  # of each token's segment
+            lengths = jnp.sum(
+                segment_ids[:, :, None] == segment_ids[:, None], axis=-1
+            )  # length of each token's segment
             long = lengths > config.long_after
         return self.run(tokens, positions, adapter, attention, long=long, remat=remat)
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        """Scores over the vocabulary, in float32."""
+        """Logits over the vocabulary, in float32."""
         with jax.named_scope("logits"):
             head = self.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
             scores = jnp.einsum("...d,dv->...v", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
@@ -189,7 +195,7 @@ class Decoder(nnx.Module):
             return scores if cap is None else cap * jnp.tanh(scores / cap)
 
     def __call__(self, tokens: Int[Array, "B T"], adapter: Adapter | None = None) -> Float[Array, "B T V"]:
-        """Logits of every position of rows without padding."""
+        """The logits at every position of rows without padding."""
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         return self.logits(self.hidden(tokens, positions, jnp.zeros_like(tokens), adapter))
 
@@ -199,8 +205,8 @@ def build(
     dtype: jnp.dtype = jnp.float32,
     compute_dtype: jnp.dtype | None = None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """(graphdef, abstract base). The base's leaves are ShapeDtypeStructs: `weights` fills them, a compiler needs no more.
+    """The graphdef and the abstract base, whose leaves are ShapeDtypeStructs. `weights.load_base` loads the arrays.
 
-    `dtype` is that of the weights, `compute_dtype` that of activations (None: the same).
+    `dtype` is the dtype of the weights and `compute_dtype` that of the activations (None: the same).
     """
     return nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype, compute_dtype)))

@@ -1,7 +1,7 @@
-"""Low-rank adapters: a plain pytree beside the frozen base, stacked over layers here and over a society by the callers.
+"""Low-rank adapters (LoRA, Hu et al. 2021) as plain pytrees beside the frozen base.
 
-The weights of one adapter are {target: {"a": [L, in, R], "b": [L, R, out]}}; those of a society have one more leading
-axis, A.
+The weights of one adapter are {target: {"a": [L, in, R], "b": [L, R, out]}}, stacked over the layers. The weights of a
+society have one more leading axis, A.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ AdapterWeights = PyTree[Float[Array, "..."]]
 
 
 class LowRank(NamedTuple):
-    """The change of one linear layer: x -> scale * (x @ a) @ b."""
+    """The low-rank update of one linear layer: it adds scale * (x @ a) @ b to the output for x."""
 
     a: Float[Array, "in R"]
     b: Float[Array, "R out"]
@@ -27,20 +27,20 @@ class LowRank(NamedTuple):
 
 
 class Adapter(NamedTuple):
-    """An adapter with its scale, alpha / rank, which so is data: one compiled program serves adapters of any scale."""
+    """An adapter and its scale, alpha / rank. The scale is an array, so one compiled program serves adapters of any scale."""
 
     weights: AdapterWeights
-    scale: Float[Array, "..."]  # [] of one adapter, [A] of a society
+    scale: Float[Array, "..."]  # [] for one adapter, [A] for a society
 
     def layer(self, index: int) -> dict[str, LowRank]:
-        """One adapter's changes to the linear layers of a block, by the name of the layer."""
+        """The low-rank updates of the linear layers of block `index`, by the name of the layer. For one adapter only."""
         return {
             target: LowRank(pair["a"][index], pair["b"][index], self.scale) for target, pair in self.weights.items()
         }
 
 
 def projection_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """(in, out) of every linear layer of a decoder block."""
+    """The shape (in, out) of every linear layer of a decoder block, by its name."""
     q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
     if config.fused:
         return {
@@ -61,9 +61,10 @@ def projection_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def resolve_targets(config: ModelConfig, targets: Iterable[str]) -> tuple[str, ...]:
-    """The layers of this model that `targets` mean: where it fuses projections, all parts together mean the fused one.
+    """The linear layers of this model that `targets` names.
 
-    Raises UserError for a part of a fused projection alone, and for a layer that the model does not have.
+    In a model with fused projections, all parts of a fused projection together name the fused layer. Raises UserError if
+    only some of its parts are named, and for a layer that the model does not have.
     """
     asked, shapes = set(targets), projection_shapes(config)
     for fused, parts in FUSED.items():
@@ -81,7 +82,7 @@ def resolve_targets(config: ModelConfig, targets: Iterable[str]) -> tuple[str, .
 
 
 def init_weights(config: ModelConfig, lora: LoraConfig, key: Key[Array, ""]) -> AdapterWeights:
-    """One fresh adapter: `a` uniform within 1/sqrt(in) as in PEFT, `b` zero, so that it computes what the base computes."""
+    """The initial weights of one adapter: `a` uniform in +-1/sqrt(in), as in PEFT, and `b` zero, so the update is zero."""
     shapes, dtype = projection_shapes(config), jnp.dtype(lora.dtype)
     adapter = {}
     for target in resolve_targets(config, lora.targets):
@@ -94,6 +95,6 @@ def init_weights(config: ModelConfig, lora: LoraConfig, key: Key[Array, ""]) -> 
 
 
 def init_society(config: ModelConfig, lora: LoraConfig, key: Key[Array, ""], adapters: int) -> AdapterWeights:
-    """The weights of `adapters` fresh adapters, stacked; those of number i do not depend on how many others there are."""
+    """The initial weights of `adapters` adapters, stacked. Those of adapter i do not depend on the number of adapters."""
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(adapters))
     return jax.vmap(lambda k: init_weights(config, lora, k))(keys)

@@ -1,4 +1,4 @@
-"""A society: an ordered set of named adapters over one base, stacked [A, ...]."""
+"""A society: an ordered set of named adapters over one base model, stacked on a leading axis A."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,28 +13,30 @@ from mft_jax.parallel.mesh import society_shardings
 
 @dataclasses.dataclass(frozen=True)
 class Society:
-    """The speakers of a debate by name. The base model is the speaker without an adapter; `Society()` has only that one."""
+    """Adapters by name. The base model is the speaker without an adapter; in `Society()` it is the only speaker."""
 
     names: tuple[str, ...] = ()
     adapters: Adapter | None = None  # stacked in the order of the names
-    mesh: Mesh | None = None  # where stacks of some of them are placed; None: where JAX leaves them
+    mesh: Mesh | None = None  # the mesh that the stacks of `stack` are placed on; None: not placed
     _stacks: dict[tuple[str, ...], Adapter] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @property
     def stacked(self) -> Adapter:
-        """All adapters. Raises ValueError in a society that has none."""
+        """All adapters, stacked in the order of the names. Raises ValueError if the society has none."""
         if self.adapters is None:
-            raise ValueError("a society without adapters has only the base model")
+            raise ValueError("this society has no adapters, only the base model")
         return self.adapters
 
     def index(self, name: str) -> int:
-        """The place of an adapter in the stack. Raises KeyError that lists the names there are."""
+        """The index of an adapter in the stack. Raises KeyError, which lists the known names, for an unknown one."""
         if name not in self.names:
-            raise KeyError(f"there is no adapter {name!r} in this society; there are {', '.join(self.names) or 'none'}")
+            raise KeyError(
+                f"unknown adapter {name!r}; the adapters of this society are: {', '.join(self.names) or 'none'}"
+            )
         return self.names.index(name)
 
     def stack(self, names: Sequence[str]) -> Adapter:
-        """Some of the adapters in the given order, a name perhaps more than once; made once and kept."""
+        """Stacks the named adapters in the given order; names may repeat. Caches the stack. Raises KeyError for unknown names."""
         chosen = tuple(names)
         if chosen not in self._stacks:
             places = np.array([self.index(name) for name in chosen])

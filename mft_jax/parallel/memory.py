@@ -1,16 +1,17 @@
-"""The C library's allocator, told to keep freed memory for the next compiled call."""
+"""Configures the C library's allocator to keep freed memory for the next compiled call."""
 
 import ctypes
 
-# glibc's mallopt parameters (malloc.h) and what they are set to.
+# Parameters of glibc's mallopt (malloc.h), and their values in bytes (arenas: a count).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
 _SETTINGS = {_MMAP_THRESHOLD: 1 << 30, _TRIM_THRESHOLD: (1 << 31) - 1, _TOP_PAD: 1 << 28, _ARENA_MAX: 1}
 
 
 def keep_freed_memory() -> bool:
-    """Stops glibc from returning memory to the kernel after every call; a fifth of a CPU training step is page faults otherwise.
+    """Stops glibc from returning freed memory to the kernel after every compiled call.
 
-    For a program that owns its process, before it computes. Returns False where the C library has no such setting.
+    Otherwise page faults take a fifth of the time of a training step on CPUs. It affects the whole process: call it at
+    the start of a program, not in a library. Returns False if the C library does not support the settings.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

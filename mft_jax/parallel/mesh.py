@@ -1,4 +1,4 @@
-"""The device mesh and the one table that says which axis of an array is split over which axis of the mesh."""
+"""The device mesh, and the table that maps the logical axes of arrays to the axes of the mesh."""
 
 import math
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ from jaxtyping import PyTree
 from mft_jax.config import MeshConfig
 from mft_jax.errors import UserError
 
-# Logical axis -> mesh axis. An axis that is not listed is never split.
+# Logical axis -> mesh axis. Axes that are not listed are not sharded.
 RULES = {
     "agent": "agent",
     "batch": "data",
-    "heads": "model",  # N * H, query heads of the q and o projections
+    "heads": "model",  # N * H, the query heads in the q and o projections
     "kv_heads": "model",  # K * H, and K in the KV cache
     "ffw": "model",
     "vocab": "model",
 }
 
-# Logical axes of a base leaf, by the name of its layer: (in, out) of a kernel, (out,) of a bias.
+# Logical axes (in, out) of the kernel of each linear layer of the base, by the name of the layer. A bias has the last one.
 _LINEAR = {
     "q_proj": ("embed", "heads"),
     "k_proj": ("embed", "kv_heads"),
@@ -37,20 +37,23 @@ _LINEAR = {
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with axes ("agent", "data", "model") over the first devices. Raises UserError when there are too few."""
+    """A mesh with axes ("agent", "data", "model") over the first of `devices` (default: all). Raises UserError if too few."""
     shape = (config.agent, config.data, config.model)
     devices = list(jax.devices() if devices is None else devices)
     needed = math.prod(shape)
     if needed > len(devices):
         raise UserError(
             f"The mesh {'x'.join(map(str, shape))} (agent x data x model) needs {needed} devices, but there are "
-            f"{len(devices)}: make its axes smaller."
+            f"{len(devices)}: use smaller mesh axes."
         )
     return Mesh(np.array(devices[:needed]).reshape(shape), ("agent", "data", "model"), axis_types=(AxisType.Auto,) * 3)
 
 
 def sharding(mesh: Mesh, *axes: str | None, shape: Sequence[int] | None = None) -> NamedSharding:
-    """The sharding of an array with these logical axes. With `shape`, an axis that does not divide evenly stays whole."""
+    """The sharding of an array with these logical axes (None: not sharded).
+
+    With `shape`, an axis whose size is not divisible by the size of its mesh axis is not sharded.
+    """
     names = [RULES.get(axis) if axis else None for axis in axes]
     if shape is not None:
         names = [
@@ -60,7 +63,7 @@ def sharding(mesh: Mesh, *axes: str | None, shape: Sequence[int] | None = None) 
 
 
 def base_sharding(mesh: Mesh, path: tuple[str | int, ...], shape: Sequence[int]) -> NamedSharding:
-    """Where a leaf of the frozen base lives: its path in the module tree decides its logical axes."""
+    """The sharding of one array of the frozen base. Its path in the module tree determines its logical axes."""
     if path[0] == "embedding":
         axes = ("vocab", "embed")
     else:
@@ -70,9 +73,13 @@ def base_sharding(mesh: Mesh, path: tuple[str | int, ...], shape: Sequence[int])
 
 
 def society_shardings(mesh: Mesh, stacked: PyTree) -> PyTree:
-    """Stacked adapters, and optimizer state of the same shapes: split over agents; whole over `model`, for they are small."""
+    """The shardings of stacked adapters, or of their optimizer state: the leading axis over agents.
+
+    They are small, so they are replicated over the other mesh axes. Scalars are replicated.
+    """
     return jax.tree.map(lambda leaf: sharding(mesh, *("agent",) * bool(leaf.ndim), shape=leaf.shape[:1]), stacked)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding that replicates an array over the mesh."""
     return NamedSharding(mesh, PartitionSpec())

@@ -1,6 +1,6 @@
-"""The compiled functions over the mesh: prefill, decode, score and train.
+"""The compiled functions that run on the mesh: prefill, decode, score and train.
 
-Each is a `Program`: a run calls it with arrays, a plan compiles the same function from shapes alone (`abstract`).
+Each is a `Program`. A run calls it with arrays. The same function can be compiled from shapes, without arrays (`abstract`).
 """
 
 from mft_jax.programs.programs import Programs

@@ -1,4 +1,4 @@
-"""The arrays of programs' arguments: the host makes numpy's, compiled functions see JAX's."""
+"""The array type of program arguments: the host passes numpy arrays, the compiled functions receive JAX arrays."""
 
 import numpy as np
 from jaxtyping import Array

@@ -1,9 +1,10 @@
-"""The next token of every row: temperature and nucleus (top-p) sampling without sorting the vocabulary.
+"""Samples the next token of every row with temperature and top-p (nucleus), without sorting the vocabulary.
 
-A token is in the nucleus when the tokens likelier than it have less than top_p together. So draw from the whole
-distribution and accept if that holds; if not, neither the drawn token nor any less likely one is in the nucleus: draw
-again among the likelier ones. Each draw costs a few passes over the vocabulary, two or three are the rule, and accepted
-tokens are distributed exactly as in sampling from the renormalized nucleus (the rejection scheme of FlashInfer, 2025).
+A token is in the nucleus if all tokens more likely than it have a total probability below top_p. The sampler draws a
+token from the full distribution and accepts it if it is in the nucleus. Otherwise no equally or less likely token is in
+the nucleus either, so it draws again from the more likely tokens only. Each draw takes a few passes over the
+vocabulary, and two or three draws are typical. Accepted tokens follow the renormalized distribution of the nucleus
+exactly (the rejection sampling of FlashInfer, 2025).
 """
 
 from typing import NamedTuple
@@ -14,12 +15,14 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from mft_jax.seeds import wrap_row_keys
 
-MAX_DRAWS = 64  # each draw at least halves the mass left on average; after that many the likeliest token is taken
-_BLOCK = 128  # tokens summed together before the inverse CDF looks inside
+# A rejected draw removes, on average, at least half of the remaining probability mass. A row that has no accepted token
+# after this many draws gets its most likely token.
+MAX_DRAWS = 64
+_BLOCK = 128  # vocabulary entries per block of the two-level inverse CDF
 
 
 class Choice(NamedTuple):
-    """A token for each row, and whether its logits were sound; where they were not, the token means nothing."""
+    """A token for each row, and whether the row's logits were valid. Where they were not, ignore the token."""
 
     token: Int[Array, " B"]
     finite: Bool[Array, " B"]
@@ -33,13 +36,14 @@ def choose(
     temperature: Float[Array, ""],
     top_p: Float[Array, ""],
 ) -> Choice:
-    """One token for each row. `index` is the token's place in its answer: with the row's key it decides all random draws.
+    """Chooses one token for each row.
 
-    Rows that are not `active`, or whose logits hold NaN or infinity, or nothing but minus infinity, take no part in the
-    drawing: they get the likeliest token, and the loop does not wait for them.
+    `index` is the position of the token in its answer. The row's key and `index` together determine every random draw.
+    A temperature of 0 chooses the most likely token. Rows that are not `active`, and rows whose logits contain NaN or
+    +inf or only -inf, are not sampled: they get the argmax of their logits, and the loop does not wait for them.
     """
     probabilities = jax.nn.softmax(logits / jnp.maximum(temperature, 1e-6), axis=-1)
-    finite = ~jnp.isnan(probabilities[:, 0])  # one NaN, one infinity or no finite logit makes the whole row NaN
+    finite = ~jnp.isnan(probabilities[:, 0])  # a NaN, a +inf, or only -inf makes the whole softmax NaN
     step_keys = jax.vmap(jax.random.fold_in)(wrap_row_keys(keys), index)
 
     def draw(carry):
@@ -49,7 +53,7 @@ def choose(
         drawn = inverse_cdf(kept, uniform)
         probability = jnp.take_along_axis(kept, drawn[:, None], axis=-1)[:, 0]
         likelier = jnp.sum(jnp.where(probabilities > probability[:, None], probabilities, 0.0), axis=-1)
-        real = probability > 0  # rounding at the end of the CDF can point at a token already excluded: draw again
+        real = probability > 0  # rounding at the end of the CDF can select an excluded token: draw again
         accept = ~accepted & real & (likelier < top_p)
         token = jnp.where(accept, drawn, token)
         floor = jnp.where(accepted | ~real, floor, probability)
@@ -63,7 +67,10 @@ def choose(
 
 
 def inverse_cdf(weights: Float[Array, "B V"], uniform: Float[Array, " B"]) -> Int[Array, " B"]:
-    """The index at which the running sum of `weights` passes `uniform` times their total, found block by block."""
+    """The first index at which the cumulative sum of `weights` exceeds `uniform` times their total.
+
+    Finds the block first, then the index within it, so that no cumulative sum over the whole vocabulary is needed.
+    """
     rows, size = weights.shape
     blocks = jnp.pad(weights, ((0, 0), (0, -size % _BLOCK))).reshape(rows, -1, _BLOCK)
     ends = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)

@@ -1,4 +1,4 @@
-"""The program that decodes tokens in all slots at once."""
+"""The program that decodes tokens in all slots at once, many tokens per call."""
 
 import functools
 
@@ -18,7 +18,11 @@ from mft_jax.programs.slots import Settings, Slots, View
 def decode(
     graphdef: nnx.GraphDef, base: nnx.State, adapters: Adapter | None, slots: Slots, settings: Settings
 ) -> tuple[Slots, View]:
-    """Decodes until `settings.steps` tokens are written, no row is active, or enough rows are free to be refilled."""
+    """Decodes until `settings.steps` tokens per row are done, no row is active, or free slots should be refilled.
+
+    Slots should be refilled once an agent with pending prompts has `settings.prefill_rows` free slots, or a free slot
+    for each of its pending prompts. Returns the slots, and the part of them that the host reads.
+    """
     model = nnx.merge(graphdef, base)
 
     def unfinished(carry: tuple[Array, Slots]) -> Array:
@@ -36,13 +40,13 @@ def decode(
 
 
 def decode_token(model: Decoder, adapters: Adapter | None, slots: Slots, settings: Settings) -> Slots:
-    """One token for every active row; free rows are computed too, and nothing of them is kept."""
+    """Decodes one token for every active row. Inactive rows are computed too, but their results are discarded."""
     step = functools.partial(next_logits, model, jnp.asarray(settings.long))
     logits, keys, values = over_agents(step, adapters, slots.keys, slots.values, slots.token, slots.position)
-    choice = _choose(logits, slots, settings)
+    choice = _choose_tokens(logits, slots, settings)
     token, active = choice.token, slots.active & choice.finite
     put = jax.vmap(jax.vmap(lambda row, at, new: row.at[at].set(new, mode="drop")))
-    place = jnp.where(active, slots.count, slots.output.shape[-1])  # one past the end is dropped
+    place = jnp.where(active, slots.count, slots.output.shape[-1])  # an index past the end is dropped
     count = slots.count + active
     stopped = jnp.any(token[..., None] == settings.stop_ids, axis=-1)
     proceeds = active & ~stopped & (count < slots.limit)
@@ -63,8 +67,8 @@ def decode_token(model: Decoder, adapters: Adapter | None, slots: Slots, setting
     )
 
 
-def _choose(logits: Float[Array, "A B V"], slots: Slots, settings: Settings) -> Choice:
-    """The next token of every slot, [A, B]."""
+def _choose_tokens(logits: Float[Array, "A B V"], slots: Slots, settings: Settings) -> Choice:
+    """Chooses the next token of every slot; the fields of the result are [A, B]."""
     agents, rows = slots.token.shape
     with jax.named_scope("choose"):
         choice = choose(
@@ -87,7 +91,10 @@ def next_logits(
     token: Int[Array, " B"],
     position: Int[Array, " B"],
 ):
-    """One agent's newest tokens through the model: logits [B, V], and the cache with the tokens' keys and values in it."""
+    """Runs the newest token of each of one agent's rows through the model.
+
+    Returns the logits [B, V], and the KV cache with the keys and values of these tokens written at `position`.
+    """
     new_keys, new_values, config = list(keys), list(values), model.config
     columns = jnp.arange(values[0].shape[-2])
     masks = {window: visible(position[:, None], columns, window)[:, None] for window in set(config.windows)}
@@ -106,21 +113,21 @@ def next_logits(
 def with_column(
     cache: Float[Array, "B K _ _"], new: Float[Array, "B K _ _"], position: Int[Array, " B"], axis: int
 ) -> Float[Array, "B K _ _"]:
-    """The cache with each row's `new`, of size 1 along `axis`, at the row's own position along it.
+    """Writes `new` into the cache, for each row at its own `position` along `axis`. `new` has size 1 along `axis`.
 
-    TPUs would compile an update in place to a loop over rows between two copies of the cache.
+    On TPUs this is a select: XLA would compile the update to a loop over rows with two copies of the cache.
     """
     update, select = functools.partial(update_column, axis=axis), functools.partial(select_column, axis=axis)
     return jax.lax.platform_dependent(cache, new, position, tpu=select, default=update)
 
 
 def update_column(cache: Array, new: Array, position: Array, axis: int) -> Array:
-    """Writes one column of each row, and nothing else."""
+    """Updates one column of each row in place."""
     update = lambda cache, new, at: jax.lax.dynamic_update_slice_in_dim(cache, new, at, axis - 1)
     return jax.vmap(update)(cache, new, position)
 
 
 def select_column(cache: Array, new: Array, position: Array, axis: int) -> Array:
-    """The same by an element-wise select, which fuses with the attention that reads the cache."""
+    """Does the same with an element-wise select, which XLA fuses with the attention that reads the cache."""
     here = jax.lax.broadcasted_iota(jnp.int32, cache.shape, axis) == jnp.expand_dims(position, (1, 2, 3))
     return jnp.where(here, new, cache)

@@ -1,4 +1,4 @@
-"""The program that reads prompts into free slots."""
+"""The program that prefills free slots with prompts."""
 
 import functools
 
@@ -22,7 +22,10 @@ def prefill(
     prompts: Prompts,
     long: Bool[Array, ""],
 ) -> Slots:
-    """The slots with `prompts` read into their caches; all other slots stay as they are."""
+    """Computes the KV cache of `prompts` and writes it, with their limits and keys, into their slots.
+
+    The other slots are unchanged. `long` is as in `Settings`.
+    """
     model = nnx.merge(graphdef, base)
     keys, values = over_agents(functools.partial(prompt_cache, model, long), adapters, prompts.tokens)
     prompts = Prompts(*map(jnp.asarray, prompts))
@@ -44,7 +47,7 @@ def prefill(
 
 
 def prompt_cache(model: Decoder, long: Bool[Array, ""], adapter: Adapter | None, tokens: Int[Array, "P T"]):
-    """Keys and values of whole prompts, for one agent: a [P, K, H, T] and a [P, K, T, H] leaf for every layer."""
+    """The keys [P, K, H, T] and values [P, K, T, H] of one agent's prompts, one array per layer."""
     keys, values = [], []
     one_segment, config = jnp.zeros_like(tokens), model.config
 

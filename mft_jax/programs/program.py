@@ -1,4 +1,4 @@
-"""A function compiled once for each set of argument shapes, which knows how long its compilation took."""
+"""A function that is compiled once for each set of argument shapes, and records how long compilation takes."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,16 +8,16 @@ import jax
 
 
 class Program:
-    """A jitted function whose compilation is a step of its own.
+    """A jitted function that is compiled ahead of its first call.
 
-    A run calls it with arrays; a plan calls `compile` with jax.ShapeDtypeStructs that carry shardings, and needs neither
-    arrays nor the devices. Both get the same executable, since both go through `lower`. What is compiled for a shape
-    expects the shardings that it was compiled with: callers always place an argument in the same way.
+    Call it with arrays to run it. Call `compile` with jax.ShapeDtypeStructs that carry shardings to compile it without
+    arrays. Both go through `lower` and give the same executable. An executable is looked up by the shapes and dtypes of
+    its arguments only, so callers must always pass an argument with the same sharding.
     """
 
     def __init__(self, name: str, function: Callable, *, donate: Sequence[int] = (), out_shardings: Any = None):
         self.name = name
-        self.compile_seconds = 0.0  # tracing and lowering included
+        self.compile_seconds = 0.0  # total over all shapes, tracing and lowering included
         self._jitted = jax.jit(function, donate_argnums=tuple(donate), out_shardings=out_shardings)
         self._compiled: dict[Any, jax.stages.Compiled] = {}
 
@@ -25,12 +25,12 @@ class Program:
         return self.compile(*arguments)(*arguments)
 
     def lower(self, *arguments: Any) -> jax.stages.Lowered:
-        """The program for these arguments before compilation; arrays or ShapeDtypeStructs."""
+        """Lowers the function for these arguments, which are arrays or ShapeDtypeStructs."""
         return self._jitted.lower(*arguments)
 
     def compile(self, *arguments: Any) -> jax.stages.Compiled:
-        """The executable for arguments of these shapes, compiled at the first call."""
-        key = _shapes(arguments)
+        """The executable for arguments of these shapes, compiled when first asked for."""
+        key = _shapes_and_dtypes(arguments)
         if key not in self._compiled:
             started = time.perf_counter()
             self._compiled[key] = self.lower(*arguments).compile()
@@ -39,10 +39,10 @@ class Program:
 
     @property
     def compilations(self) -> int:
-        """For how many sets of shapes it was compiled."""
+        """The number of sets of argument shapes that it has been compiled for."""
         return len(self._compiled)
 
 
-def _shapes(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+def _shapes_and_dtypes(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     leaves, treedef = jax.tree.flatten(arguments)
     return treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves)

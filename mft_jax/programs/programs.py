@@ -1,4 +1,4 @@
-"""All programs of one model on one mesh, compiled once and shared by every run of a process."""
+"""All programs of one model on one mesh, compiled once and shared by all runs in a process."""
 
 import functools
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from mft_jax.programs.train import Objective, train_step
 
 
 class Programs:
-    """prefill, decode and score for any adapters, and train for any objective. `dtype` is that of the KV cache."""
+    """prefill, decode and score for any adapters, and train for any objective. `dtype` is the dtype of the KV cache."""
 
     def __init__(self, graphdef: nnx.GraphDef, model: ModelConfig, mesh: Mesh, dtype: str = "float32"):
         self.graphdef, self.model, self.mesh, self.dtype = graphdef, model, mesh, dtype
@@ -29,31 +29,33 @@ class Programs:
         self._train: dict[tuple, Program] = {}
 
     def train(self, objective: Objective, adapters: int, agents_at_once: int | None, remat: bool) -> Program:
-        """The optimizer step of A = `adapters` adapters: (base, state, batch, index, hyper) -> (state, metrics).
+        """The training step for A = `adapters` adapters: (base, state, batch, index, hyper) -> (state, metrics).
 
-        The state is donated. It stays split over the mesh's agent axis where that divides A, and whole elsewhere.
+        The state is donated. It is sharded over the mesh's agent axis where the size of that axis divides A, and
+        replicated otherwise.
         """
         key = (objective, adapters, agents_at_once, remat)
         if key not in self._train:
             step = functools.partial(train_step, self.graphdef, self.mesh, objective, agents_at_once, remat)
-            # As out_shardings, not as constraints inside the step: those would be spelled otherwise than the inputs'.
+            # Set as out_shardings: sharding constraints inside the step would give the outputs an equivalent sharding
+            # with another PartitionSpec than the inputs'.
             out = sharding(self.mesh, "agent", shape=(adapters,)), replicated(self.mesh)
             self._train[key] = Program("train", step, donate=[1], out_shardings=out)
         return self._train[key]
 
     @property
     def compile_seconds(self) -> float:
-        """What compiling has cost so far, tracing and lowering included."""
-        return sum(program.compile_seconds for program in self._all())
+        """Seconds spent on compilation so far, tracing and lowering included."""
+        return sum(program.compile_seconds for program in self._all_programs())
 
     @property
     def compilations(self) -> dict[str, int]:
-        """How many sets of shapes each kind of program was compiled for."""
+        """The number of sets of argument shapes that each kind of program has been compiled for, by its name."""
         counts: dict[str, int] = {}
-        for program in self._all():
+        for program in self._all_programs():
             counts[program.name] = counts.get(program.name, 0) + program.compilations
         return counts
 
-    def _all(self) -> Iterator[Program]:
+    def _all_programs(self) -> Iterator[Program]:
         yield from (self.prefill, self.decode, self.score)
         yield from self._train.values()

@@ -12,26 +12,28 @@ from mft_jax.models.lora import Adapter
 from mft_jax.programs.arrays import AnyArray
 from mft_jax.programs.over_agents import over_agents
 
-MAX_LOGITS = 2**26  # elements of logits that may exist at once: 256 MiB in float32
+MAX_LOGITS = 2**26  # most elements of logits [A, B, chunk, V] in memory at once: 256 MiB in float32
 
 
 class Texts(NamedTuple):
-    """Texts to score, one in a row, padded on the right."""
+    """Texts to score, one per row, padded on the right."""
 
     tokens: Int[AnyArray, "A B T"]
     lengths: Int[AnyArray, "A B"]  # 0: no text
-    pooled: Bool[AnyArray, "A B T"]  # the tokens whose hidden states are averaged
+    pooled: Bool[AnyArray, "A B T"]  # True for the tokens whose hidden states are averaged
 
 
 class Scores(NamedTuple):
-    log_probs: Float[Array, "A B T"]  # nats, of token t given those before it; 0 for the first token and for padding
-    pooled: Float[
-        Array, "A B D"
-    ]  # mean of the last hidden states of the pooled tokens, float32; 0 where there are none
+    """The scores of a batch of `Texts`."""
+
+    # Of token t given the tokens before it, in nats; 0 for the first token and for padding.
+    log_probs: Float[Array, "A B T"]
+    # Mean over the pooled tokens of the hidden states after the last norm, in float32; 0 if no token is pooled.
+    pooled: Float[Array, "A B D"]
 
 
 def score(graphdef: nnx.GraphDef, base: nnx.State, adapters: Adapter | None, texts: Texts) -> Scores:
-    """Scores every agent's texts under that agent's adapter, or under the base model."""
+    """Scores the texts of each agent with that agent's adapter, or with the base model if `adapters` is None."""
     model = nnx.merge(graphdef, base)
     agents, rows, time = texts.tokens.shape
     chunk = max(1, min(time, MAX_LOGITS // (agents * rows * model.config.vocab_size)))
@@ -44,7 +46,7 @@ def score(graphdef: nnx.GraphDef, base: nnx.State, adapters: Adapter | None, tex
 
 
 def _score_rows(model: Decoder, adapter: Adapter | None, texts: Texts, chunk: int) -> Scores:
-    """One agent's rows, with logits of `chunk` tokens of each row at a time."""
+    """Scores one agent's rows, computing the logits of `chunk` tokens of each row at a time."""
     tokens, lengths, pooled = map(jnp.asarray, texts)
     time = tokens.shape[1]
     positions = jnp.broadcast_to(jnp.arange(time), tokens.shape)
@@ -58,7 +60,7 @@ def _score_rows(model: Decoder, adapter: Adapter | None, texts: Texts, chunk: in
         chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)
 
-    split = lambda x: jnp.moveaxis(_padded(x, chunk).reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+    split = lambda x: jnp.moveaxis(_pad_to_multiple(x, chunk).reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
     parts = jax.lax.map(log_probs, (split(hidden), split(following)))
     scored = jnp.moveaxis(parts, 0, 1).reshape(tokens.shape[0], -1)[:, :time]
     scored = jnp.where(inside & (positions > 0), jnp.roll(scored, 1, axis=1), 0.0)
@@ -67,6 +69,6 @@ def _score_rows(model: Decoder, adapter: Adapter | None, texts: Texts, chunk: in
     return Scores(scored, mean)
 
 
-def _padded(x: Array, multiple: int) -> Array:
-    """`x` [B, T, ...] with zeros up to a T that `multiple` divides."""
+def _pad_to_multiple(x: Array, multiple: int) -> Array:
+    """`x` [B, T, ...], padded with zeros along T to the next multiple of `multiple`."""
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), *((0, 0),) * (x.ndim - 2)))

@@ -1,4 +1,4 @@
-"""What is kept on the devices while rows are decoded: a grid of slots [A, B], each one sequence with its KV cache."""
+"""The decoding state on the devices: a grid of slots [A, B]. Each slot is one sequence with its KV cache."""
 
 import functools
 from typing import Any, NamedTuple
@@ -14,35 +14,39 @@ from mft_jax.programs.arrays import AnyArray
 
 
 class Slots(NamedTuple):
-    """Column s of a row's cache holds its token s, whatever the other rows do: its sums always run in the same order."""
+    """The state of every slot.
 
-    keys: tuple[Float[Array, "A B K H S"], ...]  # a leaf for each layer, so that a step updates them in place
+    Column s of a row's cache always belongs to token s of that row, whatever the other rows contain. Attention therefore
+    sums over a row's tokens in the same order in every batch.
+    """
+
+    keys: tuple[Float[Array, "A B K H S"], ...]  # one array per layer, which XLA can update in place
     values: tuple[Float[Array, "A B K S H"], ...]
-    token: Int[Array, "A B"]  # the newest token, not yet in the cache
-    position: Int[Array, "A B"]  # the column that it will be written to
-    active: Bool[Array, "A B"]
+    token: Int[Array, "A B"]  # the newest token; its keys and values are not in the cache yet
+    position: Int[Array, "A B"]  # the cache column of the newest token
+    active: Bool[Array, "A B"]  # is being decoded
     count: Int[Array, "A B"]  # new tokens so far
-    limit: Int[Array, "A B"]  # new tokens at most
+    limit: Int[Array, "A B"]  # maximum number of new tokens
     key: UInt32[Array, "A B 2"]  # the row's random key
     output: Int[Array, "A B M"]  # new tokens, the stop token included
-    log_probs: Float[Array, "A B M"]  # of the new tokens, in nats; M is 0 where nobody asked for them
-    failed: Bool[Array, "A B"]  # ended because its logits were not finite
+    log_probs: Float[Array, "A B M"]  # of the new tokens, in nats; M is 0 if not requested
+    failed: Bool[Array, "A B"]  # stopped because its logits were NaN or infinite
 
 
 class Settings(NamedTuple):
-    """Sampling settings as arrays: another value is another input, never another program."""
+    """Sampling settings as arrays, so that new values need no recompilation."""
 
     temperature: Float[AnyArray, ""]
     top_p: Float[AnyArray, ""]
     stop_ids: Int[AnyArray, " E"]  # padded with -1
-    pending: Int[AnyArray, " A"]  # prompts that wait for a free slot
-    prefill_rows: Int[AnyArray, ""]  # a dispatch ends as soon as an agent can refill that many rows
-    steps: Int[AnyArray, ""]  # a dispatch ends after that many tokens
+    pending: Int[AnyArray, " A"]  # number of prompts that wait for a free slot
+    prefill_rows: Int[AnyArray, ""]  # a call of `decode` ends when an agent can refill this many slots
+    steps: Int[AnyArray, ""]  # a call of `decode` ends after this many tokens per row
     long: Bool[AnyArray, ""]  # rows are longer than longrope's original context (`ModelConfig.long_after`)
 
 
 class View(NamedTuple):
-    """The part of the slots that every host reads between dispatches."""
+    """The part of the slots that the host reads after each call of `decode`; fields as in `Slots`."""
 
     active: Bool[Array, "A B"]
     count: Int[Array, "A B"]
@@ -52,18 +56,21 @@ class View(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """Prompts for free slots: up to P of each agent, padded on the right to T tokens."""
+    """Prompts for free slots: up to P for each agent, padded on the right to T tokens."""
 
     tokens: Int[AnyArray, "A P T"]
-    lengths: Int[AnyArray, "A P"]  # tokens without the padding
-    into: Int[AnyArray, "A P"]  # the slot; B, one past the last slot, means that there is no prompt
-    counts: Int[AnyArray, "A P"]  # how many of the last tokens are new ones, of an answer that was begun before
-    limits: Int[AnyArray, "A P"]
-    keys: UInt32[AnyArray, "A P 2"]
+    lengths: Int[AnyArray, "A P"]  # number of tokens without padding
+    into: Int[AnyArray, "A P"]  # index of the slot; B, one past the last slot: no prompt in this place
+    counts: Int[AnyArray, "A P"]  # how many of the last tokens are already part of the answer (resumed rows)
+    limits: Int[AnyArray, "A P"]  # maximum number of new tokens, those in `counts` included
+    keys: UInt32[AnyArray, "A P 2"]  # random keys
 
 
 def bucket(size: int, smallest: int = 16) -> int:
-    """The next of 16, 24, 32, 48, 64, 96, ...: two per octave, so that few shapes are ever compiled."""
+    """Rounds `size` up to one of 16, 24, 32, 48, 64, 96, ..., so that few shapes are compiled.
+
+    The sizes are `smallest` times 1, 1.5, 2, 3, 4, 6, ...
+    """
     power = smallest
     while power < size:
         if power + power // 2 >= size:
@@ -73,10 +80,10 @@ def bucket(size: int, smallest: int = 16) -> int:
 
 
 def slot_shardings(mesh: Mesh, config: ModelConfig) -> Any:
-    """Every leaf is split over agents and rows; the cache also over kv heads, as the projections that fill it are."""
+    """Shardings of `Slots`: every array over agents and rows; the cache also over kv heads, like the k and v projections."""
     rows: Any = sharding(mesh, "agent", "batch")
     last: Any = sharding(mesh, "agent", "batch", None)
-    kv_heads = "kv_heads" if config.kv_heads % mesh.shape[RULES["kv_heads"]] == 0 else None  # one head is never split
+    kv_heads = "kv_heads" if config.kv_heads % mesh.shape[RULES["kv_heads"]] == 0 else None  # a head is never split
     layers: Any = (sharding(mesh, "agent", "batch", kv_heads),) * config.layers
     return Slots(
         keys=layers, values=layers, token=rows, position=rows, active=rows, count=rows, limit=rows, key=last,
@@ -85,6 +92,7 @@ def slot_shardings(mesh: Mesh, config: ModelConfig) -> Any:
 
 
 def view_shardings(mesh: Mesh) -> Any:
+    """Shardings of `View`: replicated, so that every host can read all of it."""
     leaves: tuple[Any, ...] = (replicated(mesh),) * len(View._fields)
     return View(*leaves)
 
@@ -100,30 +108,30 @@ def empty_slots(
     dtype: str,
     log_probs: bool = False,
 ) -> Slots:
-    """Free slots: A agents x B rows, S columns of cache and room for `new_tokens` new tokens each."""
-    return _allocator(config, mesh, agents, rows, columns, new_tokens, dtype, log_probs)()
+    """Allocates free slots on the mesh: A = `agents`, B = `rows`, cache length S = `columns`, M = `new_tokens`."""
+    return _compile_allocator(config, mesh, agents, rows, columns, new_tokens, dtype, log_probs)()
 
 
 @functools.lru_cache(maxsize=8)
-def _allocator(config: ModelConfig, mesh: Mesh, *size: Any):
+def _compile_allocator(config: ModelConfig, mesh: Mesh, *size: Any):
     return jax.jit(functools.partial(zero_slots, config, *size), out_shardings=slot_shardings(mesh, config))
 
 
 def zero_slots(
     config: ModelConfig, agents: int, rows: int, columns: int, new_tokens: int, dtype: str, log_probs: bool
 ) -> Slots:
-    """The slots as zeros, to be allocated or, under jax.eval_shape, to be planned with."""
-    whole = lambda *last, kind=jnp.int32: jnp.zeros((agents, rows, *last), kind)
+    """Slots of zeros. Under jax.eval_shape this gives the shapes and dtypes only."""
+    zeros = lambda *last, kind=jnp.int32: jnp.zeros((agents, rows, *last), kind)
     return Slots(
-        keys=tuple(whole(config.kv_heads, config.head_dim, columns, kind=dtype) for _ in range(config.layers)),
-        values=tuple(whole(config.kv_heads, columns, config.head_dim, kind=dtype) for _ in range(config.layers)),
-        token=whole(),
-        position=whole(),
-        active=whole(kind=bool),
-        count=whole(),
-        limit=whole(),
-        key=whole(2, kind=jnp.uint32),
-        output=whole(new_tokens),
-        log_probs=whole(new_tokens if log_probs else 0, kind=jnp.float32),
-        failed=whole(kind=bool),
+        keys=tuple(zeros(config.kv_heads, config.head_dim, columns, kind=dtype) for _ in range(config.layers)),
+        values=tuple(zeros(config.kv_heads, columns, config.head_dim, kind=dtype) for _ in range(config.layers)),
+        token=zeros(),
+        position=zeros(),
+        active=zeros(kind=bool),
+        count=zeros(),
+        limit=zeros(),
+        key=zeros(2, kind=jnp.uint32),
+        output=zeros(new_tokens),
+        log_probs=zeros(new_tokens if log_probs else 0, kind=jnp.float32),
+        failed=zeros(kind=bool),
     )

@@ -1,7 +1,7 @@
-"""The optimizer step: forward, backward, clip, schedule and AdamW for all A adapters of a society at once.
+"""The training step: forward, backward, gradient clipping, learning rate schedule and AdamW for all A adapters at once.
 
-Adapters never leak into each other: every reduction is within an adapter, and one without data in a step, or whose
-gradient or result is not finite, keeps its weights and its optimizer state bit for bit.
+Adapters are trained independently: no reduction mixes two of them. An adapter that has no data in a step, or whose loss,
+gradient or updated state is not finite, keeps its weights and its optimizer state exactly as they were.
 """
 
 import math
@@ -19,21 +19,21 @@ from mft_jax.models.decoder import Decoder
 from mft_jax.models.lora import Adapter, AdapterWeights
 from mft_jax.programs.arrays import AnyArray
 
-MAX_LOGITS = 2**26  # elements of [A, B, chunk, V] that may exist at once: 256 MiB in float32
+MAX_LOGITS = 2**26  # most elements of logits [A, B, chunk, V] in memory at once: 256 MiB in float32
 
-# (token log-probabilities [B, M] in nats, weights [B, M]) of one adapter's targets to its loss.
+# Computes one adapter's loss from the log-probabilities [B, M] of its targets, in nats, and their weights [B, M].
 Objective = Callable[[Array, Array], Float[Array, ""]]
 
 
 class Batch(NamedTuple):
-    """The rows of one optimizer step. Padding has segment 0 and no targets; an adapter without rows has no weight.
+    """The packed rows of one optimizer step.
 
-    Targets are compacted: the m-th target of a row is predicted from the hidden state at `target_index`, so that
-    logits are computed where there is something to learn and nowhere else.
+    Padding tokens have segment id 0 and no targets. An adapter without rows has only target weights of 0. Logits are
+    computed for the targets only: the hidden state at `target_index[m]` of a row predicts its target `target_ids[m]`.
     """
 
     tokens: Int[AnyArray, "A B T"]
-    positions: Int[AnyArray, "A B T"]  # restart in every segment
+    positions: Int[AnyArray, "A B T"]  # restart at 0 in every segment
     segment_ids: Int[AnyArray, "A B T"]  # 1, 2, .. within a row
     target_index: Int[AnyArray, "A B M"]
     target_ids: Int[AnyArray, "A B M"]
@@ -41,14 +41,14 @@ class Batch(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """What a step changes and a checkpoint keeps. Every leaf has the adapter axis first."""
+    """What a step updates and a checkpoint stores. The leading axis of every leaf is the adapter axis."""
 
-    adapters: AdapterWeights  # of `lora.dtype`, whatever the base's type
+    adapters: AdapterWeights  # in `lora.dtype`, whatever the dtype of the base
     optimizer: PyTree  # optax.ScaleByAdamState: step count and moments
 
 
 class Hyper(NamedTuple):
-    """Settings as arrays: changing them does not compile again."""
+    """Hyperparameters as arrays, so that new values need no recompilation."""
 
     lora_scale: Float[AnyArray, "A"]  # alpha / rank
     peak: Float[AnyArray, "A"]  # learning rate at the end of the warm-up
@@ -62,18 +62,19 @@ class Hyper(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Of one step, for each adapter; one that did not learn reports a loss of 0 and 0 targets."""
+    """Metrics of one step for each adapter. An adapter without data has a loss of 0 and 0 targets."""
 
-    loss: Float[Array, "A"]  # of the objective; nats per target for the likelihood
-    grad_norm: Float[Array, "A"]  # before the clip
+    loss: Float[Array, "A"]  # value of the objective; for the likelihood, nats per target
+    grad_norm: Float[Array, "A"]  # before clipping
     learning_rate: Float[Array, "A"]
-    targets: Float[Array, "A"]
+    targets: Float[Array, "A"]  # number of target tokens
     active: Bool[Array, "A"]  # had data
-    finite: Bool[Array, "A"]  # loss, gradient, and the weights and moments after the step; else nothing was changed
+    # Loss, gradient, updated weights and updated moments are all finite. If not, the step did not change the adapter.
+    finite: Bool[Array, "A"]
 
 
 def init_state(adapters: AdapterWeights) -> TrainState:
-    """Fresh moments, and a step count for each adapter."""
+    """The state before the first step: the given adapters, zero moments, and a step count of 0 for each adapter."""
     return TrainState(adapters, jax.vmap(optax.scale_by_adam().init)(adapters))
 
 
@@ -89,9 +90,9 @@ def train_step(
     index: Int[Array, ""],
     hyper: Hyper,
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer step of all adapters; `index` counts the steps of the stage from 0.
+    """One optimizer step of all adapters. `index` is the step number within the finetuning stage, from 0.
 
-    The first five arguments are compiled in, the others are arrays.
+    The first five arguments are constants of the compiled program. The others are arrays.
     """
     model = nnx.merge(graphdef, base)
     spread, together = grouping(mesh, agents_at_once, batch.tokens.shape[0])
@@ -101,23 +102,24 @@ def train_step(
         log_probs = target_log_probs(model, Adapter(weights, scale), rows, chunks, remat)
         return objective(log_probs, jnp.asarray(rows.target_weight))
 
-    loss, gradient = _by_groups(
+    loss, gradient = _map_in_groups(
         jax.value_and_grad(loss_of), spread, together, state.adapters, jnp.asarray(hyper.lora_scale), batch
     )
     norm = jax.vmap(optax.tree.norm)(gradient)
     rate = learning_rate(index, hyper.peak, hyper.warmup_steps, hyper.total_steps)
     targets = jnp.sum(batch.target_weight, axis=(1, 2))
     stepped = jax.vmap(adamw, in_axes=(0, 0, 0, 0, None))(state, gradient, norm, rate, hyper)
-    active, finite = targets > 0, jnp.isfinite(loss) & jnp.isfinite(norm) & _finite(stepped)
+    active, finite = targets > 0, jnp.isfinite(loss) & jnp.isfinite(norm) & _all_finite(stepped)
     keep = active & finite
     choose = lambda new, old: jnp.where(keep.reshape(keep.shape + (1,) * (old.ndim - 1)), new, old)
     return jax.tree.map(choose, stepped, state), Metrics(loss, norm, rate, targets, active, finite)
 
 
 def target_log_probs(model: Decoder, adapter: Adapter, rows: Batch, chunks: int, remat: bool) -> Float[Array, "B M"]:
-    """The log-probability, in nats, of each target of one adapter's rows; `rows` are [B, T] and [B, M].
+    """The log-probability, in nats, of each target of one adapter's rows. The fields of `rows` are [B, T] and [B, M].
 
-    Logits of M / `chunks` targets of each row exist at a time; more than one chunk is recomputed in the backward pass.
+    The logits are computed in `chunks` parts of M / `chunks` targets per row. With more than one part they are
+    recomputed in the backward pass.
     """
     tokens, positions, segment_ids, index, ids, _ = (jnp.asarray(x) for x in rows)
     hidden = model.hidden(tokens, positions, segment_ids, adapter, remat)
@@ -141,7 +143,10 @@ def learning_rate(
     warmup_steps: Int[AnyArray, "A"],
     total_steps: Int[AnyArray, "A"],
 ) -> Float[Array, "A"]:
-    """Linear warm-up, whose first step already learns, then a cosine that would be 0 one step after the last."""
+    """The learning rate of each adapter at `step`, counted from 0: linear warm-up to `peak`, then cosine decay.
+
+    The first warm-up step has a rate above 0. The cosine would reach 0 one step after the last step.
+    """
     rising = (step + 1) / jnp.maximum(warmup_steps, 1)
     progress = (step - warmup_steps) / jnp.maximum(total_steps - warmup_steps, 1)
     falling = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
@@ -149,9 +154,11 @@ def learning_rate(
 
 
 def grouping(mesh: Mesh, agents_at_once: int | None, adapters: int) -> tuple[int, int]:
-    """(devices that the adapters are split over, adapters whose gradients each of them computes together).
+    """How many devices the adapters are sharded over, and how many gradients each device computes in one batch.
 
-    On CPUs the latter is one unless configured: one adapter's rows fill a matmul, and its activations stay in the caches.
+    The second number is at most `agents_at_once` and divides the adapters of a device. With `agents_at_once` None it is
+    1 on CPUs, where one adapter's rows fill a matmul and its activations stay in the CPU caches, and otherwise all
+    adapters of a device.
     """
     spread = math.gcd(mesh.shape["agent"], adapters)
     own = adapters // spread
@@ -160,14 +167,17 @@ def grouping(mesh: Mesh, agents_at_once: int | None, adapters: int) -> tuple[int
 
 
 def logit_chunks(targets: tuple[int, ...], vocab: int, most: int = MAX_LOGITS) -> int:
-    """The fewest equal parts of M, for targets [A, B, M], that keep the logits of a part within `most` elements."""
+    """The smallest number of equal parts of M whose logits have at most `most` elements, for `targets` (A, B, M).
+
+    M if even one target per row is too many.
+    """
     adapters, rows, per_row = targets
     fits = [n for n in range(1, per_row + 1) if per_row % n == 0 and adapters * rows * (per_row // n) * vocab <= most]
     return fits[0] if fits else per_row
 
 
 def adamw(state: TrainState, gradient: PyTree, norm: Array, rate: Array, hyper: Hyper) -> TrainState:
-    """One adapter's clipped AdamW step (decoupled weight decay)."""
+    """One adapter's AdamW step (Loshchilov and Hutter, 2019), with the gradient clipped to a norm of `clip_norm`."""
     scale = jnp.minimum(1.0, hyper.clip_norm / jnp.maximum(norm, 1e-12))
     gradient = jax.tree.map(lambda g: g * scale, gradient)
     adam = optax.scale_by_adam(hyper.beta1, hyper.beta2, hyper.eps)
@@ -176,14 +186,15 @@ def adamw(state: TrainState, gradient: PyTree, norm: Array, rate: Array, hyper: 
     return TrainState(jax.tree.map(moved, state.adapters, update), optimizer)
 
 
-def _by_groups(
+def _map_in_groups(
     gradient_of: Callable, spread: int, together: int, adapters: AdapterWeights, scale: Array, batch: Batch
 ) -> Any:
-    """`gradient_of` mapped over the adapters, group by group; a group in which none has data is not computed."""
+    """Maps `gradient_of` over the adapters, one group at a time. Groups in which no adapter has data are skipped."""
     count, size = batch.tokens.shape[0], spread * together
     if size == count:
         return jax.vmap(gradient_of)(adapters, scale, batch)
-    # A device holds a run of adapters; a group takes `together` of each device's. [A, ...] to [groups, size, ...] and back.
+    # Each device has a block of consecutive adapters. A group takes `together` adapters from each device's block.
+    # `split` reshapes [A, ...] to [groups, size, ...]; `join` is its inverse.
     split = lambda x: jnp.moveaxis(x.reshape(spread, -1, together, *x.shape[1:]), 1, 0).reshape(-1, size, *x.shape[1:])
     join = lambda x: jnp.moveaxis(x.reshape(-1, spread, together, *x.shape[2:]), 0, 1).reshape(count, *x.shape[2:])
 
@@ -194,7 +205,7 @@ def _by_groups(
     return jax.tree.map(join, jax.lax.map(of_group, jax.tree.map(split, (adapters, scale, batch))))
 
 
-def _finite(state: TrainState) -> Bool[Array, "A"]:
-    """Which adapters' weights and moments are all finite."""
-    whole = lambda leaf: jnp.all(jnp.isfinite(leaf.reshape(leaf.shape[0], -1)), axis=1)
-    return jnp.stack([whole(leaf) for leaf in jax.tree.leaves(state)]).all(axis=0)
+def _all_finite(state: TrainState) -> Bool[Array, "A"]:
+    """For each adapter, whether all its weights and moments are finite."""
+    all_finite = lambda leaf: jnp.all(jnp.isfinite(leaf.reshape(leaf.shape[0], -1)), axis=1)
+    return jnp.stack([all_finite(leaf) for leaf in jax.tree.leaves(state)]).all(axis=0)

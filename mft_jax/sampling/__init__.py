@@ -1,4 +1,4 @@
-"""Continuous-batching sampling for all speakers at once over one frozen base, and scores of given texts."""
+"""Sampling with continuous batching for all speakers at once over one frozen base, and scoring of given texts."""
 
 from mft_jax.sampling.completions import Completion, Progress, Reason, Request, Sampling, Usage
 from mft_jax.sampling.sampler import NonFiniteLogits, Sampler

@@ -1,4 +1,4 @@
-"""What is asked of a sampler and what it gives back."""
+"""The requests that a sampler takes, and the completions and costs that it returns."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -8,19 +8,19 @@ import numpy as np
 
 from mft_jax.models.society import Society
 
-# Why an answer ended: at a stop token; at max_new_tokens; at the end of the model's context; or it never began, because
-# the prompt leaves no room in the context.
+# Why an answer ended: "stop": a stop token; "limit": max_new_tokens; "context": the end of the model's context;
+# "unanswerable": nothing was sampled, because the prompt fills the context.
 Reason = Literal["stop", "limit", "context", "unanswerable"]
-Progress = Callable[[int, int], None]  # (finished rows, new tokens) since the last call
+Progress = Callable[[int, int], None]  # called with the numbers of finished rows and of new tokens since the last call
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
     """One sequence to sample."""
 
-    speaker: str | None  # whose adapter; None: the base model
+    speaker: str | None  # name of the adapter; None: the base model
     prompt: Sequence[int]  # token ids
-    key: np.ndarray  # [2] uint32, from `seeds.row_key`: with prompt and adapter it decides the text
+    key: np.ndarray  # [2] uint32, from `seeds.row_key`; key, prompt and adapter determine the text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,28 +29,27 @@ class Completion:
 
     ids: tuple[int, ...]  # without the stop token
     reason: Reason
-    new_tokens: int  # the stop token included: what was paid for
-    log_probs: tuple[float, ...] | None = None  # of every new token, in nats, at temperature 1, when asked for
+    new_tokens: int  # number of sampled tokens, the stop token included
+    log_probs: tuple[float, ...] | None = None  # of every new token, in nats, at temperature 1; None if not requested
 
     @property
     def complete(self) -> bool:
-        """The model itself ended the answer."""
+        """Whether the model ended the answer itself, with a stop token."""
         return self.reason == "stop"
 
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """What a call of the sampler cost."""
+    """The cost of one pass of the sampler: all of its requests to the base model, or all to adapters."""
 
-    adapted: bool  # adapters were on, or it was the base model itself
+    adapted: bool  # True: sampled with adapters; False: from the base model
     lengths: tuple[tuple[int, int], ...]  # (prompt tokens, new tokens) of every row
-    device_seconds: (
-        float  # from dispatch to completion of the compiled programs, compilation left out, over all devices
-    )
+    # Time from the dispatch of the compiled programs to their results, without compilation, times the number of devices.
+    device_seconds: float
 
 
 class Sampling(Protocol):
-    """Anything that can complete prompts: the sampler, or a script of answers."""
+    """Anything that completes prompts: the sampler, or in tests a script of answers."""
 
     def sample(
         self, requests: Sequence[Request], society: Society = ..., *, on_progress: Progress | None = None

@@ -1,4 +1,4 @@
-"""The slot scheduler: a queue of prompts for each speaker, a grid of slots, and finished rows refilled at once."""
+"""The slot scheduler: a queue of prompts for each speaker, and a grid of slots that are refilled as rows finish."""
 
 import collections
 import dataclasses
@@ -21,28 +21,30 @@ from mft_jax.sampling.completions import Completion, Progress, Request, Usage
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """A request under way: what the model has to read, and how much of the answer is there."""
+    """A request being sampled: the tokens to prefill, and the part of the answer that has been sampled before."""
 
     index: int  # of the request
-    lane: int  # row of the grid's leading axis
-    tokens: Sequence[int]  # the prompt, and new tokens so far
-    log_probs: tuple[float, ...]  # of the new tokens so far
+    lane: int  # index on the grid's leading axis, that of the speakers
+    tokens: Sequence[int]  # the prompt and the new tokens so far
+    log_probs: tuple[float, ...]  # of the new tokens so far, in nats
     new: int  # how many of `tokens` are new
-    limit: int  # new tokens at most
+    limit: int  # maximum number of new tokens
     key: np.ndarray
 
 
-Queue = collections.deque[int]  # numbers of rows
+Queue = collections.deque[int]  # indices of rows
 
 
 class NonFiniteLogits(UserError):
-    """A speaker's logits were NaN or infinite."""
+    """A speaker's logits are NaN or infinite, so no token can be sampled."""
 
 
 class Sampler:
-    """Samples for any speakers of a society with one base model. The programs are shared; a sampler has only settings.
+    """Samples completions from one base model and any adapters of a society.
 
-    `lanes` is how many grids of `config.rows` slots the base model is sampled in; adapters have one each.
+    The grid of slots has a leading axis of lanes with `config.rows` slots each. Every adapter has its own lane; requests
+    to the base model are spread over `lanes` lanes. The number of lanes is rounded up to a multiple of the mesh's agent
+    axis. The compiled programs are shared with other samplers.
     """
 
     def __init__(
@@ -60,16 +62,21 @@ class Sampler:
         log_probs: bool = False,
         on_progress: Progress | None = None,
     ) -> tuple[list[Completion], list[Usage]]:
-        """Completions in the order of the requests, and the cost of each pass over the grid.
+        """Samples a completion for every request.
 
-        `config` replaces the sampler's settings for this call; temperature, top_p, stop ids and max_new_tokens never
-        recompile within a bucket of lengths. `on_progress(finished rows, new tokens)` is called as rows finish.
-        A prompt that leaves no room in the model's context is `unanswerable`. Raises NonFiniteLogits, with the name of
-        the speaker.
+        Returns the completions in the order of the requests, and the cost of each pass: one for the base model, one for
+        the adapters. A prompt that fills the model's context gives a completion with the reason "unanswerable".
+
+        `config` replaces the sampler's settings for this call. New values of temperature and top_p need no
+        recompilation, nor does a max_new_tokens in the same length bucket. `log_probs` requests the log-probabilities
+        of new tokens. `on_progress(finished rows, new tokens)` is called as rows finish.
+
+        Raises ValueError for an empty prompt, KeyError for a speaker that is not in the society, and NonFiniteLogits,
+        which names the speaker, for logits that are NaN or infinite.
         """
         config = config or self.config
         if not all(len(request.prompt) for request in requests):
-            raise ValueError("a request has an empty prompt; the model needs at least one token to continue")
+            raise ValueError("a request has an empty prompt: the model needs at least one token")
         room = self.programs.model.max_positions
         completions = {
             index: Completion((), "unanswerable", 0, () if log_probs else None)
@@ -90,7 +97,7 @@ class Sampler:
 
 
 class _Grid:
-    """One pass: requests of the base model, or of adapters, through slots [lanes, rows] until all are answered."""
+    """One pass: samples all requests to the base model, or all to adapters, in a grid of slots [lanes, rows]."""
 
     def __init__(
         self,
@@ -105,24 +112,24 @@ class _Grid:
         self.programs, self.base, self.config = sampler.programs, sampler.base, config
         self.stop_ids, self.on_progress, self.log_probs = sampler.stop_ids, on_progress, log_probs
         self.mesh, self.model = sampler.programs.mesh, sampler.programs.model
-        self.adapters, self.speakers = self._lanes(society, [requests[i] for i in own], sampler.lanes)
-        self.rows = [self._row(place, index, requests[index]) for place, index in enumerate(own)]
+        self.adapters, self.speakers = self._stack_lanes(society, [requests[i] for i in own], sampler.lanes)
+        self.rows = [self._make_row(place, index, requests[index]) for place, index in enumerate(own)]
         self.device_seconds = 0.0
 
     def run(self) -> dict[int, Completion]:
-        """Every request to its end, by index.
+        """Samples all requests and returns their completions by the index of the request.
 
-        Rows of up to `long_after` tokens and longer ones are rotated by different frequencies, which also changes what
-        is in the cache. So a row that grows past that length is stopped there, read anew, and resumed, as transformers
-        does.
+        Models with longrope rotate sequences of up to `long_after` tokens and longer sequences by different frequencies,
+        so their cached keys differ too. A row that grows past this length is stopped, prefilled again with the other
+        frequencies, and resumed. transformers does the same.
         """
         switch = self.model.long_after
         if switch is None:
-            return self._fill(self.rows, long=False)
-        # The token after exactly `switch` tokens is still chosen as in a short sequence.
+            return self._sample_rows(self.rows, long=False)
+        # The token that follows exactly `switch` tokens is still sampled with the frequencies of short sequences.
         short = [row for row in self.rows if len(row.tokens) <= switch]
         cut = [dataclasses.replace(row, limit=min(row.limit, switch - len(row.tokens) + 1)) for row in short]
-        completions = self._fill(cut, long=False)
+        completions = self._sample_rows(cut, long=False)
         grown = []
         for row in short:
             so_far = completions[row.index]
@@ -133,12 +140,15 @@ class _Grid:
                     dataclasses.replace(row, tokens=tokens, new=so_far.new_tokens, log_probs=so_far.log_probs or ())
                 )
         longer = [row for row in self.rows if len(row.tokens) > switch]
-        return completions | self._fill([*grown, *longer], long=True)
+        return completions | self._sample_rows([*grown, *longer], long=True)
 
-    def _lanes(
+    def _stack_lanes(
         self, society: Society | None, requests: Sequence[Request], lanes: int
     ) -> tuple[Adapter | None, tuple[str, ...]]:
-        """(the adapters of the grid's leading axis, their names); as many as the mesh's agent axis divides."""
+        """The stacked adapters of the lanes, and the names of the lanes' speakers.
+
+        The number of lanes is padded to a multiple of the mesh's agent axis. Raises KeyError for an unknown speaker.
+        """
         multiple = self.mesh.shape["agent"]
         if society is None:
             return None, ("the base model",) * (-(-lanes // multiple) * multiple)
@@ -146,17 +156,17 @@ class _Grid:
         speakers = tuple(name for name in society.names if name in asked)
         unknown = sorted(str(name) for name in asked.difference(speakers))
         if unknown:
-            society.index(unknown[0])  # raises
+            society.index(unknown[0])  # raises KeyError
         padded = speakers + speakers[:1] * (-len(speakers) % multiple)
         return society.stack(padded), padded
 
-    def _row(self, place: int, index: int, request: Request) -> _Row:
+    def _make_row(self, place: int, index: int, request: Request) -> _Row:
         lane = place % len(self.speakers) if self.adapters is None else self.speakers.index(str(request.speaker))
         limit = min(self.config.max_new_tokens, self.model.max_positions - len(request.prompt))
         return _Row(index, lane, request.prompt, (), 0, limit, request.key)
 
-    def _fill(self, rows: Sequence[_Row], *, long: bool) -> dict[int, Completion]:
-        """Runs rows through the grid of slots until all have stopped or reached their limits."""
+    def _sample_rows(self, rows: Sequence[_Row], *, long: bool) -> dict[int, Completion]:
+        """Samples rows in the grid of slots until each has stopped or reached its limit. Returns completions by index."""
         if not rows:
             return {}
         config, lanes = self.config, len(self.speakers)
@@ -167,28 +177,31 @@ class _Grid:
             new_tokens=bucket(config.max_new_tokens), dtype=self.programs.dtype, log_probs=self.log_probs,
         )  # fmt: skip
         queues = [Queue(n for n in range(len(rows)) if rows[n].lane == lane) for lane in range(lanes)]
-        owner = np.full((lanes, config.rows), -1)  # which row a slot holds
+        owner = np.full((lanes, config.rows), -1)  # index of the row in each slot; -1: free
         completions: dict[int, Completion] = {}
         while any(queues) or (owner >= 0).any():
             started, compiled = time.perf_counter(), self.programs.compile_seconds
-            while _refillable(owner, queues, config.prefill_rows):
-                slots = self._refill(slots, rows, queues, owner, length, long)
-            settings = self._settings(queues, long)
+            while _can_prefill(owner, queues, config.prefill_rows):
+                slots = self._prefill_slots(slots, rows, queues, owner, length, long)
+            settings = self._make_settings(queues, long)
             slots, view = self.programs.decode(self.base, self.adapters, slots, settings)
             view = jax.device_get(view)
             busy = time.perf_counter() - started - (self.programs.compile_seconds - compiled)
             self.device_seconds += busy * self.mesh.size
-            finished = self._harvest(view, rows, owner)
+            finished = self._collect_finished(view, rows, owner)
             completions.update((row.index, completion) for row, completion in finished)
             if self.on_progress:
-                begun = sum(row.new == 0 for row, _ in finished)  # resumed rows were counted before
+                begun = sum(row.new == 0 for row, _ in finished)  # resumed rows have been counted already
                 self.on_progress(begun, sum(completion.new_tokens - row.new for row, completion in finished))
         return completions
 
-    def _refill(
+    def _prefill_slots(
         self, slots: Slots, rows: Sequence[_Row], queues: Sequence[Queue], owner: np.ndarray, length: int, long: bool
     ) -> Slots:
-        """Fills up to `prefill_rows` free slots of every lane by one call."""
+        """Prefills up to `prefill_rows` free slots of every lane in one call, with the next rows of its queue.
+
+        Updates `queues` and `owner`.
+        """
         size, config = (len(queues), self.config.prefill_rows), self.config
         prompts = Prompts(
             tokens=np.zeros((*size, length), np.int32), lengths=np.ones(size, np.int32),
@@ -207,7 +220,7 @@ class _Grid:
         prompts = jax.device_put(prompts, sharding(self.mesh, "agent", "batch"))
         return self.programs.prefill(self.base, self.adapters, slots, prompts, np.bool_(long))
 
-    def _settings(self, queues: Sequence[Queue], long: bool) -> Settings:
+    def _make_settings(self, queues: Sequence[Queue], long: bool) -> Settings:
         stop_ids = np.full(max(8, bucket(len(self.stop_ids), 8)), -1, np.int32)
         stop_ids[: len(self.stop_ids)] = self.stop_ids
         config, number = self.config, lambda value: np.asarray(value, np.int32)
@@ -218,14 +231,14 @@ class _Grid:
         )  # fmt: skip
         return jax.device_put(settings, replicated(self.mesh))
 
-    def _harvest(self, view: View, rows: Sequence[_Row], owner: np.ndarray) -> list[tuple[_Row, Completion]]:
-        """Takes finished rows out of their slots. Raises NonFiniteLogits."""
+    def _collect_finished(self, view: View, rows: Sequence[_Row], owner: np.ndarray) -> list[tuple[_Row, Completion]]:
+        """Returns the finished rows with their completions and frees their slots. Raises NonFiniteLogits."""
         broken = np.argwhere((owner >= 0) & view.failed)
         if len(broken):
             speaker = self.speakers[broken[0][0]]
             raise NonFiniteLogits(
-                f"The logits of {speaker} are not finite (NaN or infinite), so no token can be chosen: its weights are "
-                "broken or too large; start from other weights, or finetune with a lower learning rate."
+                f"The logits of {speaker} are NaN or infinite, so no token can be sampled: its weights are damaged or too "
+                "large. Start from other weights, or finetune with a lower learning rate."
             )
         finished = []
         for lane, slot in np.argwhere((owner >= 0) & ~view.active):
@@ -233,18 +246,18 @@ class _Grid:
             before = row.tokens[len(row.tokens) - row.new :] if row.new else []
             ids = [*before, *view.output[lane, slot, row.new : count].tolist()]
             chosen = (*row.log_probs, *view.log_probs[lane, slot, row.new : count].tolist())
-            finished.append((row, self._completion(row, ids, chosen if self.log_probs else None)))
+            finished.append((row, self._make_completion(row, ids, chosen if self.log_probs else None)))
             owner[lane, slot] = -1
         return finished
 
-    def _completion(self, row: _Row, ids: list[int], log_probs: tuple[float, ...] | None) -> Completion:
+    def _make_completion(self, row: _Row, ids: list[int], log_probs: tuple[float, ...] | None) -> Completion:
         if ids and ids[-1] in self.stop_ids:
             return Completion(tuple(ids[:-1]), "stop", len(ids), log_probs)
         reason = "limit" if row.limit == self.config.max_new_tokens else "context"
         return Completion(tuple(ids), reason, len(ids), log_probs)
 
 
-def _refillable(owner: np.ndarray, queues: Sequence[Queue], rows: int) -> bool:
-    """The rule by which `decode` returns, on the host: some lane can fill a whole prefill, or all that it has left."""
+def _can_prefill(owner: np.ndarray, queues: Sequence[Queue], rows: int) -> bool:
+    """Whether some lane has `rows` free slots, or one for each row left in its queue. `decode` returns by the same rule."""
     free = (owner < 0).sum(axis=1)
     return any(queue and space >= min(rows, len(queue)) for queue, space in zip(queues, free, strict=True))

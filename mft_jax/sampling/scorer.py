@@ -1,4 +1,4 @@
-"""Scores given texts for chosen speakers: how likely each token is to each of them, and pooled hidden states."""
+"""Scores given texts under chosen speakers: the log-probability of every token, and pooled hidden states."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,15 +20,17 @@ from mft_jax.programs.slots import bucket
 class Text:
     """One text to score."""
 
-    speaker: str | None  # whose adapter; None: the base model
+    speaker: str | None  # name of the adapter; None: the base model
     tokens: Sequence[int]
-    pooled: Sequence[bool] | None = None  # the tokens whose hidden states are averaged; None: all
+    pooled: Sequence[bool] | None = None  # True for the tokens whose hidden states are averaged; None: all tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    log_probs: Float[np.ndarray, "T"]  # nats, of each token given those before it; 0 for the first
-    pooled: Float[np.ndarray, "D"]  # mean of the last hidden states of the pooled tokens
+    """The score of one text."""
+
+    log_probs: Float[np.ndarray, "T"]  # of each token given the tokens before it, in nats; 0 for the first token
+    pooled: Float[np.ndarray, "D"]  # mean over the pooled tokens of the hidden states after the last norm
 
 
 def score_texts(
@@ -39,29 +41,30 @@ def score_texts(
     *,
     rows: int = 8,
 ) -> list[Score]:
-    """Scores in the order of the texts. `rows` texts of each speaker are scored together: a matter of speed and memory.
+    """Scores every text and returns the scores in the order of the texts.
 
-    Raises UserError for a text that is longer than the model's context.
+    `rows` texts of each speaker are scored in one batch. It changes speed and memory only. Raises UserError for a text
+    that is longer than the model's context.
     """
     longest = max((len(text.tokens) for text in texts), default=0)
     if longest > programs.model.max_positions:
         raise UserError(
-            f"A text to score has {longest} tokens, but the model's context holds {programs.model.max_positions}: "
-            "shorten it."
+            f"A text to score has {longest} tokens, but the model's context is {programs.model.max_positions} tokens: "
+            "shorten the text."
         )
     scores: dict[int, Score] = {}
     for adapted in (False, True):
         own = [index for index, text in enumerate(texts) if (text.speaker is not None) == adapted]
         asked = {texts[index].speaker for index in own}
         speakers: list[str | None] = [name for name in society.names if name in asked] if adapted else [None]
-        queues = {name: sorted(_of(own, texts, name), key=lambda i: len(texts[i].tokens)) for name in speakers}
+        queues = {name: sorted(_indices_of(own, texts, name), key=lambda i: len(texts[i].tokens)) for name in speakers}
         while any(queues.values()):
             batch = {name: [queue.pop() for _ in range(min(rows, len(queue)))] for name, queue in queues.items()}
             scores.update(_score_batch(programs, base, texts, society if adapted else None, batch, rows))
     return [scores[index] for index in range(len(texts))]
 
 
-def _of(indices: Sequence[int], texts: Sequence[Text], speaker: str | None) -> list[int]:
+def _indices_of(indices: Sequence[int], texts: Sequence[Text], speaker: str | None) -> list[int]:
     return [index for index in indices if texts[index].speaker == speaker]
 
 
@@ -73,7 +76,7 @@ def _score_batch(
     batch: dict[str | None, list[int]],
     rows: int,
 ) -> dict[int, Score]:
-    """Up to `rows` texts of every speaker in one call."""
+    """Scores up to `rows` texts of every speaker in one call. Returns the scores by the index of the text."""
     mesh, names = programs.mesh, list(batch)
     lanes = -(-len(names) // mesh.shape["agent"]) * mesh.shape["agent"]
     longest = max(len(texts[i].tokens) for own in batch.values() for i in own)

@@ -106,7 +106,7 @@ def test_a_non_finite_loss_stops_before_anything_of_it_is_saved(train_step, tiny
 
     heard = []
     with pytest.raises(
-        NonFiniteLoss, match=r"The loss of ann, .* step 3 of iteration 2.*finetuning\.generator\.learning_rate"
+        NonFiniteLoss, match=r"updated weights of ann .* step 3 of iteration 2.*finetuning\.generator\.learning_rate"
     ):
         train(
             Scripted(bad_at_the_third), tiny.base, init_state(jax.tree.map(jnp.array, tiny.weights)), long_plan,

@@ -58,5 +58,5 @@ def test_every_method_has_its_name():
 
 
 def test_an_unknown_method_is_refused_with_the_nearest_name():
-    with pytest.raises(UserError, match=r"There is no method 'multagent_ft' .* did you mean 'multiagent_ft'\?"):
+    with pytest.raises(UserError, match=r"Unknown method 'multagent_ft', .* did you mean 'multiagent_ft'\?"):
         make_method("multagent_ft", CONFIG)

@@ -60,5 +60,5 @@ def test_scores_are_those_of_each_text_alone(forward, tiny, programs, texts, mon
 
 def test_texts_that_do_not_fit(tiny, programs):
     assert score_texts(programs, tiny.base, []) == []
-    with pytest.raises(UserError, match="A text to score has 129 tokens, but the model's context holds 128"):
+    with pytest.raises(UserError, match="A text to score has 129 tokens, but the model's context is 128 tokens"):
         score_texts(programs, tiny.base, [Text(None, [1] * 129)])

@@ -208,11 +208,11 @@ def test_a_speaker_whose_logits_are_not_finite_stops_the_call_by_name(sampler, t
     weights, scale = tiny.society.adapters
     broken = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), weights)
     society, config = Society(NAMES, Adapter(broken, scale)), dataclasses.replace(CONFIG, temperature=temperature)
-    with pytest.raises(NonFiniteLogits, match=r"The logits of bob are not finite \(NaN or infinite\)"):
+    with pytest.raises(NonFiniteLogits, match=r"The logits of bob are NaN or infinite"):
         sampler.sample(requests, society, config=config)
     sound = [request for request in requests if request.speaker != "bob"]
     assert len(sampler.sample(sound, society, config=config)[0]) == 20
-    with pytest.raises(KeyError, match="there is no adapter 'dan' in this society; there are ann, bob, cy"):
+    with pytest.raises(KeyError, match="unknown adapter 'dan'; the adapters of this society are: ann, bob, cy"):
         sampler.sample([dataclasses.replace(requests[0], speaker="dan")], tiny.society)
 
 

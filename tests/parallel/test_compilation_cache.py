@@ -1,0 +1,69 @@
+"""Compiled programs are kept where the user keeps caches, and found again by the next process."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mft_jax.parallel.compilation_cache import MAX_BYTES, default_directory, keep_compiled_programs
+
+NAMES = (
+    "JAX_COMPILATION_CACHE_DIR",
+    "JAX_COMPILATION_CACHE_MAX_SIZE",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
+)
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """An environment without any setting of the cache."""
+    for name in NAMES:
+        monkeypatch.setenv(name, "x")  # so that monkeypatch restores it
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return monkeypatch
+
+
+def test_the_directory_is_in_the_users_cache_and_bounded(fresh, tmp_path):
+    directory = keep_compiled_programs()
+    assert directory == default_directory()
+    assert directory.is_dir()
+    assert directory.is_relative_to(tmp_path / "mft_jax" / "compiled")
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(directory)
+    assert os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] == str(MAX_BYTES)
+
+
+def test_the_users_own_settings_stay(fresh, tmp_path):
+    fresh.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "mine"))
+    fresh.setenv("JAX_COMPILATION_CACHE_MAX_SIZE", "5")
+    assert keep_compiled_programs() == tmp_path / "mine"
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "mine")
+    assert os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] == "5"
+
+
+def test_a_cache_that_cannot_be_made_is_done_without(fresh, tmp_path):
+    (tmp_path / "mft_jax").write_text("a file in the way")
+    assert keep_compiled_programs() is None
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+def test_a_second_process_compiles_nothing(fresh, tmp_path):
+    """JAX reports a hit for the program that the first process has compiled."""
+    script = """
+from mft_jax.parallel.compilation_cache import keep_compiled_programs
+keep_compiled_programs()
+import jax, jax.numpy as jnp
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if event.endswith("cache_hits") else None)
+def wide(x):
+    for _ in range(60):
+        x = jnp.sin(x @ x) + jnp.cumsum(x, axis=0)
+    return x
+jax.block_until_ready(jax.jit(wide)(jnp.ones((64, 64))))
+print(len(hits))
+"""
+    run = lambda: subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    first, second = run(), run()
+    assert (first.stdout, second.stdout) == ("0\n", "1\n"), first.stderr + second.stderr
+    assert "warn" not in (first.stderr + second.stderr).lower()
