@@ -1,4 +1,4 @@
-"""The quickstart must have improved: the finetuned society beats the untuned debate and every other baseline."""
+"""Checks that the quickstart improved: the finetuned society must beat the untuned debate and all other baselines."""
 
 import sys
 

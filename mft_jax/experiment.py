@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, cast
 
 from mft_jax.config import ExperimentConfig, TaskConfig, validate
-from mft_jax.debate import Transcript
+from mft_jax.debate import Protocol, Transcript
 from mft_jax.errors import UserError
 from mft_jax.finetuning import Example, make_plan, select_examples
 from mft_jax.methods import Method, make_method
@@ -67,7 +67,7 @@ class Experiment:
         """The society debates the training questions: the data of this iteration."""
         method, file = self.setup.method, layout.debate(iteration)
         name, title = f"{method.name}/train/{iteration}", f"iteration {iteration}: debate"
-        return self._hold(method, society, name, self.setup.task.train, file, title)
+        return self._debate(method.protocol, society, name, self.setup.task.train, file, title)
 
     def select(self, iteration: int, transcripts: Sequence[Transcript]) -> Mapping[str, list[Example]]:
         """Each adapter's own part of the debate, where it agrees with the vote; chosen once, then read back."""
@@ -101,14 +101,14 @@ class Experiment:
         file = layout.evaluation(method.name, iteration)
         name = f"{method.name}/eval/{iteration}"
         title = f"iteration {iteration}: evaluation" if iteration else f"{method.name} (untuned)"
-        transcripts = self._hold(method, society, name, self.setup.task.eval, file, title)
+        transcripts = self._debate(method.evaluation, society, name, self.setup.task.eval, file, title)
         self.directory.publish(self.config, self.setup.task, self.reporter.say)
         return transcripts
 
-    def _hold(
-        self, method: Method, society: Society, name: str, questions: Sequence[Question], file: str, title: str
+    def _debate(
+        self, rules: Protocol, society: Society, name: str, questions: Sequence[Question], file: str, title: str
     ) -> list[Transcript]:
-        debate = self.setup.debate(society, name, method.protocol)
+        debate = self.setup.debate(society, name, rules)
         stage = StageFile(self.directory.store, file, self.reporter.say)
         return run_debate(debate, questions, stage, self.setup, self.reporter, title)
 

@@ -1,4 +1,4 @@
-"""Shared by all tests: four virtual CPU devices, and tiny random models of the Llama family."""
+"""Shared fixtures: four virtual CPU devices, and a tiny random model of the Llama family with three adapters."""
 
 import os
 
@@ -11,7 +11,7 @@ import atexit
 import shutil
 import tempfile
 
-# Every program is compiled once in a session, by whichever test needs it first; the commands that tests start share it.
+# A persistent compilation cache, so that each program is compiled once per test session. Subprocesses of tests share it.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mft_xla_")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
@@ -45,7 +45,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Tests of a real model need one: without it they are deselected, and counted as such."""
+    """Deselects the tests marked `real` if no model is given."""
     if config.getoption("--real-model") is None:
         real = [item for item in items if item.get_closest_marker("real")]
         config.hook.pytest_deselected(items=real)
@@ -81,19 +81,19 @@ class Tiny:
     lora: LoraConfig
     graphdef: nnx.GraphDef
     base: nnx.State
-    weights: dict  # of the adapters, stacked
+    weights: dict  # stacked weights of the adapters
 
     @property
     def society(self):
         return Society(NAMES, Adapter(self.weights, np.full(len(NAMES), self.lora.scale, np.float32)))
 
     def agent(self, index):
-        """One adapter, by its place."""
+        """The adapter with this index."""
         return jax.tree.map(lambda leaf: leaf[index], self.society.adapters)
 
 
 def random_base(config, seed=0, scale=0.3):
-    """Weights large enough that logits, and so sampled texts, differ much from prompt to prompt."""
+    """Random weights, so large that different prompts give very different logits and sampled texts."""
     graphdef, abstract = build(config)
     rng = np.random.default_rng(seed)
     draw = lambda leaf: jnp.asarray(
@@ -103,10 +103,10 @@ def random_base(config, seed=0, scale=0.3):
 
 
 def place_base(mesh, base):
-    """The base on the devices of a mesh, as a session places it."""
+    """Shards the base over a mesh, as a session does."""
     place = lambda path, leaf: jax.device_put(leaf, base_sharding(mesh, tuple(key.key for key in path), leaf.shape))
     placed = jax.tree_util.tree_map_with_path(place, nnx.to_pure_dict(base))
-    base = jax.tree.map(lambda leaf: leaf, base)  # its own variables: replacing must not reach the given ones
+    base = jax.tree.map(lambda leaf: leaf, base)  # a copy, so that the given base is not modified
     nnx.replace_by_pure_dict(base, placed)
     return base
 
@@ -123,7 +123,7 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def shipped():
-    """The shipped base model on one device: loaded once, and its programs compiled once, for all tests of runs."""
+    """A session with the base model of the package on one device. Loaded and compiled once for all tests of runs."""
     return open_session(ModelSource(), MeshConfig())
 
 
@@ -134,5 +134,5 @@ def one_device():
 
 @pytest.fixture(scope="session")
 def programs(tiny, one_device):
-    """The tiny model's programs on one device, compiled once for all tests."""
+    """The programs of the tiny model on one device, compiled once for all tests."""
     return Programs(tiny.graphdef, tiny.config, one_device)

@@ -447,6 +447,27 @@ def test_a_run_without_evaluation_answers_reports_agreement_only(tmp_path, shipp
     assert said(RunDirectory(other.run_dir)) == said(directory)
 
 
+def test_a_method_with_one_model_runs_on_the_same_stages(tmp_path, shipped):
+    """Its adapter speaks for all agents of the training debate, and is evaluated by one answer."""
+    config = dataclasses.replace(SMALL, method="single_agent_ft_no_debate", run_dir=str(tmp_path / "run"), baselines=())
+    config = dataclasses.replace(config, iterations=1)
+    (result,) = run(config, session=shipped)
+    assert (result.method, result.iteration, result.n, result.diversity) == ("single_agent_ft_no_debate", 1, 8, None)
+    directory = RunDirectory(config.run_dir)
+    assert list(adapters_of(directory, 1)) == ["agent"]
+    debates = {d["id"]: d for d in lines(directory.debate_file(1))}
+    assert {len(d["agents"]) for d in debates.values()} == {2}
+    learnt = [(example["id"], example["messages"][1]) for example in lines(directory.training_set_file(1, "agent"))]
+    agreeing = [
+        (id, agent["messages"][1])
+        for id, d in debates.items()
+        for agent in d["agents"]
+        if d["vote"] and agent["answers"][0] == d["vote"]
+    ]
+    assert learnt == agreeing != []
+    assert {len(d["agents"][0]["messages"]) for d in lines(directory.evaluation_file(1))} == {2}
+
+
 def test_many_runs_share_one_session(finished, tmp_path, shipped):
     """A second run, with other settings and another scale of its adapters, compiles nothing new for the same shapes."""
     lora = dataclasses.replace(SMALL.lora, alpha=4.0)

@@ -9,7 +9,7 @@ from mft_jax.errors import UserError
 from mft_jax.files import atomic_write, make_directory, new_directory
 
 
-def test_a_new_directory_appears_whole(tmp_path):
+def test_a_new_directory_appears_only_when_complete(tmp_path):
     with new_directory(tmp_path / "deep" / "out") as temporary:
         (temporary / "sub").mkdir()
         (temporary / "sub" / "file").write_text("content")
@@ -36,17 +36,17 @@ def test_an_error_leaves_nothing_behind(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
+def test_files_of_a_killed_writer_are_removed(tmp_path):
     (tmp_path / ".out.tmp").mkdir()
     (tmp_path / ".out.tmp" / "stale").write_text("half")
-    (tmp_path / "out").mkdir()  # empty: a place that was made ready
+    (tmp_path / "out").mkdir()  # an empty directory may be replaced
     with new_directory(tmp_path / "out") as temporary:
         (temporary / "file").write_text("new")
     assert os.listdir(tmp_path) == ["out"]
     assert os.listdir(tmp_path / "out") == ["file"]
 
 
-def test_what_is_there_is_never_replaced(tmp_path):
+def test_existing_files_are_never_replaced(tmp_path):
     atomic_write(tmp_path / "out" / "file", "mine")
     for path, message in ((tmp_path / "out", "is not empty"), (tmp_path / "out" / "file", "is a file")):
         with pytest.raises(UserError, match=f"{message}: give a new directory"), new_directory(path):
@@ -57,7 +57,7 @@ def test_what_is_there_is_never_replaced(tmp_path):
     assert stat.S_ISDIR((tmp_path / "out").stat().st_mode)
 
 
-def test_text_is_written_as_utf_8_and_bytes_as_they_are(tmp_path):
+def test_text_is_written_as_utf_8_and_bytes_unchanged(tmp_path):
     atomic_write(tmp_path / "a" / "file", "ü\n")
     assert (tmp_path / "a" / "file").read_bytes() == b"\xc3\xbc\n"
     atomic_write(tmp_path / "a" / "file", b"\xff\r\n")
@@ -65,7 +65,7 @@ def test_text_is_written_as_utf_8_and_bytes_as_they_are(tmp_path):
     assert os.listdir(tmp_path / "a") == ["file"]
 
 
-def test_directories_that_were_made_are_told_and_removed_when_one_fails(tmp_path, monkeypatch):
+def test_created_directories_are_returned_or_removed_after_an_error(tmp_path, monkeypatch):
     assert make_directory(tmp_path / "a" / "b") == [tmp_path / "a", tmp_path / "a" / "b"]
     assert make_directory(tmp_path / "a" / "b") == []
     real = pathlib.Path.mkdir
@@ -81,7 +81,7 @@ def test_directories_that_were_made_are_told_and_removed_when_one_fails(tmp_path
     assert os.listdir(tmp_path / "a") == ["b"]
 
 
-def test_a_directory_that_another_process_makes_at_the_same_time_is_not_ours(tmp_path, monkeypatch):
+def test_a_race_with_another_process_for_a_directory(tmp_path, monkeypatch):
     real = pathlib.Path.mkdir
 
     def race(path, *rest, **options):

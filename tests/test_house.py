@@ -1,4 +1,4 @@
-"""The order of the house: a module imports only from what stands below it, and only methods know who the agents are."""
+"""The layers of the package: modules import only from lower layers, and only `methods` names generators and critics."""
 
 import ast
 import pathlib
@@ -7,8 +7,8 @@ import re
 import mft_jax
 
 PACKAGE = pathlib.Path(mft_jax.__file__).parent
-# From the ground up; modules of one line may import each other.
-FLOORS = [
+# From the lowest layer to the highest. Modules in the same layer may import each other.
+LAYERS = [
     ("errors", "prompts", "seeds", "signals", "worker"),
     ("files", "config", "base_model"),
     ("parallel",),
@@ -31,16 +31,16 @@ FLOORS = [
     ("cli",),
     ("__init__", "__main__"),
 ]
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-BELOW_METHODS = [room for rooms in FLOORS[2 : FLOORS.index(("methods",))] for room in rooms] + ["runs"]
+LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
+BELOW_METHODS = [part for parts in LAYERS[2 : LAYERS.index(("methods",))] for part in parts] + ["runs"]
 
 
-def room_of(path):
+def part_of(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imports(path):
-    """The rooms of this package that a module imports, wherever the import stands."""
+    """The parts of this package that a module imports, at any place in its code."""
     for node in ast.walk(ast.parse(path.read_text())):
         names = [node.module] if isinstance(node, ast.ImportFrom) else []
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -49,23 +49,23 @@ def imports(path):
                 yield name.split(".")[1]
 
 
-def test_modules_import_only_from_below():
-    modules = [path for path in PACKAGE.rglob("*.py") if room_of(path) != "base_model"]
+def test_modules_import_only_from_lower_layers():
+    modules = [path for path in PACKAGE.rglob("*.py") if part_of(path) != "base_model"]
     assert len(modules) > 80
     upward = [
-        (str(path.relative_to(PACKAGE)), room)
+        (str(path.relative_to(PACKAGE)), part)
         for path in modules
-        for room in imports(path)
-        if FLOOR[room] > FLOOR[room_of(path)]
+        for part in imports(path)
+        if LAYER[part] > LAYER[part_of(path)]
     ]
     assert upward == []
 
 
-def test_nothing_below_methods_knows_of_generators_and_critics():
-    told = []
-    for room in BELOW_METHODS:
-        for path in [*PACKAGE.glob(f"{room}/**/*.py"), *PACKAGE.glob(f"{room}.py")]:
+def test_nothing_below_methods_names_generators_and_critics():
+    found = []
+    for part in BELOW_METHODS:
+        for path in [*PACKAGE.glob(f"{part}/**/*.py"), *PACKAGE.glob(f"{part}.py")]:
             for number, line in enumerate(path.read_text().splitlines(), start=1):
                 if re.search(r"\b2 ?N\b|critics?\b|critic_|generator_\d|\bgenerators?\b(?! draws)", line):
-                    told.append(f"{path.relative_to(PACKAGE)}:{number}: {line.strip()}")
-    assert told == []
+                    found.append(f"{path.relative_to(PACKAGE)}:{number}: {line.strip()}")
+    assert found == []

@@ -1,4 +1,4 @@
-"""What the agents are told."""
+"""The prompts of all tasks."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from mft_jax.prompts import GENERAL
 ALL = {name: value for name, value in vars(prompts).items() if isinstance(value, prompts.Prompts)}
 
 
-def test_the_words_that_the_shipped_model_was_trained_on_stay():
+def test_the_prompts_that_the_base_model_was_trained_on_are_unchanged():
     answers = ["24*13=312\n\\boxed{5}", "\\boxed{6}"]
     messages = [GENERAL.first("Q?"), GENERAL.later("S"), GENERAL.reconsider(), GENERAL.summary("Q?", answers)]
     assert messages == [
@@ -30,7 +30,7 @@ def test_the_words_that_the_shipped_model_was_trained_on_stay():
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_turn_of_an_agent_asks_for_an_answer_and_shows_what_it_is_given(name):
+def test_every_prompt_asks_for_an_answer_and_contains_its_input(name):
     asked = ALL[name]
     form = "one short line" if name == "ADDITION" else r"\boxed{}"
     shown = {

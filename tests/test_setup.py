@@ -1,4 +1,4 @@
-"""From a configuration to what a run computes with."""
+"""Preparing a run from its configuration: dtypes, session, and the number of slots."""
 
 import dataclasses
 import json
@@ -33,12 +33,12 @@ def mesh_on(platform):
         ("cpu", ModelSource(param_dtype="bfloat16", compute_dtype="bfloat16"), ("bfloat16", "bfloat16")),
     ],
 )
-def test_the_types_follow_the_devices_unless_they_are_given(platform, source, expected):
+def test_dtypes_depend_on_the_devices_unless_they_are_configured(platform, source, expected):
     stored, compute = dtypes(source, mesh_on(platform))
     assert (None if stored is None else stored.name, compute.name) == expected
 
 
-def test_types_reach_weights_adapters_and_computation():
+def test_dtypes_of_weights_adapters_and_computation():
     types_of = ModelSource(param_dtype="bfloat16", compute_dtype="float32")
     setup = prepare(dataclasses.replace(SMALL, model=types_of, lora=LoraConfig(dtype="bfloat16")))
     assert {leaf.dtype for leaf in jax.tree.leaves(setup.session.base)} == {jnp.dtype("bfloat16")}
@@ -55,19 +55,19 @@ def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows(tmp_path):
         prepare(config)
 
 
-def test_targets_that_the_model_does_not_have(shipped):
+def test_a_lora_target_that_the_model_does_not_have(shipped):
     config = dataclasses.replace(SMALL, lora=LoraConfig(targets=("qkv_proj",)))
     with pytest.raises(UserError, match=r"lora\.targets has qkv_proj, which this model does not have; it has q_proj"):
         prepare(config, shipped)
 
 
-def test_a_session_of_another_model_is_refused(shipped):
+def test_a_session_of_another_model_is_rejected(shipped):
     other = dataclasses.replace(SMALL, model=ModelSource(compute_dtype="bfloat16"))
     with pytest.raises(UserError, match="open another session"):
         prepare(other, shipped)
 
 
-def test_a_session_is_shared_and_holds_nothing_of_a_run(shipped):
+def test_a_session_is_shared_by_runs_with_different_seeds(shipped):
     one, two = (prepare(dataclasses.replace(SMALL, seed=seed), shipped) for seed in (0, 1))
     assert one.session is two.session is shipped
     assert one.task.train != two.task.train
@@ -84,7 +84,7 @@ def test_a_session_is_shared_and_holds_nothing_of_a_run(shipped):
         (100, (9, 2), 4, (12, 12)),
     ],
 )
-def test_no_more_slots_than_questions_to_fill_them(chunk, questions, data, expected):
+def test_no_more_slots_than_questions(chunk, questions, data, expected):
     task = types.SimpleNamespace(train=range(questions[0]), eval=range(questions[1]))
     most = max(len(task.train), len(task.eval))
     settings = limit_slots(SamplingConfig(chunk_questions=chunk), most, types.SimpleNamespace(shape={"data": data}))

@@ -52,6 +52,24 @@ class FirstAnswers:
         return examples
 
 
+@dataclasses.dataclass(frozen=True)
+class PooledFirstAnswers:
+    """The first answers of all agents that agree with the final vote, for methods that finetune one model."""
+
+    agents: int
+
+    def __call__(
+        self, transcripts: Sequence[Transcript], equivalent: Equivalent, rng: np.random.Generator
+    ) -> list[Example]:
+        own = [FirstAnswers(agent) for agent in range(self.agents)]
+        return [
+            example
+            for transcript in transcripts
+            for selector in own
+            for example in selector([transcript], equivalent, rng)
+        ]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dialogues:
     """The training set of a later-round adapter: the agent's complete dialogues whose last answer agrees with the vote.

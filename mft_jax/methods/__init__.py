@@ -6,15 +6,33 @@ from collections.abc import Callable
 from mft_jax.config import ExperimentConfig
 from mft_jax.errors import UserError
 from mft_jax.methods.method import Method
-from mft_jax.methods.paper import base, debate, majority, multiagent_ft
+from mft_jax.methods.paper import (
+    base,
+    debate,
+    majority,
+    majority_ft,
+    multiagent_ft,
+    multiagent_ft_no_critic,
+    multiagent_ft_no_summary,
+    single_agent_ft,
+    single_agent_ft_no_debate,
+)
 
 __all__ = ["METHODS", "Method", "make_method"]
 
 METHODS: dict[str, Callable[[ExperimentConfig], Method]] = {
-    "base": base,
-    "majority": majority,
-    "debate": debate,
-    "multiagent_ft": multiagent_ft,
+    method.__name__: method
+    for method in (
+        base,
+        majority,
+        debate,
+        majority_ft,
+        single_agent_ft,
+        single_agent_ft_no_debate,
+        multiagent_ft,
+        multiagent_ft_no_summary,
+        multiagent_ft_no_critic,
+    )
 }
 
 

@@ -14,13 +14,20 @@ class Method:
 
     name: str
     protocol: Protocol
-    """The rules of both the training debates and the evaluation debates."""
+    """The rules of the debates that make the training data, and of the evaluation debates."""
+    test_protocol: Protocol | None = None
+    """The rules of the evaluation debates if they are other ones."""
     lessons: tuple[Lesson, ...] = ()
     """One per adapter, in the order of the society. Empty: nothing is finetuned."""
     objective: Objective = likelihood
     """The training loss of all adapters."""
     restart: bool = False
     """True: each iteration starts from the initial adapters of the run, not from those of the previous iteration."""
+
+    @property
+    def evaluation(self) -> Protocol:
+        """The rules of the evaluation debates."""
+        return self.test_protocol or self.protocol
 
     @property
     def adapters(self) -> tuple[str, ...]:

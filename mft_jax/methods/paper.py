@@ -1,8 +1,10 @@
 """The methods of Subramaniam et al. 2025 (arXiv 2501.05707), each made from a configuration."""
 
+import dataclasses
+
 from mft_jax.config import ExperimentConfig
 from mft_jax.debate.protocol import Protocol, everyone
-from mft_jax.finetuning.examples import Dialogues, FirstAnswers
+from mft_jax.finetuning.examples import Dialogues, FirstAnswers, PooledFirstAnswers
 from mft_jax.finetuning.lesson import Lesson
 from mft_jax.methods.method import Method
 
@@ -51,3 +53,52 @@ def multiagent_ft(config: ExperimentConfig) -> Method:
         lessons=(*first, *dialogues),
         restart=tuning.restart_from_base,
     )
+
+
+def multiagent_ft_no_summary(config: ExperimentConfig) -> Method:
+    """The ablation without summaries: in rounds 2..M an agent is shown the other agents' answers themselves."""
+    full = multiagent_ft(config)
+    protocol = dataclasses.replace(full.protocol, shows="answers")
+    return dataclasses.replace(full, name="multiagent_ft_no_summary", protocol=protocol)
+
+
+def multiagent_ft_no_critic(config: ExperimentConfig) -> Method:
+    """The ablation without critics: only generators are finetuned, and they also answer in rounds 2..M."""
+    full = multiagent_ft(config)
+    generators = full.protocol.speakers[:1] * config.debate.rounds
+    return dataclasses.replace(
+        full,
+        name="multiagent_ft_no_critic",
+        protocol=Protocol(speakers=generators),
+        lessons=full.lessons[: config.debate.agents],
+    )
+
+
+def single_agent_ft(config: ExperimentConfig) -> Method:
+    """One model speaks for all agents of the debate, and learns from all first answers that agree with the final vote."""
+    rules = config.debate
+    return _one_model("single_agent_ft", config, Protocol(speakers=everyone("agent", rules.agents, rules.rounds)))
+
+
+def single_agent_ft_no_debate(config: ExperimentConfig) -> Method:
+    """The model of `single_agent_ft`, evaluated without a debate: it answers once."""
+    one_answer = Protocol(speakers=everyone("agent", 1, 1))
+    return dataclasses.replace(single_agent_ft(config), name="single_agent_ft_no_debate", test_protocol=one_answer)
+
+
+def majority_ft(config: ExperimentConfig) -> Method:
+    """One model gives N answers without a debate, and learns from those that agree with their majority vote.
+
+    It is evaluated by a majority vote over N answers.
+    """
+    return _one_model("majority_ft", config, Protocol(speakers=everyone("agent", config.debate.agents, 1)))
+
+
+def _one_model(name: str, config: ExperimentConfig, protocol: Protocol) -> Method:
+    """A method that finetunes one adapter, "agent", on the pooled first answers of its debates."""
+    tuning = config.finetuning
+    lesson = Lesson(
+        adapter="agent", select=PooledFirstAnswers(protocol.agents), settings=tuning.generator,
+        field="finetuning.generator", stream=0,
+    )  # fmt: skip
+    return Method(name=name, protocol=protocol, lessons=(lesson,), restart=tuning.restart_from_base)

@@ -1,4 +1,4 @@
-"""The checkpoint that ships with the package, as transformers and this project read it."""
+"""The checkpoint in the package, loaded by transformers and by this package."""
 
 import itertools
 
@@ -26,7 +26,7 @@ def test_it_is_small():
 
 
 @pytest.mark.torch
-def test_transformers_agrees(chat):
+def test_transformers_computes_the_same_logits(chat):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -41,7 +41,7 @@ def test_transformers_agrees(chat):
     graphdef, base = load_base(CHECKPOINT, read_model_config(CHECKPOINT))
     logits = jax.jit(lambda base, tokens: nnx.merge(graphdef, base)(tokens))(base, jnp.asarray([ids]))
     np.testing.assert_allclose(np.asarray(logits), expected, atol=1e-4)
-    assert expected.std() > 1  # a trained model: its logits are not all alike
+    assert expected.std() > 1  # the logits of a trained model are not uniform
 
 
 def test_every_digit_and_sign_is_one_token(chat):
@@ -55,16 +55,16 @@ def test_every_digit_and_sign_is_one_token(chat):
     "text",
     ["24*13=240+72=312\n\\boxed{102}", "two  spaces,\ttabs\r\nand Ünïcödé 漢字 🙂", "<|end|> in a text", "x²≠½ 007"],
 )
-def test_any_text_comes_back(chat, text):
+def test_any_text_is_decoded_unchanged(chat, text):
     ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert chat.tokenizer.decode(ids) == text
 
 
-def test_prompts_and_answers_round_trip(chat):
+def test_an_example_is_its_prompt_followed_by_the_answer(chat):
     for demonstration in itertools.islice(demonstrations(7, STAGES["debates"]), 50):
         *before, last = demonstration.messages
         prompt, (ids, mask) = chat.prompt(before), chat.example(demonstration.messages, final_turn_only=True)
-        assert ids[: len(prompt)].tolist() == prompt  # training and sampling see the same tokens
+        assert ids[: len(prompt)].tolist() == prompt  # training and sampling use the same tokens
         assert mask.sum() == len(ids) - len(prompt)
         assert chat.text(ids[mask]) == last["content"]
         assert ids[mask][-1] in chat.stop_ids

@@ -1,4 +1,4 @@
-"""What the shipped base model was taught: true steps, honest summaries, and no question of the task."""
+"""The training data of the base model: correct steps except for slips, correct summaries, no reserved questions."""
 
 import dataclasses
 import itertools
@@ -25,12 +25,12 @@ NUMBERS = (17, 24, 13, 5, 8, 29)
 
 
 def steps_of(text: str) -> list[str]:
-    """The lines that compute: "x*y=parts=result" or "x+y=result"."""
+    """The lines with a computation: "x*y=parts=result" or "x+y=result"."""
     return [line for line in text.split("\n") if "=" in line]
 
 
-def is_true(step: str) -> bool:
-    """Whether all that stands between the "=" signs has one value."""
+def is_correct(step: str) -> bool:
+    """Whether all expressions between the "=" signs have the same value."""
     return len({eval(part) for part in step.split("=")}) == 1
 
 
@@ -38,7 +38,7 @@ def questions_in(text: str) -> list[tuple[int, ...]]:
     return [tuple(map(int, re.findall(r"\d+", match))) for match in re.findall(r"What is ([^?]*)\?", text)]
 
 
-def test_every_step_is_true_without_slips():
+def test_every_step_is_correct_without_slips():
     seen = 0
     for demonstration in itertools.islice(
         demonstrations(3, dataclasses.replace(STAGES["debates"], targets=CLEAN, context=CLEAN)), 400
@@ -48,7 +48,7 @@ def test_every_step_is_true_without_slips():
             if message["role"] == "assistant" and "boxed" in message["content"]:
                 steps = steps_of(message["content"])
                 assert len(steps) == 5
-                assert all(is_true(step) for step in steps), message["content"]
+                assert all(is_correct(step) for step in steps), message["content"]
                 assert message["content"].endswith(f"\\boxed{{{value(numbers)}}}")
                 seen += 1
     assert seen > 300
@@ -86,13 +86,13 @@ def test_styles_differ():
     assert len(texts) > 10
 
 
-def test_a_slip_is_carried_on():
-    """After a wrong product the sums go on from it: every other step is still true."""
+def test_later_steps_use_the_wrong_result_of_a_slip():
+    """The sums continue with the wrong products: all other steps are correct."""
     rng = np.random.default_rng(0)
     answer = first_answer(rng, NUMBERS, Noise(direct=1.0, split=1.0))
     assert answer.products[0] in (302, 322)
     assert answer.products[1] in (222, 242)
-    wrong = [step for step in steps_of(answer.text) if not is_true(step)]
+    wrong = [step for step in steps_of(answer.text) if not is_correct(step)]
     assert len(wrong) == 2
     assert answer.result == 17 + answer.products[0] + 5 - answer.products[1]
 
@@ -105,7 +105,7 @@ def test_a_slip_changes_one_digit_by_one():
     assert {slip(rng, 42, 0.2, tens=False) for _ in range(200)} == {42, 43}  # a rare slip has one direction
 
 
-def test_a_critic_corrects_a_product_that_others_dispute():
+def test_a_later_round_corrects_a_disputed_product():
     rng = np.random.default_rng(0)
     right = first_answer(rng, NUMBERS, CLEAN)
     wrong = dataclasses.replace(right, products=(302, 232), result=92)
@@ -116,13 +116,13 @@ def test_a_critic_corrects_a_product_that_others_dispute():
     assert results.count(302) / 400 == pytest.approx(0.3, abs=0.08)
 
 
-def test_a_critic_never_slips_where_all_agree_and_are_right():
+def test_a_later_round_has_no_slips_if_all_agree_and_are_right():
     rng = np.random.default_rng(0)
     right = first_answer(rng, NUMBERS, CLEAN)
     assert all(later_answer(rng, NUMBERS, [right] * 3, NOISY).result == value(NUMBERS) for _ in range(200))
 
 
-def test_a_summary_tells_what_was_written():
+def test_a_summary_contains_the_written_values():
     rng = np.random.default_rng(0)
     right = first_answer(rng, NUMBERS, CLEAN)
     wrong = dataclasses.replace(right, products=(302, 232), result=92)

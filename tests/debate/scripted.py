@@ -1,4 +1,4 @@
-"""Debates without a model: answers by rule, prompts as readable text, in milliseconds."""
+"""Debates without a model, in milliseconds: a scripted sampler answers, and prompts are readable text."""
 
 import dataclasses
 import json
@@ -13,8 +13,8 @@ PROMPTS = Prompts(solve="solve", check="check", again="again", summarize="summar
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
-    """One prompt that the sampler was given."""
+class RecordedRequest:
+    """One request to the scripted sampler."""
 
     speaker: str | None
     messages: tuple[dict, ...]
@@ -34,7 +34,7 @@ class Asked:
 
 
 class ScriptedChat:
-    """Tokens are the bytes of the dialogue as JSON, so that a script sees exactly what an agent would read."""
+    """Encodes a dialogue as the bytes of its JSON, so that a script sees exactly what an agent is shown."""
 
     def prompt(self, messages):
         return list(json.dumps(messages).encode())
@@ -44,7 +44,7 @@ class ScriptedChat:
 
 
 class ScriptedSampler:
-    """`script(asked)` gives a text, or a (text, reason). Remembers everything that it was asked."""
+    """Completes each prompt with `script(asked)`, a text or a (text, reason). Records all requests."""
 
     def __init__(self, script):
         self.script, self.asked = script, []
@@ -52,7 +52,7 @@ class ScriptedSampler:
     def sample(self, requests, society=None, *, on_progress=None):
         completions = []
         for request in requests:
-            asked = Asked(request.speaker, tuple(json.loads(bytes(request.prompt))), request.key.tobytes())
+            asked = RecordedRequest(request.speaker, tuple(json.loads(bytes(request.prompt))), request.key.tobytes())
             self.asked.append(asked)
             said = self.script(asked)
             text, reason = (said, "stop") if isinstance(said, str) else said
@@ -69,7 +69,7 @@ def questions(count, gold=lambda i: str(i)):
 
 
 def task(train=(), evaluation=()):
-    """Answers are what stands behind the last "="; "a" and "A" are equivalent."""
+    """A task whose answers follow the last "=". Answers that differ in case only are equivalent."""
     parse = lambda text: text.rpartition("=")[2] or None if "=" in text else None
     return Task(
         "scripted", train, evaluation, parse=parse, equivalent=lambda a, b: a.lower() == b.lower(), prompts=PROMPTS

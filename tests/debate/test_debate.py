@@ -1,4 +1,4 @@
-"""Who speaks in each round, what exactly each is shown, which answers are voted on: by a scripted sampler, no model."""
+"""Who speaks in each round, what exactly each agent is shown, and which answers are voted on, with a scripted sampler."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ def protocol_of(agents, rounds, method="multiagent_ft"):
 
 
 def distinct(asked):
-    """Every text is its own: it tells who said it, in which round, about which question."""
+    """A script whose texts are all different: each names its speaker, round and question."""
     if asked.is_summary:
         listed = asked.messages[0]["content"].split("\n")[1:-1]
         return f"summary for {asked.question} of {' & '.join(line.partition(': ')[2] for line in listed)}"
@@ -26,7 +26,7 @@ def distinct(asked):
 
 
 @pytest.mark.parametrize(("agents", "rounds"), SHAPES)
-def test_who_speaks_and_what_each_is_shown(agents, rounds):
+def test_who_speaks_and_what_each_agent_is_shown(agents, rounds):
     debate, sampler = make_debate(distinct, protocol_of(agents, rounds))
     transcripts, usages = debate.run(questions(2))
     assert len(sampler.asked) == debate.samples(2) == sum(len(usage.lengths) for usage in usages)
@@ -54,8 +54,8 @@ def test_who_speaks_and_what_each_is_shown(agents, rounds):
 
 
 @pytest.mark.parametrize(("agents", "rounds"), SHAPES)
-def test_what_the_summarizer_is_asked(agents, rounds):
-    """The base model, in a dialogue of its own: the question and the others' answers of the round before, in order."""
+def test_the_prompts_of_summaries(agents, rounds):
+    """In a separate dialogue, the base model gets the question and the others' answers of the previous round, in order."""
     debate, sampler = make_debate(distinct, protocol_of(agents, rounds))
     debate.run(questions(1))
     summaries = [asked for asked in sampler.asked if asked.is_summary]
@@ -70,7 +70,7 @@ def test_what_the_summarizer_is_asked(agents, rounds):
         assert message == {"role": "user", "content": "\n".join(["What is 0?", *lines, "summarize"])}
 
 
-def test_every_text_has_a_key_of_its_own_that_depends_on_its_place_alone():
+def test_the_random_key_of_each_text_is_unique_and_depends_only_on_its_place():
     debate, sampler = make_debate(distinct, protocol_of(3, 3))
     debate.run(questions(4))
     keys = {
@@ -104,11 +104,11 @@ def test_the_speakers_of_each_method(method, speakers):
 
 
 def answers(table):
-    """A script of final answers [round][agent] for one question, by the number of the agent's name."""
+    """A script with the answers table[round][agent] for one question. The name of a speaker ends with its agent's number."""
     return lambda asked: "s" if asked.is_summary else f"={table[asked.round - 1][int(asked.speaker[-1])]}"
 
 
-def test_the_vote_is_over_the_last_round_and_votes_of_all_rounds_are_kept():
+def test_the_final_vote_is_over_the_last_round_and_all_votes_are_recorded():
     debate, _ = make_debate(answers([["1", "1", "2"], ["3", "2", "2"]]), protocol_of(3, 2))
     ((transcript,), _) = debate.run(questions(1, gold=lambda i: "2"))
     assert (transcript.votes, transcript.vote, transcript.correct) == (("1", "2"), "2", True)
@@ -131,7 +131,7 @@ def test_debates_without_summaries(shows):
 
 
 def test_a_debate_that_stops_at_agreement():
-    """Question 0 agrees at once, 1 after the second round, 2 never; an unparsed answer is no agreement."""
+    """The agents agree on question 0 in round 1, on 1 in round 2, on 2 never: an answer that is not parsed is no agreement."""
     tables = {
         "What is 0?": [["a", "A", "a"]] * 3,
         "What is 1?": [["a", "b", "a"], ["b", "B", "b"], ["c", "c", "c"]],
@@ -148,8 +148,8 @@ def test_a_debate_that_stops_at_agreement():
     assert [alone.run([question])[0][0] for question in questions(3)] == transcripts
 
 
-def test_cut_answers_vote_only_with_an_explicit_answer():
-    """Cut by a limit: the last number of an unfinished text is no answer, a complete box is one."""
+def test_truncated_answers_vote_only_with_a_complete_box():
+    """In a truncated text, a complete \\boxed{} is an answer, but the last number is not."""
     texts = {0: ("so far =7", "limit"), 1: (r"\boxed{8} and =8", "context"), 2: "=9"}
     script = lambda asked: "s" if asked.is_summary else texts[int(asked.speaker[-1])]
     debate, _ = make_debate(script, protocol_of(3, 1))
@@ -159,8 +159,8 @@ def test_cut_answers_vote_only_with_an_explicit_answer():
     assert turn_counts([transcript]) == {"cut": 2, "unanswered": 0}
 
 
-def test_an_agent_without_room_in_the_context_leaves_the_debate_and_the_others_go_on():
-    """Agent 1's second prompt does not fit: it is unanswered from there on, and nobody is told anything of it."""
+def test_an_agent_whose_prompt_fills_the_context_leaves_the_debate():
+    """Agent 1's second prompt fills the context: its turns are unanswered from then on, and others are not shown any text of it."""
     script = lambda asked: ("", "unanswerable") if asked.speaker == "critic_1" else distinct(asked)
     debate, sampler = make_debate(script, protocol_of(3, 3))
     ((transcript,), _) = debate.run(questions(1))
@@ -176,10 +176,10 @@ def test_an_agent_without_room_in_the_context_leaves_the_debate_and_the_others_g
     assert turn_counts([transcript]) == {"cut": 0, "unanswered": 2}
 
 
-def test_a_summary_without_room_leaves_its_agent_to_reconsider():
+def test_an_agent_whose_summary_was_not_sampled_reconsiders():
     def script(asked):
         if asked.is_summary and "generator_0" not in asked.messages[0]["content"]:
-            return "", "unanswerable"  # the one for agent 0
+            return "", "unanswerable"  # the summary for agent 0
         return distinct(asked)
 
     debate, _ = make_debate(script, protocol_of(3, 2))
@@ -191,14 +191,14 @@ def test_a_summary_without_room_leaves_its_agent_to_reconsider():
     assert turn_counts([transcript]) == {"cut": 0, "unanswered": 1}
 
 
-def test_a_debate_in_which_nobody_is_left():
+def test_a_debate_that_all_agents_have_left():
     script = lambda asked: ("", "unanswerable") if asked.round == 2 else distinct(asked)
     debate, _ = make_debate(script, protocol_of(2, 3))
     ((transcript,), _) = debate.run(questions(1))
     assert (len(transcript.votes), transcript.vote, transcript.correct) == (2, None, False)
 
 
-def test_turns_tell_what_was_read_and_written():
+def test_turns_record_prompt_and_new_tokens():
     debate, sampler = make_debate(distinct, protocol_of(2, 2))
     ((transcript,), (first, *_)) = debate.run(questions(1))
     turn = transcript.agents[1].turns[0]
@@ -206,7 +206,7 @@ def test_turns_tell_what_was_read_and_written():
     assert turn.prompt_tokens == len(json.dumps(sampler.asked[1].messages))
 
 
-def test_a_transcript_comes_back_from_its_line():
+def test_a_transcript_is_rebuilt_from_its_json_line():
     script = lambda asked: ("", "unanswerable") if asked.speaker == "critic_1" else distinct(asked)
     debate, _ = make_debate(script, protocol_of(3, 2))
     ((transcript,), _) = debate.run(questions(1))
@@ -215,7 +215,7 @@ def test_a_transcript_comes_back_from_its_line():
     assert Transcript.from_dict(json.loads(line)) == transcript
 
 
-def test_everyone_is_one_speaker():
+def test_one_speaker_for_everyone():
     protocol = Protocol(speakers=everyone("one", 2, 3))
     assert (protocol.agents, protocol.rounds, protocol.samples) == (2, 3, 10)
     assert {protocol.speaker(m, n) for m in (1, 2, 3) for n in (0, 1)} == {"one"}

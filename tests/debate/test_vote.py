@@ -15,19 +15,19 @@ from mft_jax.tasks.answers import equivalent
 WHERE = {"seed": 0, "question_id": "q", "round": 1}
 
 
-def test_the_majority_wins_by_equivalence_and_is_written_as_its_first_member_did():
+def test_equivalent_answers_are_counted_together_and_the_first_one_is_returned():
     assert vote(["3", "1/2", "0.5"], equivalent, **WHERE) == "1/2"
     assert vote(["0.5", "3", "1/2"], equivalent, **WHERE) == "0.5"
     assert vote(["7"], equivalent, **WHERE) == "7"
 
 
-def test_the_unparsed_do_not_vote():
+def test_unparsed_answers_are_not_counted():
     assert vote([None, None, "4"], equivalent, **WHERE) == "4"
     assert vote([None, None], equivalent, **WHERE) is None
     assert vote([], equivalent, **WHERE) is None
 
 
-def test_ties_are_broken_at_random_but_always_alike():
+def test_ties_are_broken_at_random_but_reproducibly():
     def tie(**where):
         return vote(["1", "2", "2.0", "1.0", "3"], equivalent, **{**WHERE, **where})
 
@@ -39,7 +39,7 @@ def test_ties_are_broken_at_random_but_always_alike():
     assert {tie(round=round) for round in range(1, 21)} == {"1", "2"}
 
 
-def test_a_tie_falls_alike_in_another_process():
+def test_a_tie_is_broken_the_same_way_in_another_process():
     path = pathlib.Path(mft_jax.__file__).with_name("debate") / "vote.py"
     code = (
         f"import runpy; vote = runpy.run_path({str(path)!r})['vote']\n"

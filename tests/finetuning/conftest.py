@@ -1,4 +1,4 @@
-"""A byte-level chat, and a small plan of three adapters with unequal data."""
+"""A byte-level chat template, and a small plan for three adapters with different amounts of data."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ CONFIG = FinetuningConfig(
 
 
 def example(id, *contents, kind="first"):
-    """A dialogue from what its user and assistant say in turn."""
+    """A training dialogue with these contents, alternately by user and assistant."""
     speakers = (user, assistant)
     return {"id": id, "messages": [speakers[i % 2](text) for i, text in enumerate(contents)], "kind": kind}
 
@@ -45,7 +45,7 @@ def chat():
 
 @pytest.fixture(scope="session")
 def examples():
-    """Of three adapters: 9 short dialogues, 5 with two turns, 2 short ones."""
+    """For three adapters: 9 short dialogues, 5 dialogues of two rounds, and 2 short ones."""
     rng = np.random.default_rng(0)
     words = lambda low, high: "".join(rng.choice(list("0123456789+*= "), rng.integers(low, high)))
     single = lambda count: [example(f"q{i}", words(3, 10), words(5, 25)) for i in range(count)]
@@ -65,7 +65,7 @@ LESSONS = (
 
 
 def plan_of(chat, examples, lessons=LESSONS, config=CONFIG, seed=1, iteration=2):
-    """The plan of one list of examples for each lesson."""
+    """The plan for these examples, one list per lesson."""
     named = {lesson.adapter: own for lesson, own in zip(lessons, examples, strict=True)}
     return make_plan(chat, lessons, named, config, seed=seed, iteration=iteration)
 
@@ -77,5 +77,5 @@ def plan(chat, examples):
 
 @pytest.fixture(scope="session")
 def train_step(programs):
-    """The step of three adapters, compiled once for all tests that train them."""
+    """The training step for three adapters, compiled once for all tests."""
     return programs.train(likelihood, 3, None, False)

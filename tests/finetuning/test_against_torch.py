@@ -1,4 +1,4 @@
-"""The stacked step against PEFT and torch.optim.AdamW: the same data, settings and start give the same adapters."""
+"""The training step gives the same adapters as PEFT with torch.optim.AdamW, from the same data, settings and weights."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def ours(tiny, plan, train_step):
 
 
 def torch_loss(model, dialogues):
-    """Mean over the targets of all dialogues, each in a forward of its own."""
+    """The mean loss over the targets of all dialogues, with one forward pass per dialogue."""
     import torch
 
     total, count = 0.0, 0
@@ -44,10 +44,10 @@ def torch_loss(model, dialogues):
 
 
 def torch_steps(model, plan, agent):
-    """Up to three steps of one agent; returns the losses."""
+    """Trains one agent for up to three steps. Returns the losses."""
     import torch
 
-    torch.set_num_threads(1)  # more of them wait for each other longer than these products take
+    torch.set_num_threads(1)  # for such small matrices, synchronizing several threads takes longer
     own = plan.adapters[agent]
     warmup = math.ceil(CONFIG.warmup * own.steps)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -80,7 +80,7 @@ def test_three_steps_equal_peft_and_adamw(tiny, plan, ours, tmp_path, agent):
     base = AutoModelForCausalLM.from_pretrained(tmp_path)
     model = PeftModel.from_pretrained(base, tmp_path / "start", is_trainable=True)
     expected = torch_steps(model, plan, agent)
-    assert len(expected) == (3, 2, 1)[agent]  # those with less data stop early
+    assert len(expected) == (3, 2, 1)[agent]  # agents with less data have fewer steps
     adapters, losses = ours
     np.testing.assert_allclose(losses[: len(expected), agent], expected, rtol=1e-4)
     model.save_pretrained(tmp_path / "end")

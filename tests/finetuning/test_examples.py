@@ -1,4 +1,4 @@
-"""Which part of a debate each adapter learns from: by hand, and by debates of a scripted sampler."""
+"""Which part of a debate each adapter learns from: a worked example, and debates with a scripted sampler."""
 
 import itertools
 import random
@@ -14,14 +14,14 @@ from mft_jax.prompts import assistant, user
 from mft_jax.seeds import example_choice
 from tests.debate.scripted import make_debate, questions
 
-WHOLE, CUT = (Turn(end=end, prompt_tokens=5, new_tokens=3) for end in ("stop", "limit"))
+COMPLETE, TRUNCATED = (Turn(end=end, prompt_tokens=5, new_tokens=3) for end in ("stop", "limit"))
 
-# Four questions, three agents, two rounds: [first answers], [last answers]. None: no answer could be parsed.
+# Four questions, three agents, two rounds: ([first answers], [last answers]). None: the answer could not be parsed.
 DEBATES = {
     "q1": (["5", "5.0", "7"], ["5", "5", "5.0"]),
-    "q2": (["3", "4", "4"], ["4", "4", "3"]),  # agent 2 gives up a right answer: neither D- nor D+
+    "q2": (["3", "4", "4"], ["4", "4", "3"]),  # agent 2 abandons a correct answer: neither D- nor D+
     "q3": ([None, "9", "9"], ["9", None, "9"]),
-    "q4": (["1", "2", "3"], ["2", "2", "8"]),  # gold is 1: the vote is what counts
+    "q4": (["1", "2", "3"], ["2", "2", "8"]),  # gold is 1, but only the vote matters
 }
 GOLD = {"q1": "5", "q2": "4", "q3": "9", "q4": "1"}
 VOTES = {"q1": "5", "q2": "4", "q3": "9", "q4": "2"}
@@ -36,7 +36,7 @@ def transcript(id, first, last):
         AgentTranscript(
             messages=(user(id), assistant(f"{id} first {n}"), user("summary"), assistant(f"{id} last {n}")),
             answers=(first[n], last[n]),
-            turns=(WHOLE, WHOLE),
+            turns=(COMPLETE, COMPLETE),
         )
         for n in range(3)
     ]
@@ -45,7 +45,7 @@ def transcript(id, first, last):
     )
     return Transcript(
         id=id, question=id, gold=GOLD[id], agents=tuple(agents), summaries=(("",) * 3,), votes=votes, vote=votes[-1],
-        summary_turns=((WHOLE,) * 3,), correct=equivalent(votes[-1], GOLD[id]),
+        summary_turns=((COMPLETE,) * 3,), correct=equivalent(votes[-1], GOLD[id]),
     )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def ids(chosen):
 
 
 def test_worked_example(debates):
-    """Votes, D_gen, D- and D+ of each agent, by hand."""
+    """Votes, training answers of generators, and D- and D+ of critics, worked out by hand."""
     assert {t.id: t.vote for t in debates} == VOTES
     rng = example_choice(0, 1, 0)
     generator = [ids(FirstAnswers(n)(debates, equivalent, rng)) for n in range(3)]
@@ -84,12 +84,12 @@ def test_training_sets_of_the_worked_example(debates):
     whole = [user("q1"), assistant("q1 first 2"), user("summary"), assistant("q1 last 2")]
     assert sets["critic_2"][0]["messages"] == whole
     assert [e["kind"] for e in sets["critic_0"]] == ["corrected", "kept"]
-    assert sets["critic_1"] == []  # no D-: a mix that is half D- is empty
+    assert sets["critic_1"] == []  # D- is empty, so the mix is empty
 
 
 def one_agent(answers, vote, turns=None):
     messages = tuple(speak(str(i)) for i in range(len(answers)) for speak in (user, assistant))
-    own = AgentTranscript(messages=messages, answers=answers, turns=turns or (WHOLE,) * len(answers))
+    own = AgentTranscript(messages=messages, answers=answers, turns=turns or (COMPLETE,) * len(answers))
     return Transcript(
         id="q",
         question="q",
@@ -103,7 +103,7 @@ def one_agent(answers, vote, turns=None):
     )
 
 
-def test_all_rounds_stay_in_a_whole_dialogue():
+def test_an_example_contains_all_rounds():
     debate = one_agent(("1", "3", "2"), "2")
     corrected, kept = Dialogues(agent=0).split([debate], equivalent)
     assert kept == []
@@ -119,13 +119,13 @@ def test_nothing_agrees_without_a_vote():
 @pytest.mark.parametrize(
     ("turns", "first", "whole", "final"),
     [
-        ((WHOLE, WHOLE), 1, 1, 1),
-        ((CUT, WHOLE), 0, 0, 1),
-        ((WHOLE, CUT), 1, 0, 0),
+        ((COMPLETE, COMPLETE), 1, 1, 1),
+        ((TRUNCATED, COMPLETE), 0, 0, 1),
+        ((COMPLETE, TRUNCATED), 1, 0, 0),
     ],
 )
-def test_what_a_limit_cut_is_never_learnt(turns, first, whole, final):
-    """Its answer may agree with the vote all the same; a dialogue is left out where a turn that is learnt was cut."""
+def test_truncated_answers_are_never_targets(turns, first, whole, final):
+    """A dialogue is left out if a turn that is a training target was truncated, even if its answer agrees with the vote."""
     debate, rng = one_agent(("2", "2"), "2", turns), example_choice(0, 1, 0)
     assert len(FirstAnswers(0)([debate], equivalent, rng)) == first
     assert len(Dialogues(agent=0, share=0.0)([debate], equivalent, rng)) == whole
@@ -133,7 +133,7 @@ def test_what_a_limit_cut_is_never_learnt(turns, first, whole, final):
 
 
 def scripted(agents, rounds):
-    """Answers among three, by a rule that no vote foresees; every text is its own."""
+    """Debates in which each text gives one of three answers, chosen by its random key. All texts are different."""
 
     def script(asked):
         if asked.is_summary:
@@ -146,19 +146,19 @@ def scripted(agents, rounds):
 
 @pytest.mark.parametrize(("agents", "rounds"), [(n, m) for n in (1, 2, 3, 5) for m in (1, 2, 3)])
 def test_which_dialogues_each_adapter_learns_from(agents, rounds):
-    """Written down a second time, from the transcripts' text alone."""
+    """A second implementation, which reads only the text of the transcripts."""
     transcripts, _ = scripted(agents, rounds).run(questions(40))
     lessons = lessons_of(agents=agents, rounds=rounds, critic_mix=0.0)
     sets = select_examples(lessons, transcripts, str.__eq__, seed=0, iteration=1)
-    spoken = lambda message: message["content"].rpartition("=")[2]
+    answer_in = lambda message: message["content"].rpartition("=")[2]
     for n in range(agents):
         first, kept = [], []
         for transcript in transcripts:
             own = transcript.agents[n].messages
             assert all(f"_{n} on" in message["content"] for message in own if message["role"] == "assistant")
-            if spoken(own[1]) == transcript.vote:
+            if answer_in(own[1]) == transcript.vote:
                 first.append((transcript.id, list(own[:2])))
-                if rounds > 1 and spoken(own[-1]) == transcript.vote:
+                if rounds > 1 and answer_in(own[-1]) == transcript.vote:
                     kept.append((transcript.id, list(own)))
         assert [(e["id"], e["messages"]) for e in sets[f"generator_{n}"]] == first
         assert [(e["id"], e["messages"]) for e in sets[f"critic_{n}"]] == kept
@@ -206,7 +206,7 @@ def mixed(rule, *path, corrected=40, kept=300):
 
 
 @pytest.mark.parametrize("rule", ["share", "released_code"])
-def test_selection_follows_from_seed_iteration_and_agent(rule):
+def test_the_selection_depends_on_seed_iteration_and_agent(rule):
     assert mixed(rule, 3, 1, 0) == mixed(rule, 3, 1, 0)
     assert len({tuple(mixed(rule, *path)) for path in [(3, 1, 0), (4, 1, 0), (3, 2, 0), (3, 1, 1)]}) == 4
 
@@ -217,7 +217,7 @@ def test_rule_share_draws_without_replacement():
 
 
 def test_rule_released_code():
-    """All of D-, in order, each followed by one of D+ in about half of the cases."""
+    """All of D- in order, each followed by an example of D+ in about half of the cases."""
     chosen = mixed("released_code", 0, 1, 0, corrected=400)
     assert [id for id in chosen if id.startswith("corrected")] == [f"corrected{i}" for i in range(400)]
     after = [id for id in chosen if id.startswith("kept")]

@@ -9,7 +9,7 @@ from tests.finetuning.conftest import CONFIG, LESSONS, example, plan_of
 
 
 def segments(batch, agent):
-    """(ids, {offset of target: id}) of every segment of an agent's rows, read back from the arrays alone."""
+    """(ids, {offset of the predicting token: target id}) of every segment of an agent, read back from a batch."""
     found = []
     for row in range(batch.tokens.shape[1]):
         tokens, positions, ids = (x[agent, row] for x in (batch.tokens, batch.positions, batch.segment_ids))
@@ -25,7 +25,7 @@ def segments(batch, agent):
 
 
 def test_targets_are_the_assistants_tokens(chat):
-    """Predicted are exactly both answers and their ends of turn, each from the token before it."""
+    """The targets are both answers with their end-of-turn tokens, each predicted from the token before it."""
     dialogue = example("q", "1+1", "it is 2", "sure?", "yes")
     plan = plan_of(chat, [[dialogue]], LESSONS[1:2])
     ((ids, targets),) = segments(plan.batch(0), 0)
@@ -37,14 +37,14 @@ def test_targets_are_the_assistants_tokens(chat):
     assert chat.tokenizer.decode(list(targets.values())) == "yes<|end|>"
 
 
-def test_every_epoch_holds_every_example_once(plan, examples, chat):
+def test_every_epoch_contains_every_example_once(plan, examples, chat):
     for agent, (own, epochs) in enumerate(zip(examples, (2, 1, 1), strict=True)):
         seen = sorted(ids for step in range(plan.total) for ids, _ in segments(plan.batch(step), agent))
         assert seen == sorted([ids.tolist() for ids, _ in encode(chat, own, CONFIG)[0]] * epochs)
 
 
 def test_steps_and_rows_of_agents(plan):
-    """Agents with less data stop early; rows are spread so that the steps of an agent differ by one row at most."""
+    """Agents with less data have fewer steps. The numbers of rows in the steps of an agent differ by at most one."""
     assert plan.total == max(plan.steps)
     assert plan.steps[0] > plan.steps[2] == 1
     for index, agent in enumerate(plan.adapters):
@@ -69,7 +69,7 @@ def test_the_same_inputs_give_the_same_bytes(plan, chat, examples):
         assert other.digest != plan.digest
 
 
-def test_the_digest_knows_every_token_and_target_and_no_learning_rate(plan, chat, examples):
+def test_the_digest_depends_on_tokens_and_targets_but_not_on_the_learning_rate(plan, chat, examples):
     (first, *rest), *others = examples
     changed = [dict(first, messages=[*first["messages"][:-1], dict(first["messages"][-1], content="9")]), *rest]
     assert plan_of(chat, [changed, *others]).digest != plan.digest
@@ -85,7 +85,7 @@ def test_an_adapters_rows_do_not_depend_on_the_others(plan, chat, examples):
     assert alone.steps.tolist() == [plan.steps[0], 0, 0]
 
 
-def test_long_dialogues_are_left_out_whole_and_counted(chat):
+def test_long_dialogues_are_left_out_and_counted(chat):
     dialogues = [example("short", "1+1", "2"), example("long", "1+1", "2" * 200), example("other", "2+2", "4")]
     plan = plan_of(chat, [dialogues], LESSONS[:1])
     assert plan.left_out.tolist() == [1]
@@ -95,14 +95,14 @@ def test_long_dialogues_are_left_out_whole_and_counted(chat):
     assert plan_of(chat, [dialogues], LESSONS[:1], fitting).left_out == [1]
 
 
-def test_agents_without_examples_make_no_steps(chat):
+def test_agents_without_examples_have_no_steps(chat):
     plan = plan_of(chat, [[], []], LESSONS[:2])
     assert plan.total == 0
     assert plan.steps.tolist() == [0, 0]
 
 
 def test_first_fit():
-    """Each example is in the first row that had room for it when it came."""
+    """Each example is in the first row that had room for it."""
     lengths = [50, 30, 20, 70, 10, 60, 40, 100]
     rows = pack_rows(lengths, 100, packing(0, 1, 0, 0))
     assert sorted(itertools.chain(*rows)) == list(range(8))

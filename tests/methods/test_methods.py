@@ -1,4 +1,4 @@
-"""Methods as values."""
+"""The values of the methods, and the settings that they depend on."""
 
 import dataclasses
 
@@ -7,8 +7,9 @@ import pytest
 from mft_jax.config import DebateConfig, ExperimentConfig, FinetuningConfig, RoleConfig
 from mft_jax.debate import Protocol
 from mft_jax.errors import UserError
-from mft_jax.finetuning import Dialogues, FirstAnswers, likelihood
+from mft_jax.finetuning import Dialogues, FirstAnswers, PooledFirstAnswers, likelihood, select_examples
 from mft_jax.methods import METHODS, make_method
+from tests.debate.scripted import make_debate, questions
 
 CONFIG = ExperimentConfig(
     debate=DebateConfig(agents=2, rounds=3),
@@ -20,7 +21,7 @@ CONFIG = ExperimentConfig(
 )
 
 
-def test_multiagent_finetuning_is_this_value():
+def test_the_value_of_multiagent_finetuning():
     method = make_method("multiagent_ft", CONFIG)
     generators, critics = ("generator_0", "generator_1"), ("critic_0", "critic_1")
     assert method.adapters == generators + critics
@@ -57,6 +58,46 @@ def test_every_method_has_its_name():
     assert all(make_method(name, CONFIG).name == name for name in METHODS)
 
 
-def test_an_unknown_method_is_refused_with_the_nearest_name():
+def test_an_unknown_method_is_an_error_with_the_closest_name():
     with pytest.raises(UserError, match=r"Unknown method 'multagent_ft', .* did you mean 'multiagent_ft'\?"):
         make_method("multagent_ft", CONFIG)
+
+
+def test_the_ablations_of_multiagent_finetuning():
+    full = make_method("multiagent_ft", CONFIG)
+    no_summary, no_critic = (make_method(f"multiagent_ft_no_{part}", CONFIG) for part in ("summary", "critic"))
+    assert no_summary.protocol == dataclasses.replace(full.protocol, shows="answers")
+    assert no_summary.lessons == full.lessons
+    assert no_critic.adapters == ("generator_0", "generator_1")
+    assert no_critic.protocol.speakers == (("generator_0", "generator_1"),) * 3
+    assert no_critic.lessons == full.lessons[:2]
+
+
+@pytest.mark.parametrize(
+    ("name", "rounds", "evaluated"),
+    [("single_agent_ft", 3, (2, 3)), ("single_agent_ft_no_debate", 3, (1, 1)), ("majority_ft", 1, (2, 1))],
+)
+def test_methods_that_finetune_one_model(name, rounds, evaluated):
+    method = make_method(name, CONFIG)
+    assert method.adapters == ("agent",)
+    assert method.protocol.speakers == (("agent", "agent"),) * rounds
+    assert (method.evaluation.agents, method.evaluation.rounds) == evaluated
+    assert {speaker for row in method.evaluation.speakers for speaker in row} == {"agent"}
+    assert method.lessons[0].select == PooledFirstAnswers(2)
+
+
+def test_pooled_first_answers_are_those_of_all_agents_that_agree_with_the_vote():
+    """The model says a different text each time; agent order within a question, question order between them."""
+    method = make_method("single_agent_ft", CONFIG)
+    script = lambda asked: "summary" if asked.is_summary else f"{asked.key.hex()}={asked.key[0] % 2}"
+    debate, _ = make_debate(script, method.protocol)
+    transcripts, _ = debate.run(questions(20))
+    sets = select_examples(method.lessons, transcripts, str.__eq__, seed=0, iteration=1)
+    expected = [
+        (transcript.id, list(agent.messages[:2]))
+        for transcript in transcripts
+        for agent in transcript.agents
+        if agent.answers[0] == transcript.vote
+    ]
+    assert [(example["id"], example["messages"]) for example in sets["agent"]] == expected
+    assert 0 < len(expected) < 40

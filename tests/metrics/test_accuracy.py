@@ -32,6 +32,6 @@ def test_paired_test_of_many_questions_neither_overflows_nor_rounds_to_zero():
     assert 0 < paired_test([True] * 1000 + [False] * 10, [False] * 1000 + [True] * 10).p_value < 1e-200
 
 
-def test_paired_test_wants_the_same_questions():
+def test_paired_test_needs_lists_of_the_same_length():
     with pytest.raises(ValueError, match="2 and 1"):
         paired_test([True, False], [True])

@@ -16,7 +16,7 @@ def test_costs_add_field_by_field():
     assert total([]) == Cost()
 
 
-def test_costs_survive_json():
+def test_costs_are_rebuilt_from_json():
     cost = Cost(prompt_tokens=3, flops=10**19 + 1, wall_seconds=0.1)
     assert Cost.from_dict(json.loads(json.dumps(cost.to_dict()))) == cost
     with pytest.raises(UserError, match="here: 'watts' is not a field"):

@@ -1,4 +1,4 @@
-"""A small random model of every family, as transformers makes and saves it, and as we load it."""
+"""A small random model of every family, created and saved by transformers, and loaded by this package."""
 
 import dataclasses
 import pathlib
@@ -69,7 +69,7 @@ LONGROPE = ("phi-3 128k", "phi-3, partial")
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """The same weights in transformers and here."""
+    """A model in transformers and in this package, with the same weights."""
 
     name: str
     directory: pathlib.Path
@@ -80,7 +80,7 @@ class Pair:
 
 
 def make_pair(name: str, directory: pathlib.Path, **changes) -> Pair:
-    """A random model, written by transformers into `directory` and read from there."""
+    """Creates a random model, saves it to `directory` with transformers, and loads it from there."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -91,7 +91,7 @@ def make_pair(name: str, directory: pathlib.Path, **changes) -> Pair:
     with torch.no_grad():
         for parameter_name, parameter in reference.named_parameters():
             if parameter_name.endswith("bias") or "norm" in parameter_name:
-                # transformers starts them at zero or one, which would hide one that is missing or misplaced
+                # transformers initializes them to 0 or 1, which would hide a missing or misplaced one
                 parameter.add_(torch.randn_like(parameter) * 0.3)
     reference.save_pretrained(directory)
     config = read_model_config(directory)

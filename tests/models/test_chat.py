@@ -1,4 +1,4 @@
-"""Chat templates of other models, on the shipped tokenizer."""
+"""Chat templates of other models, with the tokenizer of the base model in the package."""
 
 import json
 import shutil
@@ -10,7 +10,8 @@ from mft_jax.errors import UserError
 from mft_jax.models.chat import load_chat
 from mft_jax.prompts import assistant, user
 
-# Reasoning models: thoughts of turns before the last question are dropped, and an empty thought stands for none.
+# As in reasoning models: the thoughts of turns before the last question are dropped, and without thinking a fixed thought is
+# inserted.
 THOUGHTS = """
 {%- set ns = namespace(last=0) %}
 {%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
@@ -44,7 +45,7 @@ def template(tmp_path, text):
 
 
 def texts(chat, pairs):
-    """What is read, and what is learnt from, of each example."""
+    """The text and the target text of each example."""
     return [(chat.tokenizer.decode(ids), chat.tokenizer.decode(ids[mask])) for ids, mask in pairs]
 
 
@@ -81,22 +82,22 @@ def test_a_template_that_drops_old_thoughts_gives_an_example_for_each_turn(tmp_p
 def test_thinking_is_passed_to_the_template(tmp_path):
     thinking = load_chat(CHECKPOINT, template(tmp_path, THOUGHTS), thinking=True)
     assert thinking.tokenizer.decode(thinking.prompt(DIALOGUE[:1])).endswith("<|assistant|>")
-    # The thought is the model's own then, and learnt.
+    # The model itself writes the thought, so it is a target.
     assert texts(thinking, thinking.examples(DIALOGUE))[0][1] == "(thought)2<|end|>"
 
 
-def test_a_template_that_opens_a_turn_otherwise_than_it_closes_it_is_refused(tmp_path):
+def test_a_template_whose_turns_do_not_continue_their_prompt_is_rejected(tmp_path):
     broken = PLAIN.replace("{{ '<|assistant|>' }}", "{{ '<|assistant|>Well: ' }}")
     with pytest.raises(UserError, match="renders an assistant turn differently from the prompt that opens it"):
         load_chat(CHECKPOINT, template(tmp_path, broken)).examples(DIALOGUE)
 
 
-def test_a_template_does_not_write_todays_date(tmp_path):
+def test_templates_get_a_fixed_date(tmp_path):
     chat = load_chat(CHECKPOINT, template(tmp_path, DATED))
     assert chat.tokenizer.decode(chat.prompt(DIALOGUE[:1])).startswith("<|system|>Today is 26 Jul 2024<|end|>")
 
 
-def test_stop_ids_of_all_sources(checkpoint):
+def test_stop_ids_are_collected_from_all_files(checkpoint):
     (end,) = load_chat(CHECKPOINT).stop_ids
     (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 9]}))
     assert load_chat(checkpoint).stop_ids == tuple(sorted((5, 9, end)))
@@ -140,7 +141,7 @@ def test_a_broken_file_is_one_sentence(checkpoint, file, content, message):
         ("", "user"),
     ],
 )
-def test_a_template_that_leaves_out_the_text_of_messages_is_refused(tmp_path, source, role):
+def test_a_template_that_omits_message_texts_is_rejected(tmp_path, source, role):
     with pytest.raises(UserError, match=f"leaves out the text of a message of the {role}: give another one with"):
         load_chat(CHECKPOINT, template(tmp_path, source))
 

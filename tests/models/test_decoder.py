@@ -19,7 +19,7 @@ LONGROPE = {name: value for name, value in TINY.items() if name != "tie_word_emb
 }
 
 
-def test_an_adapter_is_the_merged_weight(tiny):
+def test_an_adapter_equals_merged_weights(tiny):
     """x W + scale x a b = x (W + scale a b), for every target of every layer."""
     tokens = jnp.arange(24).reshape(2, 12)
     run = jax.jit(lambda base, adapter: nnx.merge(tiny.graphdef, base)(tokens, adapter))
@@ -38,7 +38,7 @@ def test_an_adapter_is_the_merged_weight(tiny):
     assert np.abs(adapted - run(tiny.base, None)).max() > 0.1
 
 
-def test_packed_segments_do_not_see_each_other(tiny):
+def test_packed_segments_do_not_attend_to_each_other(tiny):
     hidden_of = jax.jit(lambda *rows: nnx.merge(tiny.graphdef, tiny.base).hidden(*rows))
     first, second = jnp.arange(1, 8), jnp.arange(50, 60)
     row = jnp.concatenate([first, second])[None]
@@ -49,11 +49,11 @@ def test_packed_segments_do_not_see_each_other(tiny):
     np.testing.assert_allclose(hidden[:, 7:], alone, atol=1e-5)
 
 
-def test_packed_dialogues_choose_longrope_frequencies_each_by_its_own_length():
+def test_longrope_frequencies_depend_on_the_length_of_each_packed_dialogue():
     config = parse_model_config(LONGROPE)
     graphdef, base = random_base(config)
     hidden_of = jax.jit(lambda *rows: nnx.merge(graphdef, base).hidden(*rows))
-    lengths = (5, 12)  # one within the original context of 8 tokens, one past it
+    lengths = (5, 12)  # one within the original context of 8 tokens, one longer
     tokens = jnp.concatenate([jnp.arange(3, 3 + length) for length in lengths])[None]
     positions = jnp.concatenate([jnp.arange(length) for length in lengths])[None]
     segments = jnp.concatenate([jnp.full(length, 1 + i) for i, length in enumerate(lengths)])[None]
@@ -64,7 +64,7 @@ def test_packed_dialogues_choose_longrope_frequencies_each_by_its_own_length():
 
 
 def test_targets_of_fused_projections():
-    """All parts of a fused layer mean that layer; one part alone cannot be adapted."""
+    """All parts of a fused layer together name that layer. A single part cannot be adapted."""
     fused = parse_model_config(LONGROPE)
     assert resolve_targets(fused, TARGETS) == ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
     assert resolve_targets(fused, ["down_proj", "gate_up_proj"]) == ("gate_up_proj", "down_proj")
@@ -74,7 +74,7 @@ def test_targets_of_fused_projections():
         resolve_targets(fused, ["q_proj", "o_proj"])
 
 
-def test_fused_projections_split_over_devices_compute_the_same():
+def test_sharded_fused_projections_compute_the_same():
     config = parse_model_config(LONGROPE)
     graphdef, base = random_base(config)
     tokens = jnp.arange(24).reshape(2, 12)

@@ -1,4 +1,4 @@
-"""Every family against transformers, on random small models: logits at two lengths, half precision, and greedy texts."""
+"""Small random models of every family, compared with transformers: logits at two lengths, bfloat16, greedy decoding."""
 
 import jax
 import jax.numpy as jnp
@@ -45,8 +45,8 @@ def test_logits_equal_transformers(pair, length):
     assert error <= 2e-4
 
 
-def test_half_precision_keeps_the_distribution(tmp_path, pair):
-    """Every token's KL divergence from transformers in bfloat16, for weights of an everyday size."""
+def test_bfloat16_changes_the_distribution_little(tmp_path, pair):
+    """The KL divergence from transformers in bfloat16 is small for every token, for weights of a realistic size."""
     import torch
 
     soft = make_pair(pair.name, tmp_path, initializer_range=0.1)
@@ -61,13 +61,13 @@ def test_half_precision_keeps_the_distribution(tmp_path, pair):
 
 
 def kl_divergence(p, q):
-    """Of each row of logits, in nats."""
+    """KL(p || q) for each row of logits, in nats."""
     p, q = (jax.nn.log_softmax(x.astype(np.float32)) for x in (p, q))
     return np.asarray(jnp.sum(jnp.exp(p) * (p - q), axis=-1))
 
 
 def test_an_adapter_equals_peft(pair, tmp_path):
-    """All linear layers, fused ones included; written for PEFT, and read back bit for bit."""
+    """For all linear layers, fused ones included. The saved adapter is also read back bitwise identical."""
     lora = LoraConfig(rank=2, alpha=3.0)
     adapter = jax.jit(lambda key: init_weights(pair.config, lora, key))(jax.random.key(1))
     rng = np.random.default_rng(1)
@@ -79,8 +79,8 @@ def test_an_adapter_equals_peft(pair, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, back, adapter)
 
 
-def test_greedy_texts_equal_transformers_for_a_padded_batch(pair, one_device):
-    """Longrope's long rows are in the next test: in transformers the longest row of a batch decides for all of them."""
+def test_greedy_decoding_equals_transformers_on_a_padded_batch(pair, one_device):
+    """Longrope beyond the original context is in the next test: in transformers the longest row decides for its batch."""
     lengths = (5, 50, 21) if pair.name not in LONGROPE else (5, 40, 21)
     prompts = [random_tokens(1, length, seed=length)[0].tolist() for length in lengths]
     assert sampled(pair, prompts, one_device) == generated(pair.reference, prompts)
@@ -88,7 +88,7 @@ def test_greedy_texts_equal_transformers_for_a_padded_batch(pair, one_device):
 
 @pytest.mark.parametrize("name", LONGROPE)
 def test_a_row_that_grows_past_the_original_context_is_prefilled_again(name, tmp_path, one_device):
-    """Prompts that stay short, that grow past 64 tokens, that are just as long, and that are longer from the start."""
+    """Prompts that stay below 64 tokens, that grow past 64, that start at 64, and that are longer from the start."""
     pair = make_pair(name, tmp_path)
     prompts = [random_tokens(1, length, seed=length)[0].tolist() for length in (5, 50, 63, 64, 65, 90)]
     assert sampled(pair, prompts, one_device) == [generated(pair.reference, [prompt])[0] for prompt in prompts]
@@ -106,7 +106,7 @@ def sampled(pair, prompts, mesh):
 
 
 def generated(model, prompts):
-    """transformers' own greedy texts, for a batch padded on the left."""
+    """Greedy completions of transformers, for a batch that is padded on the left."""
     import torch
 
     longest = max(map(len, prompts))

@@ -1,4 +1,4 @@
-"""Merged checkpoints: transformers loads them, and they agree with PEFT's adapter on the base, whatever the family."""
+"""Merged checkpoints: transformers loads them, and they compute the same as the base with the adapter in PEFT."""
 
 import json
 
@@ -33,7 +33,7 @@ def random_adapter(shapes, layers=2, seed=0):
 
 @pytest.fixture
 def source(tmp_path, tiny):
-    """A checkpoint with all the files that a tokenizer may have, and some that no model needs."""
+    """A checkpoint with all files that a tokenizer may have, and some files that are not needed."""
     directory = tmp_path / "source"
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(TINY))
@@ -53,7 +53,7 @@ def transformers_logits(model, tokens):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("shard", ["5GB", "20KB"])
-def test_transformers_computes_what_we_do(source, tmp_path, tiny, shard):
+def test_transformers_computes_the_same_logits(source, tmp_path, tiny, shard):
     from transformers import AutoModelForCausalLM
 
     merge_checkpoint(source, tmp_path / "merged", tiny.agent(2).weights, tiny.lora, max_shard_size=shard)
@@ -75,8 +75,8 @@ def test_transformers_computes_what_we_do(source, tmp_path, tiny, shard):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("family", FAMILIES)
-def test_merged_is_what_peft_adapts(tmp_path, family):
-    """No decoder of ours: the base and the merged checkpoint in transformers, the adapter in PEFT; layers as stored."""
+def test_merged_weights_equal_the_adapter_in_peft(tmp_path, family):
+    """Without our decoder: compares the merged checkpoint in transformers with the base and the adapter in PEFT."""
     import torch
     from peft import PeftModel
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -96,8 +96,8 @@ def test_merged_is_what_peft_adapts(tmp_path, family):
     assert np.abs(untuned - expected).max() > 0.1 * expected.std()
 
 
-def test_only_adapted_tensors_change_and_types_stay(source, tmp_path):
-    """Computed in float32, rounded once to the type it is stored in; everything else as it was."""
+def test_only_adapted_tensors_change_and_dtypes_are_kept(source, tmp_path):
+    """The sum is computed in float32 and rounded once to the stored dtype. Everything else is copied."""
     path = source / "model.safetensors"
     tensors = load_file(path)
     half = {name: t.astype(np.float16 if "norm" in name else jnp.bfloat16) for name, t in tensors.items()}
@@ -144,7 +144,7 @@ def test_a_sharded_source_gives_the_same_tensors(source, tmp_path, tiny):
     assert all(np.array_equal(left[name], right[name]) for name in left)
 
 
-def test_the_tokenizer_comes_along(source, tmp_path, tiny):
+def test_the_tokenizer_files_are_copied(source, tmp_path, tiny):
     merge_checkpoint(source, tmp_path / "merged", tiny.agent(0).weights, tiny.lora)
     expected = {path.name: path.read_bytes() for path in source.iterdir()}
     for foreign in ("model.safetensors", "trainer_state.json", "consolidated.safetensors"):
@@ -167,7 +167,7 @@ def quantize(tensors):
         ({"q_proj": (32, 32)}, "truncate", r"model\.safetensors is not a complete safetensors file"),
     ],
 )
-def test_what_cannot_be_merged_is_named_and_writes_nothing(source, tmp_path, shapes, spoil, message):
+def test_a_checkpoint_that_cannot_be_merged_is_named_and_nothing_is_written(source, tmp_path, shapes, spoil, message):
     path = source / "model.safetensors"
     if spoil == "truncate":
         path.write_bytes(path.read_bytes()[:-1])
@@ -178,7 +178,7 @@ def test_what_cannot_be_merged_is_named_and_writes_nothing(source, tmp_path, sha
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
 
 
-def test_weights_that_would_become_infinite_are_named(source, tmp_path):
+def test_weights_that_would_overflow_are_named(source, tmp_path):
     path = source / "model.safetensors"
     save_file({name: np.full(t.shape, 65504, np.float16) for name, t in load_file(path).items()}, path)
     large = jax.tree.map(lambda leaf: 100 * leaf, random_adapter({"q_proj": (32, 32)}))
@@ -189,7 +189,7 @@ def test_weights_that_would_become_infinite_are_named(source, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
 
 
-def test_a_deeper_adapter_and_a_wrong_size_are_named(source, tmp_path, tiny):
+def test_an_adapter_with_too_many_layers_and_an_invalid_size_are_named(source, tmp_path, tiny):
     with pytest.raises(UserError, match=r"no tensor model\.layers\.2\."):
         merge_checkpoint(source, tmp_path / "merged", random_adapter({"q_proj": (32, 32)}, layers=3), LORA)
     with pytest.raises(UserError, match="The size of shards is '5 apples', expected one such as 5GB"):

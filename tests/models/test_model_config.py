@@ -1,4 +1,4 @@
-"""config.json: fields that are not implemented, broken files, and values that no field may have."""
+"""config.json: fields that are not implemented, damaged files, and invalid values."""
 
 import json
 import math
@@ -50,7 +50,7 @@ def test_a_broken_file_is_one_sentence(tmp_path, content, message):
     assert str(caught.value).endswith(": download the checkpoint again.")
 
 
-def test_a_missing_file_names_the_remedy(tmp_path):
+def test_a_missing_config_is_an_error_with_a_remedy(tmp_path):
     with pytest.raises(UserError, match=r"config\.json does not exist: give a Hugging Face checkpoint directory"):
         read_model_config(tmp_path)
 
@@ -62,7 +62,7 @@ NUMBERS = ["rms_norm_eps", "rope_theta", "initializer_range"]
 
 @pytest.mark.parametrize("field", SIZES)
 @pytest.mark.parametrize("value", ["64", "many", -1, 0, 1.5, 64.0, True, 10**9, 10**400, math.nan, [64], {}])
-def test_a_size_must_be_a_whole_number_of_a_sane_size(field, value):
+def test_a_size_must_be_an_integer_within_its_limits(field, value):
     with pytest.raises(UserError, match=rf"config\.json: {field} is .*, expected a whole number from \d to [\d,]+: "):
         parse_model_config(TINY | {field: value})
 
@@ -98,8 +98,8 @@ def test_a_number_must_be_above_0_and_finite(field, value):
         ({"head_dim": 7}, "even (number|rotary dimension)"),
     ],
 )  # fmt: skip
-def test_values_that_a_field_may_not_have(change, message):
-    """Newer versions of transformers refuse some of them before."""
+def test_invalid_values_are_named(change, message):
+    """Newer versions of transformers reject some of them first, with other messages."""
     with pytest.raises(UserError, match=message):
         parse_model_config(TINY | change)
 
@@ -121,7 +121,7 @@ def test_values_that_a_field_may_not_have(change, message):
         ("phi-3, partial", {"partial_rotary_factor": 0.01}, "0 of the 8 dimensions of a head are rotated|length 0, got 2"),
     ],
 )  # fmt: skip
-def test_values_that_a_familys_own_fields_may_not_have(name, change, message):
+def test_invalid_values_of_family_specific_fields_are_named(name, change, message):
     family, fields = FAMILIES[name]
     raw = SMALL | {"model_type": family} | fields
     parse_model_config(raw)
@@ -129,7 +129,7 @@ def test_values_that_a_familys_own_fields_may_not_have(name, change, message):
         parse_model_config(raw | change)
 
 
-def test_a_billion_layers_are_refused_at_once(tmp_path):
+def test_a_billion_layers_are_rejected_immediately(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(TINY | {"num_hidden_layers": 10**9}))
     start = time.perf_counter()
     with pytest.raises(UserError, match="num_hidden_layers is 1000000000, expected a whole number from 1 to 512"):

@@ -1,4 +1,4 @@
-"""Adapters in PEFT's format: PEFT computes with them what we do, they come back bit for bit, and misfits are named."""
+"""Adapters in PEFT's format: PEFT computes the same logits, they are read back bitwise identical, bad files are named."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ Q0 = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, tiny):
-    """The tiny model as transformers loads it."""
+    """A checkpoint directory of the tiny model."""
     directory = tmp_path_factory.mktemp("base")
     (directory / "config.json").write_text(json.dumps(TINY))
     save_base(tiny.base, directory, tiny.config)
@@ -34,7 +34,7 @@ def checkpoint(tmp_path_factory, tiny):
 
 @pytest.fixture
 def saved(tmp_path, tiny):
-    """One agent's adapter, as exported; tests spoil it."""
+    """A saved adapter, which tests may damage."""
     save_peft(tiny.agent(1).weights, tmp_path / "adapter", tiny.lora, "org/base")
     return tmp_path / "adapter"
 
@@ -47,7 +47,7 @@ def assert_same(left, right):
 
 
 def assert_peft_agrees(checkpoint, directory, lora, adapter):
-    """PEFT with the adapter saved in `directory` gives the logits of our decoder with `adapter`, whatever the family."""
+    """Asserts that PEFT, with the adapter in `directory`, gives the same logits as our decoder with `adapter`."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -61,12 +61,14 @@ def assert_peft_agrees(checkpoint, directory, lora, adapter):
         expected = reference(torch.tensor(tokens)).logits.numpy()
     logits, untuned = run(base, Adapter(adapter, jnp.float32(lora.scale))), run(base, None)
     assert np.abs(logits - expected).max() <= 2e-4 * expected.std()
-    assert np.abs(untuned - expected).max() > 0.1 * expected.std()  # or an adapter that is not applied would pass
+    assert (
+        np.abs(untuned - expected).max() > 0.1 * expected.std()
+    )  # otherwise an adapter that is not applied would pass
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("agent", range(3))
-def test_peft_computes_the_same(checkpoint, tmp_path, tiny, agent):
+def test_peft_computes_the_same_logits(checkpoint, tmp_path, tiny, agent):
     adapter = tiny.agent(agent).weights
     save_peft(adapter, tmp_path / "adapter", tiny.lora, str(checkpoint))
     assert_peft_agrees(checkpoint, tmp_path / "adapter", tiny.lora, adapter)
@@ -85,8 +87,8 @@ def test_peft_computes_the_same(checkpoint, tmp_path, tiny, agent):
         ({"target_modules": ["o_proj"], "lora_alpha": 2, "init_lora_weights": "gaussian"}, ("o_proj",), 2),
     ],
 )
-def test_adapters_that_peft_made(checkpoint, tmp_path, options, targets, alpha):
-    """However it spells its targets; rank-stabilized ones by the alpha of the same scale."""
+def test_adapters_created_by_peft(checkpoint, tmp_path, options, targets, alpha):
+    """With targets in any spelling. Rank-stabilized adapters get the alpha that gives the same scale."""
     import torch
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
@@ -105,7 +107,7 @@ def test_adapters_that_peft_made(checkpoint, tmp_path, options, targets, alpha):
     assert_peft_agrees(checkpoint, tmp_path, lora, adapter)
 
 
-def test_an_adapter_comes_back_bit_for_bit(saved, tmp_path, tiny):
+def test_a_saved_adapter_is_read_back_bitwise_identical(saved, tmp_path, tiny):
     lora, adapter = load_peft(saved, tiny.config)
     assert lora == tiny.lora
     assert_same(adapter, tiny.agent(1).weights)
@@ -118,7 +120,7 @@ def test_an_adapter_comes_back_bit_for_bit(saved, tmp_path, tiny):
     assert set(settings["target_modules"]) == {"q_proj", "down_proj"}
 
 
-def test_what_is_written(saved):
+def test_the_saved_files_have_the_format_of_peft(saved):
     tensors = load_file(saved / "adapter_model.safetensors")
     assert len(tensors) == 2 * 7 * 2
     assert (tensors[Q0].shape, tensors[Q0].dtype) == ((4, 32), np.float32)
@@ -128,7 +130,7 @@ def test_what_is_written(saved):
     assert found == ["LORA", 4, 8, "org/base"]
 
 
-def test_bfloat16_tensors_come_in_as_float32(saved, tiny):
+def test_bfloat16_tensors_are_converted_to_float32(saved, tiny):
     path = saved / "adapter_model.safetensors"
     save_file({name: tensor.astype(jnp.bfloat16) for name, tensor in load_file(path).items()}, path)
     _, adapter = load_peft(saved, tiny.config)
@@ -141,7 +143,7 @@ def test_bfloat16_tensors_come_in_as_float32(saved, tiny):
 
 @pytest.mark.torch
 def test_fused_projections(tmp_path, tiny, monkeypatch):
-    """Phi-3's: PEFT finds a place for every tensor, and they come back."""
+    """PEFT loads every tensor of a Phi-3 adapter, and the adapter is read back bitwise identical."""
     from peft import PeftModel, get_peft_model_state_dict
     from transformers import Phi3Config, Phi3ForCausalLM
 
@@ -216,8 +218,8 @@ def add(name, *shape):
     return lambda tensors: tensors | {name: np.zeros(shape, np.float32)}
 
 
-def spoil(value, dtype):
-    """Q0 in another type, with one value that is not finite in float32."""
+def with_non_finite(value, dtype):
+    """Converts Q0 to `dtype` and sets one value that is not finite in float32."""
 
     def change(tensors):
         tensor = tensors[Q0].astype(dtype)
@@ -242,20 +244,20 @@ def spoil(value, dtype):
             lambda tensors: tensors | {Q0: np.ones((4, 32), np.int8)},
             rf"{Q0} is stored as int8, expected floating-point",
         ),
-        (spoil(np.nan, np.float32), rf"adapter_model\.safetensors: the tensor {Q0} holds NaN or infinity"),
-        (spoil(-np.inf, np.float16), rf"the tensor {Q0} holds NaN or infinity"),
-        (spoil(np.nan, jnp.bfloat16), rf"the tensor {Q0} holds NaN or infinity"),
-        (spoil(1e300, np.float64), rf"the tensor {Q0} holds NaN or infinity in float32"),
+        (with_non_finite(np.nan, np.float32), rf"adapter_model\.safetensors: the tensor {Q0} holds NaN or infinity"),
+        (with_non_finite(-np.inf, np.float16), rf"the tensor {Q0} holds NaN or infinity"),
+        (with_non_finite(np.nan, jnp.bfloat16), rf"the tensor {Q0} holds NaN or infinity"),
+        (with_non_finite(1e300, np.float64), rf"the tensor {Q0} holds NaN or infinity in float32"),
     ],
 )
-def test_tensors_that_do_not_fit_the_model(saved, tiny, change, message):
+def test_tensors_that_do_not_match_the_model(saved, tiny, change, message):
     path = saved / "adapter_model.safetensors"
     save_file(change(load_file(path)), path)
     with pytest.raises(UserError, match=message):
         load_peft(saved, tiny.config)
 
 
-def test_a_model_of_other_width_is_another_base(saved, tiny):
+def test_a_model_of_another_width_is_rejected(saved, tiny):
     with pytest.raises(UserError, match=r"lora_A\.weight has shape \(4, 32\), expected \(4, 64\)"):
         load_peft(saved, dataclasses.replace(tiny.config, embed=64))
 
@@ -284,7 +286,7 @@ def test_missing_and_broken_files_are_named(saved, tiny, file, content, message)
         load_peft(saved, tiny.config)
 
 
-def test_nothing_is_written_over(saved, tiny):
+def test_existing_files_are_not_overwritten(saved, tiny):
     before = (saved / "adapter_model.safetensors").read_bytes()
     with pytest.raises(UserError, match="is not empty: give a new directory"):
         save_peft(tiny.agent(0).weights, saved, tiny.lora, None)

@@ -1,6 +1,6 @@
-"""A real instruct model against transformers: logits and greedy texts on real prompts, short and of 2,048 tokens.
+"""A real instruct model, compared with transformers: logits and greedy decoding, for prompts of up to 2,048 tokens.
 
-Give its checkpoint directory by `--real-model DIR` or the environment variable MFT_REAL_MODEL; without one, these tests
+Set its checkpoint directory with `--real-model DIR` or the environment variable MFT_REAL_MODEL. Otherwise these tests
 are deselected.
 """
 
@@ -21,7 +21,7 @@ from mft_jax.sampling import Request, Sampler
 from mft_jax.seeds import row_key
 
 pytestmark = [pytest.mark.real, pytest.mark.torch]
-PROSE = (pathlib.Path(__file__).parents[2] / "LICENSE").read_text()  # English of more than 2,048 tokens
+PROSE = (pathlib.Path(__file__).parents[2] / "LICENSE").read_text()  # English text of more than 2,048 tokens
 NEW = 40
 
 
@@ -44,7 +44,7 @@ def chat(real_model):
 
 
 def long_prompt(chat, tokens):
-    """The last tokens of a chat about the prose: the template's own opening is at its end."""
+    """The last `tokens` tokens of a chat prompt about a long text."""
     ids = chat.prompt([prompts.user(PROSE + "\nWhat does this text allow?")])
     assert len(ids) > tokens
     return ids[-tokens:]
@@ -66,7 +66,7 @@ def test_logits_equal_transformers(model, reference, chat, length):
 
 
 @pytest.mark.parametrize("lengths", [(16, 40), (2048 - NEW,)])
-def test_greedy_texts_equal_transformers(model, reference, chat, one_device, lengths):
+def test_greedy_decoding_equals_transformers(model, reference, chat, one_device, lengths):
     import torch
 
     config, graphdef, base = model

@@ -1,4 +1,4 @@
-"""Chat templates are rendered as transformers renders them, within limits of time, memory and size, in any thread."""
+"""Chat templates: rendered as in transformers, with limits on time, memory and size, in any thread."""
 
 import pathlib
 import threading
@@ -34,13 +34,13 @@ def test_transformers_renders_the_same(source, opened):
     assert render(source, dialogue, opened=opened, variables=tokenizer.special_tokens_map | options) == expected
 
 
-def test_any_text_passes_through():
-    text = "\ud800 \0 \r\n \x85 </s>"  # a lone surrogate, and characters that end lines
+def test_any_text_is_rendered_unchanged():
+    text = "\ud800 \0 \r\n \x85 </s>"  # an unpaired surrogate, and characters that end lines
     assert render("{{ messages[0].content }}", [user(text)], opened=True, variables={}) == text
     assert render("{{ messages[0].content }}", [user("y" * 5_000_000)], opened=True, variables={}) == "y" * 5_000_000
 
 
-def test_todays_date_never_changes():
+def test_the_date_in_templates_is_fixed():
     assert render("{{ strftime_now('%d %B %Y') }}", DIALOGUE, opened=True, variables={}) == "26 July 2024"
 
 
@@ -61,9 +61,9 @@ def test_todays_date_never_changes():
         ("{{ messages[0].nothing.more }}", "has no attribute 'nothing'"),
     ],
 )  # fmt: skip
-def test_a_hostile_or_broken_template_is_one_sentence_soon(source, reason, monkeypatch):
+def test_a_malicious_or_broken_template_is_a_one_sentence_error(source, reason, monkeypatch):
     monkeypatch.setattr(template, "CPU_SECONDS", 0.5)
-    render(PLAIN, DIALOGUE, opened=True, variables={})  # the process is running
+    render(PLAIN, DIALOGUE, opened=True, variables={})  # starts the rendering process
     start = time.monotonic()
     with pytest.raises(UserError) as caught:
         render(source, DIALOGUE, opened=True, variables={})
@@ -74,7 +74,7 @@ def test_a_hostile_or_broken_template_is_one_sentence_soon(source, reason, monke
     assert time.monotonic() - start < 10
 
 
-def test_a_template_that_loops_is_stopped_in_any_thread_and_the_others_go_on(monkeypatch):
+def test_an_endless_template_is_stopped_without_affecting_other_threads(monkeypatch):
     monkeypatch.setattr(template, "CPU_SECONDS", 0.5)
     found = {}
 

@@ -1,4 +1,4 @@
-"""Safetensors files of checkpoints: which file holds a tensor, and whether a tensor is finite."""
+"""Safetensors files of checkpoints: which file a tensor is in, and whether a tensor is finite."""
 
 import json
 import pathlib
@@ -17,7 +17,7 @@ TYPES = [np.float64, np.float32, np.float16, jnp.bfloat16]
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
-def test_one_value_makes_a_tensor_not_finite_wherever_it_is(dtype, value, monkeypatch):
+def test_a_single_value_makes_a_tensor_not_finite(dtype, value, monkeypatch):
     monkeypatch.setattr("mft_jax.models.tensor_files._CHUNK", 64)
     for place in (0, 63, 64, 999):
         tensor = np.random.default_rng(0).normal(size=1000).astype(dtype)
@@ -43,7 +43,7 @@ def test_every_bit_pattern_of_half_precision():
 
 @pytest.fixture
 def sharded(tmp_path):
-    """A checkpoint whose tensor w is in a file beside the index, and a file that is in none of its directories."""
+    """A checkpoint with a tensor w in a file beside the index, and another file outside the checkpoint directory."""
     directory = tmp_path / "checkpoint"
     directory.mkdir()
     save_file({"w": np.ones(3, np.float32)}, directory / "a.safetensors")

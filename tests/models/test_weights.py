@@ -22,14 +22,14 @@ def checkpoint(tmp_path, tiny):
     return tmp_path
 
 
-def test_saved_weights_come_back_bit_for_bit(checkpoint, tiny):
+def test_saved_weights_are_read_back_bitwise_identical(checkpoint, tiny):
     _, base = load_base(checkpoint, read_model_config(checkpoint))
     for left, right in zip(jax.tree.leaves(base), jax.tree.leaves(tiny.base), strict=True):
         np.testing.assert_array_equal(left, right)
 
 
 @pytest.mark.parametrize("stored", ["float16", "bfloat16"])
-def test_half_precision_is_read_as_it_is_stored_or_widened(checkpoint, tiny, stored):
+def test_half_precision_is_loaded_as_stored_or_converted_to_float32(checkpoint, tiny, stored):
     tensors = load_file(checkpoint / "model.safetensors")
     save_file(
         {name: tensor.astype(jnp.dtype(stored)) for name, tensor in tensors.items()}, checkpoint / "model.safetensors"
@@ -52,7 +52,7 @@ def test_half_precision_is_read_as_it_is_stored_or_widened(checkpoint, tiny, sto
         ({"tie_word_embeddings": False}, r"lm_head\.weight is missing"),
     ],
 )
-def test_weights_that_do_not_fit_their_configuration(checkpoint, change, message):
+def test_weights_that_do_not_match_the_configuration(checkpoint, change, message):
     (checkpoint / "config.json").write_text(json.dumps(TINY | change))
     with pytest.raises(UserError, match=message):
         load_base(checkpoint, read_model_config(checkpoint))
@@ -85,7 +85,7 @@ def test_shards_are_read_and_a_missing_one_is_named(tmp_path, tiny):
 @pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 @pytest.mark.parametrize("dtype", [None, jnp.float32])
-def test_weights_that_are_not_finite_are_refused_by_file_and_tensor(checkpoint, tiny, stored, value, dtype):
+def test_weights_that_are_not_finite_are_named_by_file_and_tensor(checkpoint, tiny, stored, value, dtype):
     path, name = checkpoint / "model.safetensors", "model.layers.1.mlp.down_proj.weight"
     tensors = {key: tensor.astype(jnp.dtype(stored)) for key, tensor in load_file(path).items()}
     tensors[name][5, 7] = value
@@ -96,7 +96,7 @@ def test_weights_that_are_not_finite_are_refused_by_file_and_tensor(checkpoint, 
         load_base(checkpoint, tiny.config, dtype=dtype)
 
 
-def test_weights_that_are_too_large_for_the_type_they_are_loaded_in_are_refused(checkpoint, tiny):
+def test_weights_that_overflow_the_dtype_are_rejected(checkpoint, tiny):
     path = checkpoint / "model.safetensors"
     tensors = load_file(path)
     tensors["model.norm.weight"][3] = np.finfo(np.float32).max  # rounds to infinity in bfloat16
@@ -106,14 +106,14 @@ def test_weights_that_are_too_large_for_the_type_they_are_loaded_in_are_refused(
         load_base(checkpoint, tiny.config, dtype=jnp.bfloat16)
 
 
-def test_quantized_weights_are_refused(checkpoint, tiny):
+def test_quantized_weights_are_rejected(checkpoint, tiny):
     path = checkpoint / "model.safetensors"
     save_file(load_file(path) | {"model.norm.weight": np.ones(32, np.int8)}, path)
     with pytest.raises(UserError, match=r"model\.norm\.weight is stored as I8, expected one of F64, F32, F16, BF16"):
         load_base(checkpoint, tiny.config)
 
 
-def test_a_missing_checkpoint_names_the_remedy(tmp_path):
+def test_a_missing_checkpoint_is_an_error_with_a_remedy(tmp_path):
     with pytest.raises(UserError, match="give a checkpoint directory or a hub name"):
         checkpoint_directory(str(tmp_path / "nowhere"))
     for path in ("~nobody_of_this_name/model", "x" * 5000, "a\0b"):
@@ -153,15 +153,15 @@ directory = pathlib.Path(sys.argv[1])
 _, base = load_base(directory, read_model_config(directory), dtype=None)
 leaves = jax.tree.leaves(base)
 assert all(float(leaf[0].ravel()[0]) == 0.5 for leaf in leaves)
-# Not getrusage, whose peak is also that of the process which started this one.
+# Not getrusage: its peak includes the memory of the parent process.
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]
 print(sum(leaf.nbytes for leaf in leaves), int(peak) * 1024)
 """
 
 
 @pytest.mark.slow
-def test_loading_takes_no_more_memory_than_the_weights_and_two_gigabytes(tmp_path):
-    """A second copy of these 3 GB would not fit into the bound."""
+def test_peak_memory_of_loading_is_below_the_weights_plus_two_gigabytes(tmp_path):
+    """The limit is too low for a second copy of these 3 GB."""
     raw = TINY | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 21, "vocab_size": 32000}
     run = lambda *arguments: (
         subprocess.run(

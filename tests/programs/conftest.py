@@ -1,4 +1,4 @@
-"""The data of the finetuning tests, for the train program."""
+"""The fixtures of the finetuning tests, also used by the tests of the training program."""
 
 from tests.finetuning.conftest import chat, examples, plan
 

@@ -8,7 +8,7 @@ from mft_jax.seeds import row_key
 
 
 def nucleus(logits, temperature, top_p):
-    """The plain definition: sort, keep the smallest set with top_p of the mass, renormalise."""
+    """The definition of top-p: sort, keep the smallest set of tokens with a total probability of top_p, renormalize."""
     scaled = np.asarray(logits, np.float64) / temperature
     probabilities = np.exp(scaled - scaled.max())
     probabilities /= probabilities.sum()
@@ -20,12 +20,12 @@ def nucleus(logits, temperature, top_p):
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 0.9), (0.7, 0.5), (1.5, 1.0), (1.0, 0.05)])
-def test_tokens_are_distributed_as_the_renormalised_nucleus(temperature, top_p):
+def test_tokens_follow_the_renormalized_nucleus_distribution(temperature, top_p):
     logits = 2.5 * np.random.default_rng(0).normal(size=300).astype(np.float32)
     draws = 20_000
     keys = np.stack([row_key("test", i) for i in range(draws)])
-    everyone = jnp.ones(draws, bool)
-    choice = jax.jit(choose)(jnp.tile(logits, (draws, 1)), keys, jnp.zeros(draws, int), everyone, temperature, top_p)
+    active = jnp.ones(draws, bool)
+    choice = jax.jit(choose)(jnp.tile(logits, (draws, 1)), keys, jnp.zeros(draws, int), active, temperature, top_p)
     tokens = choice.token
     assert choice.finite.all()
     counts = np.bincount(tokens, minlength=300)
@@ -45,8 +45,8 @@ def test_temperature_zero_is_greedy():
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_rows_without_finite_logits_end_and_are_flagged(temperature):
-    """NaN, infinity, or nothing but minus infinity; the sound rows among them get the tokens that they get alone."""
+def test_rows_with_invalid_logits_are_flagged(temperature):
+    """Logits with NaN, with +inf, or with only -inf. The valid rows get the same tokens as without the invalid rows."""
     logits = np.random.default_rng(3).normal(size=(6, 300)).astype(np.float32)
     keys = np.stack([row_key(i) for i in range(6)])
     draw = jax.jit(choose)
@@ -58,12 +58,12 @@ def test_rows_without_finite_logits_end_and_are_flagged(temperature):
     assert choice.token[np.array([0, 2, 5])].tolist() == alone.token[np.array([0, 2, 5])].tolist()
     masked = broken.copy()
     masked[[1, 3, 4]] = logits[[1, 3, 4]]
-    masked[:, 200:] = -np.inf  # tokens that a model rules out are no fault
+    masked[:, 200:] = -np.inf  # -inf for some tokens only is valid
     assert draw(masked, keys, jnp.zeros(6, int), jnp.ones(6, bool), temperature, 0.9).finite.all()
 
 
-def test_rows_that_are_done_do_not_lengthen_the_loop():
-    """Drawing ends when the active rows have their tokens, which are the same in any company, and after MAX_DRAWS."""
+def test_inactive_rows_do_not_lengthen_the_loop():
+    """The loop ends when all active rows have a token. Their tokens do not depend on the inactive rows."""
     rows, draws = 400, []
     logits = np.random.default_rng(4).normal(size=(rows, 300)).astype(np.float32)
     keys = np.stack([row_key(i) for i in range(rows)])
@@ -80,10 +80,10 @@ def test_rows_that_are_done_do_not_lengthen_the_loop():
     real = jax.lax.while_loop
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.lax, "while_loop", counted)
-        whole = choose(jnp.asarray(logits), keys, jnp.zeros(rows, int), jnp.ones(rows, bool), 1.0, 0.3)
+        all_active = choose(jnp.asarray(logits), keys, jnp.zeros(rows, int), jnp.ones(rows, bool), 1.0, 0.3)
         few = choose(jnp.asarray(logits), keys, jnp.zeros(rows, int), jnp.arange(rows) < 3, 1.0, 0.3)
         none = choose(jnp.asarray(logits), keys, jnp.zeros(rows, int), jnp.zeros(rows, bool), 1.0, 0.3)
-    assert few.token[:3].tolist() == whole.token[:3].tolist()
+    assert few.token[:3].tolist() == all_active.token[:3].tolist()
     assert few.token[3:].tolist() == none.token[3:].tolist() == logits[3:].argmax(-1).tolist()
     assert 0 == draws[2] < draws[1] < draws[0] < MAX_DRAWS
 
@@ -94,5 +94,5 @@ def test_inverse_cdf_equals_searchsorted():
     uniform = rng.random(50).astype(np.float32)
     expected = [np.searchsorted(np.cumsum(w), u * w.sum(), side="right") for w, u in zip(weights, uniform, strict=True)]
     got = np.asarray(inverse_cdf(jnp.asarray(weights), jnp.asarray(uniform)))
-    assert (got == expected).mean() >= 0.98  # the two round their sums differently
+    assert (got == expected).mean() >= 0.98  # the two sums are rounded differently
     assert (weights[np.arange(50), got] > 0).all()

@@ -1,4 +1,4 @@
-"""What a run calls with arrays is what a plan compiles from shapes alone."""
+"""Programs lowered from shapes are identical to those that a run lowers from arrays."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Scores of given texts against the plain definition, one text at a time."""
+"""Scores of batches of texts, compared with the definition computed for one text at a time."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,10 @@ def texts():
 
 @pytest.fixture(scope="module")
 def forward(tiny):
-    """(hidden states, log-probabilities of all words) of 32 tokens, for one adapter; later tokens change no earlier one."""
+    """Computes hidden states and log-probabilities over the vocabulary for 32 tokens and one adapter.
+
+    Shorter texts are padded on the right, which does not change the earlier tokens.
+    """
 
     @jax.jit
     def run(tokens, adapter):
@@ -36,7 +39,7 @@ def forward(tiny):
 
 
 def plain(forward, tiny, text):
-    """(log-probability of each token given those before it, mean hidden state of the pooled tokens)."""
+    """(log-probability of each token given the tokens before it, mean hidden state of the pooled tokens)."""
     adapter = None if text.speaker is None else tiny.agent(NAMES.index(text.speaker))
     hidden, scores = forward(jnp.asarray(text.tokens + [0] * (32 - len(text.tokens))), adapter)
     hidden = hidden[: len(text.tokens)]
@@ -46,8 +49,10 @@ def plain(forward, tiny, text):
     return log_probs, mean
 
 
-@pytest.mark.parametrize("most", [score.MAX_LOGITS, 3 * 4 * 300 * 5], ids=["whole", "five tokens at a time"])
-def test_scores_are_those_of_each_text_alone(forward, tiny, programs, texts, monkeypatch, most):
+@pytest.mark.parametrize(
+    "most", [score.MAX_LOGITS, 3 * 4 * 300 * 5], ids=["all tokens at once", "five tokens at a time"]
+)
+def test_batched_scores_equal_those_of_single_texts(forward, tiny, programs, texts, monkeypatch, most):
     monkeypatch.setattr(score, "MAX_LOGITS", most)
     fresh = programs.__class__(tiny.graphdef, tiny.config, programs.mesh)
     scores = score_texts(fresh, tiny.base, texts, tiny.society, rows=2)
@@ -58,7 +63,7 @@ def test_scores_are_those_of_each_text_alone(forward, tiny, programs, texts, mon
         np.testing.assert_allclose(found.pooled, mean, atol=2e-4)
 
 
-def test_texts_that_do_not_fit(tiny, programs):
+def test_texts_longer_than_the_context(tiny, programs):
     assert score_texts(programs, tiny.base, []) == []
     with pytest.raises(UserError, match="A text to score has 129 tokens, but the model's context is 128 tokens"):
         score_texts(programs, tiny.base, [Text(None, [1] * 129)])

@@ -1,4 +1,4 @@
-"""The stacked step against plain ways to compute the same: one agent at a time, one dialogue at a time, optax itself."""
+"""The training step, compared with simple implementations: one agent at a time, one dialogue at a time, and optax."""
 
 import dataclasses
 
@@ -34,12 +34,12 @@ def hyper(plan, tiny):
 
 @pytest.fixture
 def state(tiny):
-    """Fresh buffers each time: a step takes those of the state it is given."""
+    """New buffers for every test, because a step donates the buffers of its state."""
     return steps.init_state(jax.tree.map(jnp.array, tiny.weights))
 
 
 def agent_of(tree, agent):
-    """One agent's part of a stacked tree, the axis kept."""
+    """The part of one agent in a stacked tree, with a leading axis of size 1."""
     return jax.tree.map(lambda leaf: leaf[agent : agent + 1] if np.ndim(leaf) else leaf, tree)
 
 
@@ -56,8 +56,8 @@ def assert_close(a, b, tolerance=1e-5):
 
 
 @pytest.fixture(scope="module")
-def naive(tiny):
-    """(loss, gradient) of an adapter: each dialogue in a forward of its own, full logits, log-softmax, no packing."""
+def unpacked(tiny):
+    """(loss, gradient) of an adapter without packing: one forward pass per dialogue, with all logits."""
 
     @jax.jit
     @jax.value_and_grad
@@ -67,7 +67,7 @@ def naive(tiny):
         return -jnp.sum(jnp.take_along_axis(scores[:-1], ids[1:, None], axis=1)[:, 0] * mask[1:])
 
     def mean(adapter, dialogues):
-        # Zeros after the end change nothing before it, and spare a compilation for each length.
+        # Padding on the right does not change earlier tokens, and avoids one compilation per length.
         padded = lambda x: np.pad(x, (0, CONFIG.row_tokens - len(x)))
         parts = [summed(adapter, padded(ids), padded(mask)) for ids, mask in dialogues]
         count = sum(mask[1:].sum() for _, mask in dialogues)
@@ -89,15 +89,15 @@ def test_stacked_equals_separate(train_step, programs, tiny, state, plan, hyper)
         alone, own = three_steps(single, tiny, part(steps.init_state(tiny.weights)), plan, part(hyper), part)
         assert_close(agent_of(together, agent), alone)
         assert_close(losses[:, agent], own[:, 0])
-    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(axis=(1, 2, 3)), together.adapters, tiny.weights)
-    assert all((leaf > 1e-3).all() for leaf in jax.tree.leaves(moved))
+    change = jax.tree.map(lambda a, b: np.abs(a - b).max(axis=(1, 2, 3)), together.adapters, tiny.weights)
+    assert all((leaf > 1e-3).all() for leaf in jax.tree.leaves(change))
 
 
-def test_packed_equals_unpacked(tiny, plan, naive):
-    """Loss and gradient of rows with several segments, in chunks or not, equal those of the dialogues one by one."""
+def test_packed_equals_unpacked(tiny, plan, unpacked):
+    """Loss and gradient of rows with several segments, with one or several chunks of logits, equal those without packing."""
     assert any(len(row) > 1 for row in plan.adapters[0].rows_of(0))
     weights, rows = tiny.agent(0).weights, jax.tree.map(lambda x: x[0], plan.batch(0))
-    expected = naive(weights, dialogues_of(plan, 0, 0))
+    expected = unpacked(weights, dialogues_of(plan, 0, 0))
     for chunks, remat in ((1, False), (4, True)):
 
         def loss(weights, chunks=chunks, remat=remat):
@@ -107,8 +107,8 @@ def test_packed_equals_unpacked(tiny, plan, naive):
         assert_close(jax.jit(jax.value_and_grad(loss))(weights), expected)
 
 
-def test_a_step_equals_optax(train_step, tiny, state, plan, hyper, naive):
-    """Clip, schedule, AdamW: three steps of agent 0 against optax's own chain on unpacked dialogues."""
+def test_a_step_equals_optax(train_step, tiny, state, plan, hyper, unpacked):
+    """Clipping, schedule and AdamW: three steps of agent 0 equal those of an optax chain on unpacked dialogues."""
     rates = [hyper.peak[0] * expected_share(t, int(hyper.warmup_steps[0]), plan.steps[0]) for t in range(3)]
     chain = optax.chain(
         optax.clip_by_global_norm(CONFIG.clip_norm),
@@ -118,7 +118,7 @@ def test_a_step_equals_optax(train_step, tiny, state, plan, hyper, naive):
     optimizer, update_of = chain.init(adapter), jax.jit(chain.update)
     for index in range(3):
         dialogues = dialogues_of(plan, 0, index)
-        loss, gradient = naive(adapter, dialogues)
+        loss, gradient = unpacked(adapter, dialogues)
         norms.append(float(optax.tree.norm(gradient)))
         update, optimizer = update_of(gradient, optimizer, adapter)
         adapter = optax.apply_updates(adapter, update)
@@ -126,13 +126,13 @@ def test_a_step_equals_optax(train_step, tiny, state, plan, hyper, naive):
         np.testing.assert_allclose(metrics.loss[0], loss, rtol=1e-5)
         np.testing.assert_allclose(metrics.grad_norm[0], norms[-1], rtol=1e-4)
         np.testing.assert_allclose(metrics.targets[0], sum(mask[1:].sum() for _, mask in dialogues))
-    assert max(norms) > CONFIG.clip_norm  # or the clip would not be tested
+    assert max(norms) > CONFIG.clip_norm  # otherwise clipping would not be tested
     assert_close(jax.tree.map(lambda leaf: leaf[0], state.adapters), adapter)
 
 
 @pytest.mark.parametrize("only", range(3))
-def test_agents_without_data_are_left_alone(train_step, tiny, state, plan, hyper, only):
-    """Bit for bit, adapter and optimizer, with momentum from a step before and weight decay on."""
+def test_agents_without_data_keep_their_state(train_step, tiny, state, plan, hyper, only):
+    """Adapter and optimizer state stay bitwise identical, even with momentum from an earlier step and weight decay."""
     state, _ = train_step(tiny.base, state, plan.batch(0), np.int32(0), hyper)
     before = jax.device_get(state)
     assert all(np.abs(leaf).reshape(3, -1).max(axis=1).all() for leaf in jax.tree.leaves(before.optimizer))
@@ -147,7 +147,7 @@ def test_agents_without_data_are_left_alone(train_step, tiny, state, plan, hyper
 
 
 def test_a_non_finite_agent_keeps_its_state(train_step, tiny, state, plan, hyper):
-    """And the others learn as if it were not there."""
+    """The other agents are trained as without it."""
     adapters = jax.tree.map(jnp.array, tiny.weights)
     adapters["q_proj"]["a"] = adapters["q_proj"]["a"].at[1].set(jnp.inf)
     broken, metrics = train_step(tiny.base, steps.init_state(adapters), plan.batch(0), np.int32(0), hyper)
@@ -159,10 +159,10 @@ def test_a_non_finite_agent_keeps_its_state(train_step, tiny, state, plan, hyper
 
 
 def test_a_step_whose_result_is_not_finite_changes_nothing(train_step, tiny, state, plan, hyper):
-    """Loss and gradient are finite, but the learning rate takes one adapter's weights beyond float32."""
-    wild = hyper._replace(peak=np.float32([1e-2, 3e38, 5e-3]), weight_decay=np.float32(1e3))
+    """Loss and gradient are finite, but with this learning rate the weights of one adapter overflow float32."""
+    diverging = hyper._replace(peak=np.float32([1e-2, 3e38, 5e-3]), weight_decay=np.float32(1e3))
     before = jax.device_get(state)
-    after, metrics = train_step(tiny.base, state, plan.batch(0), np.int32(0), wild)
+    after, metrics = train_step(tiny.base, state, plan.batch(0), np.int32(0), diverging)
     assert np.isfinite(metrics.loss).all()
     assert np.isfinite(metrics.grad_norm).all()
     assert metrics.finite.tolist() == [True, False, True]
@@ -170,8 +170,8 @@ def test_a_step_whose_result_is_not_finite_changes_nothing(train_step, tiny, sta
         assert [(new[i].tobytes() == old[i].tobytes()) for i in range(3)] == [False, True, False]
 
 
-def test_nothing_is_computed_for_a_group_without_data(programs, tiny, plan, hyper):
-    """What an adapter that stopped early would have cost: its gradient is 0, not the NaN of its weights."""
+def test_groups_without_data_are_skipped(programs, tiny, plan, hyper):
+    """The gradient of an adapter without data is 0, although its weights are NaN: its group was skipped."""
     step = programs.train(likelihood, 3, 1, False)
     adapters, batch = jax.tree.map(jnp.array, tiny.weights), plan.batch(0)
     adapters["q_proj"]["a"] = adapters["q_proj"]["a"].at[1].set(jnp.nan)
@@ -179,11 +179,11 @@ def test_nothing_is_computed_for_a_group_without_data(programs, tiny, plan, hype
     _, metrics = step(tiny.base, steps.init_state(adapters), batch, np.int32(0), hyper)
     assert metrics.grad_norm[1] == 0
     assert metrics.loss[1] == 0
-    assert metrics.finite.tolist() == [True, False, True]  # what its weights are was known before
+    assert metrics.finite.tolist() == [True, False, True]  # its weights have been NaN before the step
 
 
 def expected_share(step, warmup, total):
-    """The schedule, written down a second time."""
+    """A second implementation of the schedule."""
     if step < warmup:
         return (step + 1) / warmup
     return (1 + np.cos(np.pi * (step - warmup) / (total - warmup))) / 2
@@ -191,7 +191,7 @@ def expected_share(step, warmup, total):
 
 @pytest.mark.parametrize(("warmup", "total"), [(3, 10), (0, 4), (1, 1), (4, 5)])
 def test_schedule(warmup, total):
-    """Up to the peak, down to almost 0; no step is wasted at 0."""
+    """It rises to the peak and falls to almost 0. No step has a rate of 0."""
     rate = lambda step: float(steps.learning_rate(step, np.float32([2]), np.int32([warmup]), np.int32([total]))[0])
     rates = [rate(step) for step in range(total)]
     np.testing.assert_allclose(rates, [2 * expected_share(t, warmup, total) for t in range(total)], atol=1e-6)
@@ -206,7 +206,7 @@ def test_the_likelihood_is_the_mean_over_targets():
     assert likelihood(log_probs, 0 * weight) == 0
 
 
-def test_settings_of_a_stage_as_arrays(plan, hyper, tiny):
+def test_hyperparameters_as_arrays(plan, hyper, tiny):
     assert hyper.lora_scale.tolist() == [tiny.lora.scale] * 3
     assert [lesson.settings.learning_rate for lesson in LESSONS] == pytest.approx(hyper.peak.tolist())
 
@@ -217,14 +217,16 @@ def test_warmup_follows_each_agents_own_steps(plan, hyper):
     assert hyper.peak.tolist() == pytest.approx([1e-2, 5e-3, 5e-3])
 
 
-def test_changed_settings_do_not_compile_again(train_step, tiny, state, plan, hyper):
+def test_changed_hyperparameters_need_no_recompilation(train_step, tiny, state, plan, hyper):
     state, first = train_step(tiny.base, state, plan.batch(0), np.int32(0), hyper)
     compiled = train_step.compilations
     other = dataclasses.replace(CONFIG, weight_decay=0.0, beta1=0.8, clip_norm=2.0, warmup=0.0)
     changed = hyper_of(plan, other, 0.5)._replace(peak=np.float32([1.0, 2.0, 3.0]))
     _, second = train_step(tiny.base, state, plan.batch(1), np.int32(0), changed)
     assert train_step.compilations == compiled
-    assert first.learning_rate.tolist() == pytest.approx([0.005, 0.005, 0.005])  # half of the way up for the first
+    assert first.learning_rate.tolist() == pytest.approx(
+        [0.005, 0.005, 0.005]
+    )  # half of the warm-up of the first agent
     assert second.learning_rate.tolist() == [1, 2, 3]
 
 
@@ -248,7 +250,7 @@ def test_attention_in_chunks_equals_all_at_once(chunk):
     ("targets", "vocab", "expected"), [((6, 4, 448), 512, 1), ((6, 4, 1024), 2**17, 64), ((1, 1, 64), 2**30, 64)]
 )
 def test_logit_chunks(targets, vocab, expected):
-    """The whole when it fits; else the fewest equal parts; at worst one target at a time."""
+    """One part if the logits fit, otherwise the fewest equal parts, at most one per target."""
     assert steps.logit_chunks(targets, vocab) == expected
 
 
@@ -264,14 +266,14 @@ def test_logit_chunks(targets, vocab, expected):
     ],
 )
 def test_how_many_agents_are_computed_together(agents, devices, configured, expected):
-    """On CPUs one on each device; else as many as are configured and share out a device's agents evenly."""
+    """On CPUs one per device by default. A configured number is lowered to a divisor of the agents of a device."""
     mesh = make_mesh(MeshConfig(agent=devices[0], data=devices[1], model=devices[2]))
     assert steps.grouping(mesh, configured, agents) == expected
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 1), (1, 2, 2), (1, 1, 1)])
-def test_on_a_mesh(train_step, tiny, state, plan, hyper, shape):
-    """The same adapters as on one device, split over agents as the rules say."""
+def test_a_mesh_gives_the_same_adapters(train_step, tiny, state, plan, hyper, shape):
+    """A mesh gives the same adapters as one device, sharded over agents."""
     expected, _ = three_steps(train_step, tiny, state, plan, hyper)
     mesh = make_mesh(MeshConfig(agent=shape[0], data=shape[1], model=shape[2]))
     base, start = place_base(mesh, tiny.base), steps.init_state(jax.tree.map(jnp.array, tiny.weights))

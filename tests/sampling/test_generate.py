@@ -1,4 +1,4 @@
-"""The shipped model through our sampler and through transformers' generate: the same tokens."""
+"""With the base model of the package, the sampler gives the same tokens as transformers' generate."""
 
 import pytest
 

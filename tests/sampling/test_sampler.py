@@ -22,7 +22,7 @@ from mft_jax.seeds import row_key
 from tests.conftest import NAMES, place_base
 
 CONFIG = SamplingConfig(max_new_tokens=16, rows=4, prefill_rows=2, steps_per_dispatch=5)
-STOPS = (7, 11, 60, 90, 120, 200, 210, 220)  # enough of a small vocabulary that rows end at different times
+STOPS = (7, 11, 60, 90, 120, 200, 210, 220)  # so many of a small vocabulary that rows stop at different times
 
 
 def make_sampler(tiny, programs, lanes=3, config=CONFIG):
@@ -49,8 +49,8 @@ def sampled(sampler, tiny, requests):
     return sampler.sample(requests, tiny.society)[0]
 
 
-def continued(tiny, request, adapter, new_tokens, key=None):
-    """Greedy decoding by full forward passes over the whole sequence, without a cache."""
+def greedy_continuation(tiny, request, adapter, new_tokens, key=None):
+    """Greedy decoding with full forward passes, without a cache."""
     model = nnx.merge(tiny.graphdef, tiny.base)
     forward = jax.jit(lambda tokens: model(tokens, adapter))
     ids = list(request.prompt)
@@ -60,19 +60,19 @@ def continued(tiny, request, adapter, new_tokens, key=None):
     return ids[len(request.prompt) :]
 
 
-def test_prefill_and_decode_equal_the_full_forward(sampler, tiny, requests):
+def test_prefill_and_decode_equal_full_forward_passes(sampler, tiny, requests):
     greedy = dataclasses.replace(CONFIG, temperature=0.0)
     for speakers in (NAMES, (None,) * 3):
         asked = [dataclasses.replace(r, speaker=speakers[NAMES.index(r.speaker)]) for r in requests[:5]]
         completions, _ = sampler.sample(asked, tiny.society, config=greedy)
         for request, completion in zip(asked, completions, strict=True):
             adapter = None if request.speaker is None else tiny.agent(NAMES.index(request.speaker))
-            expected = continued(tiny, request, adapter, completion.new_tokens)
+            expected = greedy_continuation(tiny, request, adapter, completion.new_tokens)
             assert [*completion.ids, *expected[-1:] * completion.complete] == expected
 
 
 def test_adapters_and_the_base_model_in_one_call(sampler, tiny, requests, sampled):
-    """Each row gets the text that it gets among its like; the cost is told apart."""
+    """Each row gets the same text as in a call with only adapters or only the base model. Their costs are separate."""
     mixed = [dataclasses.replace(r, speaker=None) if i % 2 else r for i, r in enumerate(requests)]
     completions, usages = sampler.sample(mixed, tiny.society)
     base, _ = sampler.sample([dataclasses.replace(r, speaker=None) for r in requests])
@@ -92,7 +92,7 @@ def test_rows_end_at_a_stop_token_or_at_their_limit(sampled):
 
 
 def test_log_probabilities_on_request(sampler, tiny, programs, requests, sampled):
-    """They change no text, and are those of the score program, which reads the whole text at once."""
+    """They do not change the texts, and equal the log-probabilities of the score program."""
     completions, _ = sampler.sample(requests[:6], tiny.society, log_probs=True)
     assert [dataclasses.replace(c, log_probs=None) for c in completions] == sampled[:6]
     whole = [c for c in completions if not c.complete]  # the stop token is not among the ids
@@ -105,7 +105,7 @@ def test_log_probabilities_on_request(sampler, tiny, programs, requests, sampled
             np.testing.assert_allclose(completion.log_probs, score.log_probs[len(request.prompt) :], atol=2e-4)
 
 
-def test_a_row_does_not_depend_on_neighbours_slot_batch_or_order(sampler, tiny, programs, requests, sampled):
+def test_a_row_does_not_depend_on_other_rows_slot_batch_or_order(sampler, tiny, programs, requests, sampled):
     order = np.random.default_rng(1).permutation(len(requests))[:17]
     shuffled, _ = sampler.sample([requests[i] for i in order], tiny.society)
     assert shuffled == [sampled[i] for i in order]
@@ -129,7 +129,7 @@ def test_stacked_speakers_equal_separate_ones(sampler, tiny, requests, sampled):
         assert completions == [sampled[i] for i in own]
 
 
-def test_settings_and_scales_never_recompile(tiny, one_device, requests, sampled):
+def test_changed_settings_and_scales_need_no_recompilation(tiny, one_device, requests, sampled):
     programs = Programs(tiny.graphdef, tiny.config, one_device)
     sampler = make_sampler(tiny, programs)
     sampler.sample(requests, tiny.society)
@@ -146,8 +146,8 @@ def test_settings_and_scales_never_recompile(tiny, one_device, requests, sampled
     assert programs.compilations == {"prefill": 2, "decode": 2, "score": 0}
 
 
-def test_the_scale_of_an_adapter_is_data(sampler, tiny, requests, sampled):
-    """Half the weights of one factor at twice the scale are the same adapter."""
+def test_the_scale_of_each_adapter_is_applied(sampler, tiny, requests, sampled):
+    """An adapter with half the weights in one factor and twice the scale gives the same texts."""
     weights, scale = tiny.society.adapters
     halved = {target: {"a": pair["a"], "b": pair["b"] / 2} for target, pair in weights.items()}
     assert sampler.sample(requests, Society(NAMES, Adapter(halved, 2 * scale)))[0] == sampled
@@ -176,7 +176,7 @@ def test_meshes_sample_the_same_tokens_on_sharded_slots(tiny, programs, requests
 
 
 def test_lanes_fill_the_agent_axis_of_a_mesh(tiny, requests, sampled):
-    """Three speakers over two devices: the fourth lane stays empty."""
+    """Three speakers on two devices: the fourth lane is empty."""
     mesh = make_mesh(MeshConfig(agent=2))
     meshed = Programs(tiny.graphdef, tiny.config, mesh)
     sampler = make_sampler(dataclasses.replace(tiny, base=place_base(mesh, tiny.base)), meshed)
@@ -184,18 +184,18 @@ def test_lanes_fill_the_agent_axis_of_a_mesh(tiny, requests, sampled):
     assert sampler.sample(requests[:7], placed)[0] == sampled[:7]
 
 
-def test_a_prompt_without_room_is_unanswerable_and_the_others_are_answered(sampler, tiny, requests, sampled):
-    heard = []
+def test_a_prompt_that_fills_the_context_is_unanswerable(sampler, tiny, requests, sampled):
+    reported = []
     asked = [requests[0], Request(NAMES[1], [5] * 128, row_key(0)), requests[1]]
-    completions, usages = sampler.sample(asked, tiny.society, on_progress=lambda *done: heard.append(done))
+    completions, usages = sampler.sample(asked, tiny.society, on_progress=lambda *done: reported.append(done))
     assert [c.reason == "unanswerable" for c in completions] == [False, True, False]
     assert (completions[1].ids, completions[1].new_tokens) == ((), 0)
     assert [completions[0], completions[2]] == sampled[:2]
-    assert sum(rows for rows, _ in heard) == 3
+    assert sum(rows for rows, _ in reported) == 3
     assert len(usages[0].lengths) == 2
 
 
-def test_an_answer_ends_where_the_context_does(sampler):
+def test_an_answer_ends_at_the_end_of_the_context(sampler):
     long = Request(None, [5] * 120, row_key(0))
     sampler.stop_ids, kept = (), sampler.stop_ids
     (completion,), _ = sampler.sample([long], config=dataclasses.replace(CONFIG, temperature=0.0))
@@ -204,7 +204,7 @@ def test_an_answer_ends_where_the_context_does(sampler):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_speaker_whose_logits_are_not_finite_stops_the_call_by_name(sampler, tiny, requests, temperature):
+def test_a_speaker_with_non_finite_logits_is_named(sampler, tiny, requests, temperature):
     weights, scale = tiny.society.adapters
     broken = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), weights)
     society, config = Society(NAMES, Adapter(broken, scale)), dataclasses.replace(CONFIG, temperature=temperature)
@@ -216,8 +216,8 @@ def test_a_speaker_whose_logits_are_not_finite_stops_the_call_by_name(sampler, t
         sampler.sample([dataclasses.replace(requests[0], speaker="dan")], tiny.society)
 
 
-def test_the_generator_does_not_follow_the_environment(tmp_path):
-    """Another default implementation of JAX's generator draws the same tokens."""
+def test_random_draws_do_not_depend_on_the_environment(tmp_path):
+    """The same tokens and adapters are drawn if the environment selects another JAX PRNG."""
     script = """
 import jax.numpy as jnp, numpy as np, jax
 from mft_jax.programs.choose import choose
@@ -243,8 +243,8 @@ def test_buckets_are_at_most_two_per_octave():
 
 
 @pytest.mark.parametrize("axis", [2, 3])
-def test_both_ways_to_write_into_the_cache(axis):
-    """What TPUs compute is what the others do, and what a loop over rows would."""
+def test_both_cache_updates_write_the_same(axis):
+    """Both implementations equal a loop over rows."""
     rng = np.random.default_rng(0)
     cache, new = rng.normal(size=(4, 2, 5, 6)), rng.normal(size=(4, 2, 5, 6)).take([0], axis)
     position, expected = np.array([0, 3, 4, 1]), cache.copy()
