@@ -102,7 +102,7 @@ class Experiment:
         name = f"{method.name}/eval/{iteration}"
         title = f"iteration {iteration}: evaluation" if iteration else f"{method.name} (untuned)"
         transcripts = self._debate(method.evaluation, society, name, self.setup.task.eval, file, title)
-        self.directory.publish(self.config, self.setup.task, self.reporter.say)
+        self.directory.publish(self.config, self.setup.task)  # what is damaged is told, and repaired, in its own stage
         return transcripts
 
     def _debate(
@@ -127,7 +127,9 @@ def run(config: ExperimentConfig, reporter: Reporter | None = None, session: Ses
     config, state = take(directory, config, reporter)
     try:
         if state == "finished":
-            results = directory.publish(config, load_task(config.task, config.seed), reporter.say)
+            task = load_task(config.task, config.seed)
+            directory.keep_questions(task)
+            results = directory.publish(config, task, reporter.say)
             reporter.say(
                 f"The run in {directory.path} is finished; nothing to do. Another one needs another --run-dir."
             )
@@ -154,7 +156,7 @@ def take(
             f"The agents start from the adapters in {directory.initial}: rank {lora.rank}, alpha {lora.alpha:g}, "
             f"on {', '.join(lora.targets)}."
         )
-    return config, directory.take(config, reporter.say)
+    return config, directory.take(config, reporter.say, make_method(config.method, config).adapters)
 
 
 def evaluate(
@@ -195,8 +197,7 @@ def evaluate(
     except BaseException as error:
         _note_stop(nested, error)
         raise
-    if not directory.publish_evaluations(reporter.say):
-        reporter.say(f"{directory.results_file} is updated when the run at work there next writes its results.")
+    directory.publish_evaluations(reporter.say)
     found = next(result for result in read_results(nested.results_file) if result.iteration == iteration)
     return dataclasses.replace(found, task=label)
 

@@ -3,9 +3,9 @@ r"""All prompt texts, by task and role. Their content follows the paper (arXiv 2
 A dialogue of one agent over M rounds is a list of chat messages in the format of chat templates:
   user: first(question)      assistant: its first answer
   user: later(summary)       assistant: its second answer          ... and so on to round M
-In a debate without summaries, `later_direct(answers)` replaces `later(summary)`. If there is nothing to show to an agent,
-because no other agent gave an answer or the protocol shows nothing, `reconsider()` does. A summary is the base model's
-answer to `summary(question, answers)`, which is a separate dialogue.
+In a debate without summaries, `later_direct(answers)` replaces `later(summary)`. If there is nothing to show to an
+agent, because no other agent gave an answer or the protocol shows nothing, `reconsider()` does. A summary is the base
+model's answer to `summary(question, answers)`, which is a separate dialogue.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ class Prompts:
         return user(self.again)
 
     def summary(self, question: str, answers: Sequence[str]) -> Message:
-        """The request to the base model to summarize the other agents' answers of the previous round, in agent order."""
+        """Asks the base model to summarize the other agents' answers of the previous round, in agent order."""
         return user(f"{question}\n{_number(answers)}\n{self.summarize}")
 
 

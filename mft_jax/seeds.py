@@ -4,10 +4,10 @@ The streams depend only on their arguments, not on the machine, the process or e
 versions:
 - Python: `random.Random` is seeded with strings and used through `random()` only, whose sequence for a given seed is
   promised to stay the same in later versions.
-- JAX: the PRNG implementation is pinned here (threefry2x32, partitionable) instead of following the environment. JAX does
-  not promise that all versions derive the same values from it.
-- numpy: a `Generator` may give other numbers in another version of numpy (NEP 19), so `example_choice` and `packing` are
-  reproducible with the same version only.
+- JAX: the PRNG implementation is pinned here (threefry2x32, partitionable) instead of following the environment. JAX
+  does not promise that all versions derive the same values from it.
+- numpy: a `Generator` may give other numbers in another version of numpy (NEP 19), so `example_choice` and `packing`
+  are reproducible with the same version only.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ _EXAMPLES, _PACKING = 0, 1  # part of the seeds of the two kinds of training str
 
 
 def pin_jax() -> None:
-    """Pins the partitionable threefry of JAX, whatever JAX_THREEFRY_PARTITIONABLE says. Call it before any compilation."""
+    """Pins JAX's partitionable threefry, whatever JAX_THREEFRY_PARTITIONABLE says. Call it before compiling."""
     import jax
 
     jax.config.update("jax_threefry_partitionable", True)
@@ -62,7 +62,7 @@ def tie(seed: int, question_id: str, round: int) -> float:
 
 
 def question_pool(name: str) -> random.Random:
-    """The stream from which the question pool of a generated task is drawn. It does not depend on the seed of the run."""
+    """The stream from which the question pool of a generated task is drawn, the same for all seeds of a run."""
     return random.Random(name)
 
 

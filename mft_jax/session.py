@@ -42,7 +42,7 @@ class Session:
         return Sampler(self.programs, self.base, config, stop_ids=self.chat.stop_ids, lanes=lanes)
 
     def fresh_society(self, names: Sequence[str], lora: LoraConfig, seed: int) -> Society:
-        """New adapters, initialized from `seed` and sharded over agents. They do not change the base model's output yet."""
+        """New adapters, initialized from `seed` and sharded over agents. Their update of the base model is zero."""
         init = functools.partial(init_society, self.model, lora, adapters=len(names))
         key = adapter_key(seed)
         weights = jax.jit(init, out_shardings=society_shardings(self.mesh, jax.eval_shape(init, key)))(key)
@@ -54,14 +54,15 @@ class Session:
         return Society(tuple(names), Adapter(weights, scale), self.mesh)
 
     def resolved(self, lora: LoraConfig) -> LoraConfig:
-        """`lora` with its targets resolved to layers of this model. Raises UserError for a layer that it does not have."""
+        """`lora` with its targets resolved to layers of this model. Raises UserError for an unknown layer."""
         return dataclasses.replace(lora, targets=resolve_targets(self.model, lora.targets))
 
 
 def open_session(source: ModelSource, mesh_config: MeshConfig) -> Session:
     """Loads a base model onto a mesh.
 
-    Raises UserError if a file is missing or invalid, the tokenizer does not match the model, or there are too few devices.
+    Raises UserError if a file is missing or invalid, if the tokenizer does not match the model, or if there are too few
+    devices.
     """
     pin_jax()
     mesh = make_mesh(mesh_config)
@@ -70,8 +71,8 @@ def open_session(source: ModelSource, mesh_config: MeshConfig) -> Session:
     chat = load_chat(directory, source.chat_template, source.thinking)
     if len(chat.tokenizer) > model.vocab_size:
         raise UserError(
-            f"{directory}: the tokenizer has {len(chat.tokenizer)} tokens, but the embedding only {model.vocab_size} rows: "
-            "use the tokenizer of this model."
+            f"{directory}: the tokenizer has {len(chat.tokenizer)} tokens, but the embedding only {model.vocab_size} "
+            "rows: use the tokenizer of this model."
         )
     stored, compute = dtypes(source, mesh)
     graphdef, base = load_base(

@@ -56,8 +56,8 @@ class Setup:
 def prepare(config: ExperimentConfig, session: Session | None = None) -> Setup:
     """Loads everything that a run needs. Writes nothing to the run directory.
 
-    `session` is used if given, otherwise one is opened; it must have the model of the configuration. Raises UserError for
-    a configuration that cannot be run.
+    `session` is used if given, otherwise one is opened; it must have the model of the configuration. Raises UserError
+    for a configuration that cannot be run.
     """
     method = make_method(config.method, config)
     task = load_task(config.task, config.seed)

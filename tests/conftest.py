@@ -11,7 +11,7 @@ import atexit
 import shutil
 import tempfile
 
-# A persistent compilation cache, so that each program is compiled once per test session. Subprocesses of tests share it.
+# A persistent compilation cache: each program is compiled once per test session. Subprocesses of tests share it.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mft_xla_")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
@@ -136,3 +136,15 @@ def one_device():
 def programs(tiny, one_device):
     """The programs of the tiny model on one device, compiled once for all tests."""
     return Programs(tiny.graphdef, tiny.config, one_device)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, shipped):
+    """A finished run of tests.small_run: (its directory, its results, what it reported)."""
+    from mft_jax.experiment import run
+    from mft_jax.runs.directory import RunDirectory
+    from tests.small_run import SMALL, Remarks
+
+    config = dataclasses.replace(SMALL, run_dir=str(tmp_path_factory.mktemp("runs") / "small"))
+    remarks = Remarks()
+    return RunDirectory(config.run_dir), run(config, remarks, shipped), remarks

@@ -1,4 +1,4 @@
-"""The documentation is true: its Python runs, its commands are accepted, and the files and settings that it names exist."""
+"""The documentation is correct: its Python runs, its commands are accepted, its files and settings exist."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 README, *DOCS = DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
-# What stands where in Markdown
+# Reading Markdown
 
 
 def python_blocks(path):
@@ -33,7 +33,7 @@ def python_blocks(path):
 
 
 def command_lines(path):
-    """The lines of indented code blocks, continued ones joined; in YAML, the commands in comments."""
+    """The lines of indented code blocks, with continuation lines joined; in YAML, the commands in comments."""
     text = path.read_text()
     if path.suffix == ".yaml":
         return re.findall(r"^#(?:.*:)? ((?:mft|for) .*)$", text, re.MULTILINE)
@@ -41,24 +41,24 @@ def command_lines(path):
 
 
 def inline_code(text):
-    """What stands between backquotes, code blocks left out."""
+    """The text between backquotes, outside code blocks."""
     prose = re.sub(r"^```.*?^```$|^    .*?$", "", text, flags=re.MULTILINE | re.DOTALL)
     return re.findall(r"`([^`\n]+)`", prose)
 
 
 def section(heading):
-    """The text of the README below a heading."""
+    """The section of the README with this heading."""
     return re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", README.read_text(), re.MULTILINE | re.DOTALL)[1]
 
 
 def rows(text):
-    """The cells of a table's rows, without its heading."""
+    """The cells of a table's rows, without the header row."""
     cells = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
     return [row for row in cells[1:] if not set("".join(row)) <= set("-|")]
 
 
 def simple_commands(line):
-    """The commands of a shell line, each as its words; loops are unrolled and comments left out."""
+    """The commands of a shell line, each as a list of words. Loops are unrolled and comments are removed."""
     loop = re.fullmatch(r"for (\w+) in ([^;]*); do (.*); done", line.strip())
     if loop:
         name, values, body = loop.groups()
@@ -75,7 +75,7 @@ def simple_commands(line):
 
 
 def commands(program):
-    """Every command of that program in the documents and the configurations' comments, each once."""
+    """All different commands of a program in the documents and in the comments of the configurations."""
     lines = [line for path in DOCUMENTS + CONFIGS for line in command_lines(path)]
     lines = [line for line in lines if re.search(rf"\b{program} |\b{program}$", line)]
     lines += [
@@ -105,14 +105,14 @@ def test_mft_accepts_the_command(words, monkeypatch, capsys):
         with pytest.raises(SystemExit) as end:
             read_arguments(arguments)
         assert end.value.code == 0
-    elif len(arguments) == 1:  # a mention of the command
+    elif len(arguments) == 1:  # only a mention of the command
         assert arguments[0] in NAMES
     else:
         check_values(read_arguments(arguments), arguments)
 
 
 def check_values(options, arguments):
-    """Every option has the value that the command line gives it, and all values are within their limits."""
+    """Asserts that every option has the value from the command line, and that all values are within their limits."""
     settings = options
     if isinstance(options, Run):
         settings = options.settings
@@ -138,7 +138,7 @@ def test_pytest_accepts_the_command(pytestconfig):
     for words in found:
         for word, following in zip(words[1:], [*words, None][2:], strict=True):
             if word.startswith("-"):
-                pytestconfig.getoption(word)  # ValueError for one that there is not
+                pytestconfig.getoption(word)  # raises ValueError for an unknown option
             elif word.startswith("tests/"):
                 assert (ROOT / word).is_file()
             if word == "-m":
@@ -152,7 +152,7 @@ def test_pip_installs_an_extra_that_exists():
 
 
 def test_the_recipe_of_the_base_model():
-    """Each run starts from the one before, at the sizes that the text gives."""
+    """Each run starts from the previous one, and has the sizes given in the text."""
     from mft_jax.base_model.demonstrations import STAGES
     from mft_jax.base_model.train import Recipe
 
@@ -209,7 +209,7 @@ def test_the_settings_exist():
 
 
 def settings_with(change, kind=ExperimentConfig, prefix=""):
-    """The settings that may change in that way when a run is resumed."""
+    """The settings that may be changed in this way when a run is resumed."""
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
         if dataclasses.is_dataclass(hint):
             yield from settings_with(change, hint, f"{prefix}{name}.")
@@ -234,11 +234,11 @@ def test_all_tasks_and_methods_are_documented():
     assert set(re.findall(r"^- \*\*(\w+)\*\*:", section("Two commands"), re.MULTILINE)) < set(METHODS)
 
 
-# Figures that are given twice
+# Numbers that are given twice
 
 
 def test_the_quickstart_table_is_the_same_in_readme_and_results():
-    """The table and its time are the same in the README and among the results."""
+    """The table and the times are the same in the README and in docs/results.md."""
     results = (ROOT / "docs/results.md").read_text()
     table = re.search(r"(?:^    .*\n)*^    method .*\n(?:^    .*\n)+", section("Two commands"), re.MULTILINE)[0]
     assert table.count("\n") == 7
@@ -268,7 +268,7 @@ SMALL = {
 
 
 def run_blocks(path, directory):
-    """Runs the Python of a document in that directory: (the names that it defines, what each block prints)."""
+    """Runs the Python blocks of a document in a directory. Returns (the variables, the output of each block)."""
     names, printed = {}, []
     with contextlib.chdir(directory):
         for block in python_blocks(path):
@@ -281,7 +281,7 @@ def run_blocks(path, directory):
 
 @pytest.fixture(scope="module")
 def readme(tmp_path_factory):
-    """The README's Python, run as it stands, where configs/quickstart.yaml is a small experiment."""
+    """Runs the README's Python unchanged, in a directory where configs/quickstart.yaml is a small experiment."""
     directory = tmp_path_factory.mktemp("readme")
     (directory / "configs").mkdir()
     (directory / "configs" / "quickstart.yaml").write_text(to_yaml(from_dict(SMALL)))
@@ -357,18 +357,18 @@ def test_all_python_blocks_are_run():
     }  # fmt: skip
 
 
-# What a run leaves
+# Files of a run
 
 
 def documented_files():
-    """The patterns of the table of files, as a run with the default method spells them."""
+    """The file name patterns in the README's table of files."""
     named = [name for cells in rows(section("Files of a run")) for name in re.findall(r"`([^`]+)`", cells[0])]
     assert len(named) >= 13
     return named
 
 
 def test_the_files_of_a_run(readme):
-    """All that are documented are there, and all that are there are documented."""
+    """All documented files exist, and all existing files are documented."""
     from mft_jax.runs import layout
     from mft_jax.runs.lock import LOCK_FILE
     from mft_jax.runs.store import DAMAGED
@@ -386,7 +386,7 @@ def test_the_files_of_a_run(readme):
 
 
 def test_the_records_of_a_run(readme):
-    """Journals, reasons and results have the fields that the README names."""
+    """Journals, transcripts and results have the fields that are named in the README."""
     from mft_jax.sampling import Reason
 
     run, text = readme[0] / "runs/notebook", section("Files of a run")

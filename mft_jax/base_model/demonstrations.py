@@ -29,7 +29,7 @@ class Noise:
     direct: float = 0.0
     """A product of two numbers above 10, computed directly."""
     split: float = 0.0
-    """The sum at the end of a split product, and a direct product in which a factor is at most 10. Neither factor is 0 or 1."""
+    """The sum at the end of a split product, and a direct product with a factor from 2 to 10."""
     sum: float = 0.0
     """A sum of two numbers above 9."""
     difference: float = 0.0
@@ -125,7 +125,10 @@ def summary_demonstration(rng: np.random.Generator, numbers: Sequence[int], nois
 def debate_demonstration(
     rng: np.random.Generator, numbers: Sequence[int], rounds: int, targets: Noise, context: Noise
 ) -> Demonstration:
-    """The dialogue of one solver over `rounds` rounds. Only its last turn is a target if `targets` differs from `context`."""
+    """The dialogue of one solver over `rounds` rounds.
+
+    If `targets` differs from `context`, only its last turn is a target.
+    """
     society = [first_answer(rng, numbers, context) for _ in range(1 + draw_other_solvers(rng))]
     if rounds == 1:
         society[0] = first_answer(rng, numbers, targets)
@@ -246,9 +249,9 @@ def add_up(
 def slip(rng: np.random.Generator, number: int, rate: float, tens: bool) -> int:
     """Returns `number`, or with probability `rate` a number with one digit wrong by one.
 
-    It changes the tens digit if `tens` is set and the number has one, otherwise the units digit. A slip with a rate of at
-    most 0.25 always goes in one direction, up from an even digit and down from an odd one, unless the digit would leave
-    its range: with two directions, each would be too rare to be sampled.
+    It changes the tens digit if `tens` is set and the number has one, otherwise the units digit. A slip with a rate of
+    at most 0.25 always goes in one direction, up from an even digit and down from an odd one, unless the digit would
+    leave its range: with two directions, each would be too rare to be sampled.
     """
     if rng.random() >= rate:
         return number

@@ -50,7 +50,7 @@ class Recipe:
     rows: int = 16
     """B: packed rows per batch."""
     row_tokens: int = 120
-    """T: tokens per packed row; longer demonstrations are skipped. All first answers fit 120, nearly all debates fit 384."""
+    """T: tokens per packed row; longer demonstrations are skipped. First answers fit 120, nearly all debates 384."""
     learning_rate: float = 2.5e-3
     """Peak of the cosine schedule, which ends at a hundredth of the peak."""
     warmup_steps: int = 150
@@ -152,7 +152,7 @@ def config_json(recipe: Recipe, chat: Chat) -> dict:
 
 
 def initialize(config: ModelConfig, seed: int) -> tuple[nnx.GraphDef, nnx.State]:
-    """The graphdef and random weights: norm scales are 1, all others are normal with the standard deviation of the config."""
+    """The graphdef and random weights: norm scales are 1, the others normal with standard deviation `init_range`."""
     graphdef, base = build(config)
     flat, treedef = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(base))
     keys = jax.random.split(jax.random.key(seed), len(flat))

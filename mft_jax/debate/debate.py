@@ -27,7 +27,7 @@ class Debate:
     society: Society
     seed: int
     name: str
-    """Part of every random key, such as "multiagent_ft/train/1": debates on the same questions then draw differently."""
+    """Part of every random key, e.g. "multiagent_ft/train/1". Debates with different names draw differently."""
 
     def samples(self, questions: int) -> int:
         """The maximum number of texts that are sampled for this number of questions."""
@@ -36,7 +36,7 @@ class Debate:
     def run(
         self, questions: Sequence[Question], on_progress: Progress | None = None
     ) -> tuple[list[Transcript], list[Usage]]:
-        """Runs one debate per question. Returns the transcripts in the order of the questions, and the cost of sampling.
+        """Runs one debate per question. Returns the transcripts in the order of the questions, and the sampling cost.
 
         Raises NonFiniteLogits if the logits of a speaker are NaN or infinite.
         """

@@ -37,7 +37,7 @@ class Protocol:
 
     @property
     def samples(self) -> int:
-        """The maximum number of texts sampled for one question: the answers of all rounds and the summaries between them."""
+        """The maximum number of texts sampled for one question: the answers of all rounds and the summaries."""
         summaries = self.agents * (self.rounds - 1) if self.agents > 1 and self.shows == "summary" else 0
         return self.agents * self.rounds + summaries
 

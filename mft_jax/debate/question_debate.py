@@ -57,7 +57,8 @@ class _Agent:
 class QuestionDebate:
     """The debate on one question.
 
-    Sample the texts of `pending()` and pass them to `advance`, until `pending()` is empty. Then `transcript()` is final.
+    Sample the texts of `pending()` and pass them to `advance` until `pending()` is empty. Then `transcript()` is
+    final.
     """
 
     def __init__(self, question: Question, task: Task, protocol: Protocol, seed: int):

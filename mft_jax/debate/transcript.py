@@ -86,8 +86,8 @@ class Transcript:
 def turn_counts(transcripts: Iterable[Transcript]) -> dict[str, int]:
     """Counts the texts that did not end at a stop token.
 
-    "cut": answers truncated by max_new_tokens or by the context. "unanswered": answers and summaries whose prompt filled
-    the context, so that nothing was sampled.
+    "cut": answers truncated by max_new_tokens or by the context. "unanswered": answers and summaries whose prompt
+    filled the context, so that nothing was sampled.
     """
     cut = unanswered = 0
     for transcript in transcripts:

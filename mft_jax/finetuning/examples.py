@@ -22,7 +22,8 @@ class Example(TypedDict):
 
     id: str  # of the question
     messages: list[Message]
-    # first: only a first answer. corrected (D-): the last answer agrees with the vote, the first does not. kept (D+): both do.
+    # first: only a first answer. corrected (D-): the last answer agrees with the vote, the first does not.
+    # kept (D+): both do.
     kind: Kind
 
 
@@ -36,7 +37,7 @@ class Selector(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FirstAnswers:
-    """The training set of a first-round adapter: the agent's own first answer wherever it agrees with the final vote."""
+    """The training set of a first-round adapter: the agent's own first answers that agree with the final vote."""
 
     agent: int  # from 0
 
@@ -117,10 +118,11 @@ class Dialogues:
 
 
 def mix(corrected: Sequence[Example], kept: Sequence[Example], share: float, rng: np.random.Generator) -> list[Example]:
-    """The largest mix with a share w of D- and 1 - w of D+: all examples of the scarcer set, a random subset of the other.
+    """The largest mix with a share w of D- and 1 - w of D+.
 
-    The share holds up to rounding, so that w means the same in every run. If w > 0 and D- is empty, the mix is empty and
-    the adapter keeps its weights, as in the paper's released code.
+    It contains all examples of the scarcer set and a random subset of the other. The share holds up to rounding, so
+    that w means the same in every run. If w > 0 and D- is empty, the mix is empty and the adapter keeps its weights, as
+    in the paper's released code.
     """
     from_corrected, from_kept = mix_sizes(len(corrected), len(kept), share)
     return _random_subset(corrected, from_corrected, rng) + _random_subset(kept, from_kept, rng)
@@ -150,7 +152,7 @@ def mix_sizes(corrected: int, kept: int, share: float) -> tuple[int, int]:
 
 
 def agrees(answer: str | None, vote: str | None, equivalent: Equivalent) -> bool:
-    """Whether an answer is equivalent to the vote. False if the answer could not be parsed or there is no vote (None)."""
+    """Whether an answer is equivalent to the vote. False if one of them is None."""
     return answer is not None and vote is not None and equivalent(answer, vote)
 
 

@@ -86,7 +86,10 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything that determines the batches. Checkpoints store it, to be resumed with the same batches only."""
+        """SHA-256 of everything that determines the batches.
+
+        Checkpoints store it, so that they are resumed with the same batches only.
+        """
         digest = hashlib.sha256(f"{self.batch_rows} {self.row_tokens}".encode())
         for own in self.adapters:
             digest.update(f"{own.name} {own.steps} {own.rows}".encode())

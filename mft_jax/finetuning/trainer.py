@@ -94,11 +94,11 @@ def _report_step(index: int, metrics: Metrics, plan: Plan, on_step: Callable[[in
     if len(broken):
         own, place = plan.adapters[broken[0]], broken[0]
         raise NonFiniteLoss(
-            f"The loss, the gradient or the updated weights of {own.name} are not finite at step {index + 1} of iteration "
-            f"{plan.iteration} (loss {metrics.loss[place]:.4g}, gradient norm {metrics.grad_norm[place]:.4g}); the step "
-            f"did not change the weights. Lower {own.lesson.field}.learning_rate (now "
-            f"{own.lesson.settings.learning_rate:g}) and run the same command again, which resumes from the last "
-            f"checkpoint. If its weights are too large already, also delete iteration_{plan.iteration}/checkpoint, to "
-            "restart the finetuning of this iteration."
+            f"The loss, the gradient or the updated weights of {own.name} are not finite at step {index + 1} of "
+            f"iteration {plan.iteration} (loss {metrics.loss[place]:.4g}, gradient norm "
+            f"{metrics.grad_norm[place]:.4g}); the step did not change the weights. Lower "
+            f"{own.lesson.field}.learning_rate (now {own.lesson.settings.learning_rate:g}) and run the same command "
+            "again, which resumes from the last checkpoint. If its weights are too large already, also delete "
+            f"iteration_{plan.iteration}/checkpoint, to restart the finetuning of this iteration."
         )
     on_step(index + 1, metrics)

@@ -37,7 +37,7 @@ METHODS: dict[str, Callable[[ExperimentConfig], Method]] = {
 
 
 def make_method(name: str, config: ExperimentConfig) -> Method:
-    """The method called `name`, for a configuration. Raises UserError, which suggests the closest name, for an unknown one."""
+    """The method called `name` for a configuration. Raises UserError, with the closest name, for an unknown one."""
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.0)[0]
         raise UserError(f"Unknown method {name!r}, expected one of {', '.join(METHODS)}: did you mean {near!r}?")

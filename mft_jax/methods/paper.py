@@ -75,7 +75,7 @@ def multiagent_ft_no_critic(config: ExperimentConfig) -> Method:
 
 
 def single_agent_ft(config: ExperimentConfig) -> Method:
-    """One model speaks for all agents of the debate, and learns from all first answers that agree with the final vote."""
+    """One model speaks for all agents of the debate and learns from the first answers that agree with the final vote."""
     rules = config.debate
     return _one_model("single_agent_ft", config, Protocol(speakers=everyone("agent", rules.agents, rules.rounds)))
 

@@ -36,8 +36,8 @@ def paired_test(first: Sequence[bool], second: Sequence[bool]) -> PairedTest:
     """Compares two methods question by question. Both lists are in the same order of questions.
 
     Under the null hypothesis, each question that only one method answers correctly favours either method with
-    probability 1/2. The test is a two-sided binomial test on these questions. Raises ValueError if the lists are empty or
-    differ in length.
+    probability 1/2. The test is a two-sided binomial test on these questions. Raises ValueError if the lists are empty
+    or differ in length.
     """
     if len(first) != len(second) or not first:
         raise ValueError(

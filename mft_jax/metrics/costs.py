@@ -25,7 +25,10 @@ def sampling_cost(usages: Iterable[Usage], model: ModelConfig, lora: LoraConfig)
 
 
 def finetuning_cost(plan: Plan, start: int, end: int, model: ModelConfig, lora: LoraConfig) -> Cost:
-    """The cost of the optimizer steps start..end-1 of a plan, over all adapters. The times are 0; the caller measures them."""
+    """The cost of the optimizer steps start..end-1 of a plan, over all adapters.
+
+    The times in it are 0; the caller measures them.
+    """
     cost = Cost()
     for own in plan.adapters:
         rows = [row for step in range(start, min(end, own.steps)) for row in own.rows_of(step)]

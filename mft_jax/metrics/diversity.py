@@ -10,8 +10,8 @@ def consensus(answers: Sequence[Sequence[str | None]], votes: Sequence[str | Non
 
     `answers`: for each question, the parsed final answer of every agent. `votes`: the majority answer of each question.
     `equivalent(answer, vote)`: the comparison of the task. None is an answer that could not be parsed; it agrees with
-    nothing. A question without a majority answer, because no answer could be parsed, counts 0. Raises ValueError if there
-    are no questions, or not one vote per question.
+    nothing. A question without a majority answer, because no answer could be parsed, counts 0. Raises ValueError if
+    there are no questions, or not one vote per question.
     """
     if len(answers) != len(votes) or not answers:
         raise ValueError(f"consensus needs one vote per question, got {len(answers)} questions and {len(votes)} votes")

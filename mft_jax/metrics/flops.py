@@ -11,8 +11,8 @@ The base is frozen in finetuning, so its matmuls have no weight gradient. Forwar
   12 H N context      forward, and twice as much backward
   4 D V               only for targets: forward, and gradient of the hidden state
 Not counted: padding, recomputation (remat) and masked attention scores, which the algorithm does not need; and norms,
-rotary embedding, softmax, activation functions and the optimizer, which take less than one percent in models of realistic
-size. All counts are Python ints, so they are exact and sums do not depend on the order.
+rotary embedding, softmax, activation functions and the optimizer, which take less than one percent in models of
+realistic size. All counts are Python ints, so they are exact and sums do not depend on the order.
 """
 
 from collections.abc import Iterable
@@ -66,9 +66,10 @@ def forward_flops(model: ModelConfig, lora: LoraConfig | None, *, tokens: int, c
 def sampling_flops(
     model: ModelConfig, lora: LoraConfig | None, *, prompt_tokens: int, new_tokens: int, cached_tokens: int = 0
 ) -> int:
-    """FLOPs of sampling `new_tokens` tokens after a prompt of `prompt_tokens`, of which `cached_tokens` are in the KV cache.
+    """FLOPs of sampling `new_tokens` tokens after a prompt of `prompt_tokens` tokens.
 
-    The last sampled token is not fed to the model, so `prompt_tokens + new_tokens - 1 - cached_tokens` tokens are.
+    The first `cached_tokens` tokens of the prompt are in the KV cache already. The last sampled token is not
+    fed to the model, so `prompt_tokens + new_tokens - 1 - cached_tokens` tokens are.
     """
     if new_tokens == 0:
         return 0

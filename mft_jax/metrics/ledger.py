@@ -20,8 +20,8 @@ class Cost:
     flops: int = 0
     """Floating-point operations that the algorithm needs, by `mft_jax.metrics.flops`; without padding."""
     device_seconds: float = 0.0
-    """Seconds during which dispatched programs were running, times the number of devices; without compilation, saving and
-    logging."""
+    """Seconds during which dispatched programs were running, times the number of devices; without compilation, saving
+    and logging."""
     wall_seconds: float = 0.0
     """Wall time in seconds, everything included."""
 
@@ -35,7 +35,7 @@ class Cost:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str = "a cost") -> "Cost":
-        """The inverse of `to_dict`; missing fields are 0. Raises UserError, which names `source`, for an unknown field."""
+        """The inverse of `to_dict`; missing fields are 0. Raises UserError, naming `source`, for an unknown field."""
         names = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(raw) - names)
         if unknown:

@@ -1,19 +1,19 @@
-"""Compiled programs are kept between starts, in the user's cache directory, so that only the first start compiles them."""
+"""Configures JAX's persistent compilation cache in the user's cache directory, so that only the first start compiles."""
 
 import hashlib
 import os
 import pathlib
 import platform
 
-MAX_BYTES = 4 << 30  # the least recently used programs are removed beyond that
-MIN_SECONDS = 0.1  # what compiles faster is not worth a file
+MAX_BYTES = 4 << 30  # when the cache is larger, JAX removes the least recently used programs
+MIN_SECONDS = 0.1  # programs that compile faster are not stored
 
 
 def keep_compiled_programs() -> pathlib.Path | None:
-    """Sets JAX's persistent compilation cache up through the environment; returns its directory.
+    """Enables JAX's persistent compilation cache through environment variables, and returns its directory.
 
-    Must run before JAX is imported. Settings that are in the environment already stay, a directory of the user's
-    included. None where the directory cannot be made: then every start compiles.
+    Call it before JAX is imported. Variables that are already set are not changed. Returns None if the directory cannot
+    be created; then every start compiles.
     """
     directory = pathlib.Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or default_directory())
     if "://" not in str(directory):
@@ -28,14 +28,17 @@ def keep_compiled_programs() -> pathlib.Path | None:
 
 
 def default_directory() -> pathlib.Path:
-    """One for each kind of processor: programs for CPUs contain its instructions, and home directories may be shared."""
+    """The cache directory for this kind of processor.
+
+    Programs for CPUs contain processor-specific instructions, and machines may share a home directory.
+    """
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
     root = cache if cache.is_absolute() else pathlib.Path.home() / ".cache"
     return root / "mft_jax" / "compiled" / f"{platform.machine()}-{_processor_features()}"
 
 
 def _processor_features() -> str:
-    """A short name for the instructions that this machine's processor has."""
+    """A hash of the instruction set extensions of this machine's processor."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -21,7 +21,7 @@ RULES = {
     "vocab": "model",
 }
 
-# Logical axes (in, out) of the kernel of each linear layer of the base, by the name of the layer. A bias has the last one.
+# Logical axes (in, out) of the kernel of each linear layer of the base, by its name. A bias has the last axis only.
 _LINEAR = {
     "q_proj": ("embed", "heads"),
     "k_proj": ("embed", "kv_heads"),
@@ -37,7 +37,10 @@ _LINEAR = {
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with axes ("agent", "data", "model") over the first of `devices` (default: all). Raises UserError if too few."""
+    """A mesh with the axes ("agent", "data", "model") over the first of `devices` (default: all devices).
+
+    Raises UserError if there are too few devices.
+    """
     shape = (config.agent, config.data, config.model)
     devices = list(jax.devices() if devices is None else devices)
     needed = math.prod(shape)

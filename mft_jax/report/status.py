@@ -40,7 +40,7 @@ def _headline(status: "Status") -> Text:
 
 
 def _left(status: "Status") -> "list[StageStatus]":
-    return [stage for stage in status.stages if stage.done < stage.total or not stage.total]
+    return [stage for stage in status.stages if not stage.is_done]
 
 
 def _stages_table(status: "Status") -> Table:
@@ -51,7 +51,7 @@ def _stages_table(status: "Status") -> Table:
     for heading, sum_ in zip(headings, _numbers(total(stage.cost for stage in status.stages)), strict=True):
         table.add_column(heading, footer=sum_, justify="right")
     for stage in status.stages:
-        whole = f"{stage.total:,}" if stage.total else "?"
+        whole = "?" if stage.total is None else f"{stage.total:,}"
         done = f"{stage.done:,}/{whole} {stage.unit}"
         table.add_row(literal(stage.name), literal(done), *_numbers(stage.cost))
     return table

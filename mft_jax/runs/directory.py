@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from mft_jax.config import Change, Difference, ExperimentConfig, compare, load_config, to_yaml
@@ -126,12 +126,16 @@ class RunDirectory:
     # Life of a run
 
     def take(
-        self, config: ExperimentConfig, say: Callable[[str], None] = lambda text: None
+        self,
+        config: ExperimentConfig,
+        say: Callable[[str], None] = lambda text: None,
+        adapters: Sequence[str] | None = None,
     ) -> Literal["new", "resumed", "finished"]:
         """Takes the directory for this process. Before anything else: it decides which of two processes may work here.
 
         "new": there is no run yet, and `create` makes it. "resumed": the start, and the settings that changed, are
-        recorded; so is a finished run that is given more, or of which something is damaged, which `say` is told.
+        recorded; so is a finished run that is given more, or of which something is damaged, which `say` is told (missing,
+        too, where `adapters` are given; see `find_damage`).
         "finished": there is nothing left to do, and nothing was changed. Raises UserError when another process has the
         directory, when it is something else than a run, and when settings differ that may not change, each of which is
         named; the directory is then as it was.
@@ -139,7 +143,7 @@ class RunDirectory:
         self._refuse_foreign()
         self.store.hold()
         try:
-            return self._resume(config, say) if self.exists else "new"
+            return self._resume(config, say, adapters) if self.exists else "new"
         except BaseException:
             self.release()
             raise
@@ -177,24 +181,23 @@ class RunDirectory:
         """Rebuilds results.json from the evaluations. Only for the process that has taken the directory."""
         return publish_results(self.store, config, task, say)
 
-    def publish_evaluations(self, say: Callable[[str], None] = lambda text: None) -> bool:
+    def publish_evaluations(self, say: Callable[[str], None] = lambda text: None) -> None:
         """Puts the results in evaluations/LABEL/ into results.json, and takes the directory for as long.
 
-        False, and nothing is changed, while another process has the directory, and where results.json is missing or
-        damaged: whoever works on the run does the same when it writes results.json.
+        While another process has the directory, and where results.json is missing or damaged, nothing is changed, and
+        `say` is told: whoever works on the run does the same when it writes results.json.
         """
         try:
             self.store.hold()
         except InUse:
-            return False
+            say(f"{self.results_file} is updated when the run at work there next writes its results.")
+            return
         try:
             labels = {name.rsplit("/", 1)[-1] for name in self.store.names(layout.EVALUATIONS)}
             own = [result for result in read_results(self.results_file) if result.task not in labels]
             write_results(self.store, own + read_evaluations(self.store, say))
-            return True
         except UserError as error:
-            say(str(error))
-            return False
+            say(f"The results of this evaluation are not in {self.results_file} yet. {error}")
         finally:
             self.release()
 
@@ -221,12 +224,14 @@ class RunDirectory:
         """Lets others in. Where no run was created, nothing is left: neither the lock nor directories made for it."""
         self.store.release(discard=not self.exists)
 
-    def _resume(self, config: ExperimentConfig, say: Callable[[str], None]) -> Literal["resumed", "finished"]:
+    def _resume(
+        self, config: ExperimentConfig, say: Callable[[str], None], adapters: Sequence[str] | None
+    ) -> Literal["resumed", "finished"]:
         changes = self._allowed_changes(config)
         self._manifest = self._read_or_begin_manifest(config, say)
         is_longer = any(difference.change is Change.GROW for difference in changes)
         if self._manifest["status"] == "finished" and not is_longer:
-            damage = find_damage(self.store, config)
+            damage = find_damage(self.store, config, adapters)
             if not damage:
                 return "finished"
             say(f"The finished run in {self.path} is resumed to repair it. {' '.join(damage)}")

@@ -1,6 +1,7 @@
 """The lock that lets one process at a time work in a directory."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import pathlib
@@ -43,6 +44,9 @@ class DirectoryLock:
             if self._try():
                 return
             time.sleep(_PAUSE)
+        if not self.directory.is_dir():  # it never came into being, so no other process has discarded it either
+            error = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            raise file_error("written", self.file, error) from None
         raise InUse(
             f"{self.directory} is in use by the process with pid {self._holder() or 'unknown'}: wait for it, stop it, or "
             "give another directory."

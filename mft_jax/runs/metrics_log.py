@@ -44,7 +44,11 @@ class MetricsLogger:
         self._records = [record for record in self._records if not of_stage(record) or record["step"] < step]
 
     def flush(self) -> None:
-        """Writes all records, durably. Raises UserError when they cannot be written."""
+        """Writes all records, durably, those of an iteration that was repeated before those of later ones.
+
+        Raises UserError when they cannot be written.
+        """
+        self._records.sort(key=lambda record: record["iteration"])
         self.store.write(METRICS, "".join(json.dumps(record) + "\n" for record in self._records).encode())
 
     def records(self) -> list[dict[str, Any]]:
@@ -61,7 +65,7 @@ def _plain(value: float) -> int | float | None:
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-        is_record = isinstance(record["step"], int) and {"iteration", "stage"} <= record.keys()
+        is_record = all(isinstance(record[name], int) for name in ("iteration", "step")) and "stage" in record
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return record if is_record else None

@@ -31,11 +31,12 @@ class Status:
 def read_status(run_dir: str | pathlib.Path) -> Status:
     """The status of a run. Raises UserError when there is none."""
     directory, problems = RunDirectory(run_dir), []
-    stages = tuple(list_stages(directory.store, directory.config(), problems.append))
+    stages = list_stages(directory.store, directory.config())
+    problems += [stage.damage for stage in stages if stage.damage]
     manifest = _read_manifest(directory, problems.append)
     state = _state(manifest["status"], directory.store.is_held())
     if state == "finished":  # what is not done then is no stage of this run's method
-        stages = tuple(stage for stage in stages if stage.done)
+        stages = [stage for stage in stages if stage.done or stage.is_done or stage.damage]
     return Status(
         path=str(directory.path),
         state=state,
@@ -43,7 +44,7 @@ def read_status(run_dir: str | pathlib.Path) -> Status:
         started=manifest["created"],
         finished=manifest["finished"],
         results=_read_results(directory, problems.append),
-        stages=stages,
+        stages=tuple(stages),
         problems=tuple(problems),
     )
 

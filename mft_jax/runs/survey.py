@@ -1,7 +1,7 @@
-"""What of a run's stages is done, and what is damaged. Changes nothing."""
+"""What of a run's stages is done, what is missing, and what is damaged. Changes nothing."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 
 from mft_jax.config import ExperimentConfig
 from mft_jax.metrics.ledger import Cost, total
@@ -10,6 +10,7 @@ from mft_jax.runs.checkpoint_info import latest_info
 from mft_jax.runs.questions import count_questions
 from mft_jax.runs.stages import read_committed
 from mft_jax.runs.store import DamagedFile, Store
+from mft_jax.runs.training_sets import read_training_set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,57 +19,81 @@ class StageStatus:
 
     name: str  # as the run itself calls it while it works
     done: int
-    total: int  # 0: not known yet
+    total: int | None  # None: not known yet
     unit: str  # questions or steps
     cost: Cost  # so far, over all starts of the run
+    is_done: bool = False
+    damage: str = ""  # which of its files is damaged, and what to do
 
 
-def find_damage(store: Store, config: ExperimentConfig) -> list[str]:
-    """What of a run is damaged, a sentence each. Adapters of finished iterations are read, too."""
-    from mft_jax.runs.checkpoints import Checkpoints  # here, so that whoever reads a status need not wait for JAX
+def find_damage(store: Store, config: ExperimentConfig, adapters: Sequence[str] | None = None) -> list[str]:
+    """What of a run is damaged, a sentence each. The adapters of finished iterations are verified, too.
 
-    damage: list[str] = []
-    for _ in list_stages(store, config, damage.append):
-        pass
-    for k in range(1, config.iterations + 1):
-        checkpoints = Checkpoints(store, layout.checkpoint(k), read_only=True)
-        try:
-            info = checkpoints.finished()
-            if info is not None:
-                checkpoints.verify(info.step, "adapters")
-        except DamagedFile as error:
-            damage.append(str(error))
-    return sorted(set(damage))
+    `adapters` are the names of those that the method of the run finetunes. If they are given, the run is expected to be
+    complete: whatever a finished run of this method has and this one does not is also reported.
+    """
+    stages = list_stages(store, config)
+    damage = [stage.damage for stage in stages if stage.damage]
+    if adapters is not None:
+        expected = stages if adapters else stages[: len(config.baselines)]
+        missing = [stage.name for stage in expected if not stage.is_done and not stage.damage]
+        damage += [f"The files of {name} are missing or incomplete." for name in missing]
+    for iteration in range(1, config.iterations + 1):
+        damage += _damaged_adapters(store, iteration)
+        damage += _damaged_training_sets(store, iteration, adapters or ())
+    return list(dict.fromkeys(damage))
 
 
-def list_stages(store: Store, config: ExperimentConfig, tell: Callable[[str], None]) -> Iterator[StageStatus]:
-    """The stages in the order in which they are worked off; `tell` hears of damaged files."""
+def list_stages(store: Store, config: ExperimentConfig) -> list[StageStatus]:
+    """The stages in the order in which they are worked off."""
     train, evaluation = count_questions(store) or (config.task.train_questions, config.task.eval_questions)
-    for method in config.baselines:
-        yield _read_questions(store, f"{method} (untuned)", layout.evaluation(method, 0), evaluation, tell)
+    stages = [
+        _read_questions(store, f"{method} (untuned)", layout.evaluation(method, 0), evaluation)
+        for method in config.baselines
+    ]
     for k in range(1, config.iterations + 1):
-        yield _read_questions(store, f"iteration {k}: debate", layout.debate(k), train, tell)
-        yield _read_steps(store, f"iteration {k}: finetuning", layout.checkpoint(k), tell)
-        own = layout.evaluation(config.method, k)
-        yield _read_questions(store, f"iteration {k}: evaluation", own, evaluation, tell)
+        stages += [
+            _read_questions(store, f"iteration {k}: debate", layout.debate(k), train),
+            _read_steps(store, f"iteration {k}: finetuning", layout.checkpoint(k)),
+            _read_questions(store, f"iteration {k}: evaluation", layout.evaluation(config.method, k), evaluation),
+        ]
+    return stages
 
 
-def _read_questions(store: Store, name: str, stage: str, questions: int, tell: Callable[[str], None]) -> StageStatus:
+def _read_questions(store: Store, name: str, stage: str, questions: int) -> StageStatus:
     try:
         chunks = read_committed(store, stage)
     except DamagedFile as error:
-        tell(str(error))
-        return StageStatus(name, 0, questions, "questions", Cost())
+        return StageStatus(name, 0, questions, "questions", Cost(), damage=str(error))
     done, cost = sum(chunk.lines for chunk in chunks), total(chunk.cost for chunk in chunks)
-    return StageStatus(name, done, questions, "questions", cost)
+    return StageStatus(name, done, questions, "questions", cost, is_done=done >= max(questions, 1))
 
 
-def _read_steps(store: Store, name: str, checkpoint: str, tell: Callable[[str], None]) -> StageStatus:
+def _read_steps(store: Store, name: str, checkpoint: str) -> StageStatus:
     try:
         info = latest_info(store, checkpoint)
     except DamagedFile as error:
-        tell(str(error))
-        info = None
+        return StageStatus(name, 0, None, "steps", Cost(), damage=str(error))
     if info is None:
-        return StageStatus(name, 0, 0, "steps", Cost())
-    return StageStatus(name, info.step, info.total, "steps", info.cost)
+        return StageStatus(name, 0, None, "steps", Cost())
+    return StageStatus(name, info.step, info.total, "steps", info.cost, is_done=info.finished)
+
+
+def _damaged_adapters(store: Store, iteration: int) -> Iterator[str]:
+    from mft_jax.runs.checkpoints import Checkpoints  # here, so that whoever reads a status need not wait for JAX
+
+    checkpoints = Checkpoints(store, layout.checkpoint(iteration), read_only=True)
+    try:
+        info = checkpoints.finished()
+        if info is not None:
+            checkpoints.verify(info.step, "adapters")
+    except DamagedFile as error:
+        yield str(error)
+
+
+def _damaged_training_sets(store: Store, iteration: int, adapters: Sequence[str]) -> Iterator[str]:
+    for name in adapters:
+        try:
+            read_training_set(store, iteration, name)
+        except DamagedFile as error:
+            yield str(error)

@@ -1,4 +1,4 @@
-"""Who speaks in each round, what exactly each agent is shown, and which answers are voted on, with a scripted sampler."""
+"""With a scripted sampler: who speaks in each round, what exactly agents are shown, which answers are voted on."""
 
 import dataclasses
 import json
@@ -55,7 +55,7 @@ def test_who_speaks_and_what_each_agent_is_shown(agents, rounds):
 
 @pytest.mark.parametrize(("agents", "rounds"), SHAPES)
 def test_the_prompts_of_summaries(agents, rounds):
-    """In a separate dialogue, the base model gets the question and the others' answers of the previous round, in order."""
+    """The base model gets the question and the other answers of the previous round in order, in a separate dialogue."""
     debate, sampler = make_debate(distinct, protocol_of(agents, rounds))
     debate.run(questions(1))
     summaries = [asked for asked in sampler.asked if asked.is_summary]
@@ -104,7 +104,7 @@ def test_the_speakers_of_each_method(method, speakers):
 
 
 def answers(table):
-    """A script with the answers table[round][agent] for one question. The name of a speaker ends with its agent's number."""
+    """A script with the answers table[round][agent] for one question. Names of speakers end with the agent's number."""
     return lambda asked: "s" if asked.is_summary else f"={table[asked.round - 1][int(asked.speaker[-1])]}"
 
 
@@ -131,7 +131,7 @@ def test_debates_without_summaries(shows):
 
 
 def test_a_debate_that_stops_at_agreement():
-    """The agents agree on question 0 in round 1, on 1 in round 2, on 2 never: an answer that is not parsed is no agreement."""
+    """The agents agree on question 0 in round 1, on 1 in round 2, on 2 never: an unparsed answer is no agreement."""
     tables = {
         "What is 0?": [["a", "A", "a"]] * 3,
         "What is 1?": [["a", "b", "a"], ["b", "B", "b"], ["c", "c", "c"]],
@@ -160,7 +160,7 @@ def test_truncated_answers_vote_only_with_a_complete_box():
 
 
 def test_an_agent_whose_prompt_fills_the_context_leaves_the_debate():
-    """Agent 1's second prompt fills the context: its turns are unanswered from then on, and others are not shown any text of it."""
+    """Agent 1's second prompt fills the context: its later turns are unanswered, and others are shown nothing of it."""
     script = lambda asked: ("", "unanswerable") if asked.speaker == "critic_1" else distinct(asked)
     debate, sampler = make_debate(script, protocol_of(3, 3))
     ((transcript,), _) = debate.run(questions(1))

@@ -1,4 +1,4 @@
-"""The training step gives the same adapters as PEFT with torch.optim.AdamW, from the same data, settings and weights."""
+"""The training step gives the same adapters as PEFT with torch.optim.AdamW, from the same data and weights."""
 
 import json
 import math

@@ -81,8 +81,8 @@ def test_training_sets_of_the_worked_example(debates):
         {"id": "q3", "messages": [user("q3"), assistant("q3 first 2")], "kind": "first"},
     ]
     assert [(e["id"], e["kind"]) for e in sets["critic_2"]] == [("q1", "corrected"), ("q3", "kept")]
-    whole = [user("q1"), assistant("q1 first 2"), user("summary"), assistant("q1 last 2")]
-    assert sets["critic_2"][0]["messages"] == whole
+    complete = [user("q1"), assistant("q1 first 2"), user("summary"), assistant("q1 last 2")]
+    assert sets["critic_2"][0]["messages"] == complete
     assert [e["kind"] for e in sets["critic_0"]] == ["corrected", "kept"]
     assert sets["critic_1"] == []  # D- is empty, so the mix is empty
 
@@ -117,18 +117,18 @@ def test_nothing_agrees_without_a_vote():
 
 
 @pytest.mark.parametrize(
-    ("turns", "first", "whole", "final"),
+    ("turns", "first", "complete", "final"),
     [
         ((COMPLETE, COMPLETE), 1, 1, 1),
         ((TRUNCATED, COMPLETE), 0, 0, 1),
         ((COMPLETE, TRUNCATED), 1, 0, 0),
     ],
 )
-def test_truncated_answers_are_never_targets(turns, first, whole, final):
-    """A dialogue is left out if a turn that is a training target was truncated, even if its answer agrees with the vote."""
+def test_truncated_answers_are_never_targets(turns, first, complete, final):
+    """A dialogue is left out if one of its targets was truncated, even if its answer agrees with the vote."""
     debate, rng = one_agent(("2", "2"), "2", turns), example_choice(0, 1, 0)
     assert len(FirstAnswers(0)([debate], equivalent, rng)) == first
-    assert len(Dialogues(agent=0, share=0.0)([debate], equivalent, rng)) == whole
+    assert len(Dialogues(agent=0, share=0.0)([debate], equivalent, rng)) == complete
     assert len(Dialogues(agent=0, share=0.0, final_turn_only=True)([debate], equivalent, rng)) == final
 
 

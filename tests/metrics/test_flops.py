@@ -25,7 +25,7 @@ def test_parameters_by_hand():
 
 
 def test_sampling_by_hand():
-    # A prompt of 3 and 2 new tokens: tokens 1..4 are fed to the model and attend to 1 + 2 + 3 + 4; logits after 3 and 4.
+    # A prompt of 3 and 2 new tokens: tokens 1..4 are fed to the model, attend to 1 + 2 + 3 + 4; logits after 3 and 4.
     base = 2 * 288 * 4 + 4 * 3 * 2 * 2 * 10 + 2 * 4 * 11 * 2
     assert flops.sampling_flops(TINY, None, prompt_tokens=3, new_tokens=2) == base
     assert flops.sampling_flops(TINY, LORA, prompt_tokens=3, new_tokens=2) == base + 2 * 200 * 4

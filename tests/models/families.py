@@ -1,5 +1,6 @@
 """A small random model of every family, created and saved by transformers, and loaded by this package."""
 
+import copy
 import dataclasses
 import pathlib
 
@@ -86,7 +87,8 @@ def make_pair(name: str, directory: pathlib.Path, **changes) -> Pair:
 
     family, fields = FAMILIES[name]
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **(SMALL | fields | changes))
+    own = copy.deepcopy(SMALL | fields | changes)  # transformers adds fields to nested dictionaries in place
+    config = AutoConfig.for_model(family, **own)
     reference = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter_name, parameter in reference.named_parameters():

@@ -10,8 +10,8 @@ from mft_jax.errors import UserError
 from mft_jax.models.chat import load_chat
 from mft_jax.prompts import assistant, user
 
-# As in reasoning models: the thoughts of turns before the last question are dropped, and without thinking a fixed thought is
-# inserted.
+# As in reasoning models: the thoughts of turns before the last question are dropped, and without thinking a fixed
+# thought is inserted.
 THOUGHTS = """
 {%- set ns = namespace(last=0) %}
 {%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}

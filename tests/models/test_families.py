@@ -80,7 +80,7 @@ def test_an_adapter_equals_peft(pair, tmp_path):
 
 
 def test_greedy_decoding_equals_transformers_on_a_padded_batch(pair, one_device):
-    """Longrope beyond the original context is in the next test: in transformers the longest row decides for its batch."""
+    """Longrope past the original context is in the next test: in transformers the longest row decides for its batch."""
     lengths = (5, 50, 21) if pair.name not in LONGROPE else (5, 40, 21)
     prompts = [random_tokens(1, length, seed=length)[0].tolist() for length in lengths]
     assert sampled(pair, prompts, one_device) == generated(pair.reference, prompts)

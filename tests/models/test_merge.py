@@ -130,7 +130,7 @@ def test_only_adapted_tensors_change_and_dtypes_are_kept(source, tmp_path):
 def test_a_sharded_source_gives_the_same_tensors(source, tmp_path, tiny):
     nothing = jax.tree.map(np.zeros_like, tiny.agent(0).weights)
     merge_checkpoint(source, tmp_path / "shards", nothing, tiny.lora, max_shard_size=20_000)
-    merge_checkpoint(source, tmp_path / "whole", tiny.agent(0).weights, tiny.lora)
+    merge_checkpoint(source, tmp_path / "unsharded", tiny.agent(0).weights, tiny.lora)
     merge_checkpoint(tmp_path / "shards", tmp_path / "again", tiny.agent(0).weights, tiny.lora)
     index = json.loads((tmp_path / "shards" / "model.safetensors.index.json").read_text())
     sizes = {name: tensor.nbytes for name, tensor in load_file(source / "model.safetensors").items()}
@@ -139,7 +139,7 @@ def test_a_sharded_source_gives_the_same_tensors(source, tmp_path, tiny):
         inside = [name for name, home in index["weight_map"].items() if home == file]
         assert sorted(load_file(tmp_path / "shards" / file)) == sorted(inside)
         assert len(inside) == 1 or sum(sizes[name] for name in inside) <= 20_000
-    left, right = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "again"))
+    left, right = (load_file(tmp_path / name / "model.safetensors") for name in ("unsharded", "again"))
     assert left.keys() == right.keys()
     assert all(np.array_equal(left[name], right[name]) for name in left)
 
@@ -159,7 +159,7 @@ def quantize(tensors):
 
 
 @pytest.mark.parametrize(
-    ("shapes", "spoil", "message"),
+    ("shapes", "damage", "message"),
     [
         ({"q_proj": (32, 48)}, None, r"q_proj\.weight has shape \(32, 32\), the adapter's change \(48, 32\)"),
         ({"qkv_proj": (32, 64)}, None, r"no tensor model\.layers\.0\.self_attn\.qkv_proj\.weight"),
@@ -167,12 +167,12 @@ def quantize(tensors):
         ({"q_proj": (32, 32)}, "truncate", r"model\.safetensors is not a complete safetensors file"),
     ],
 )
-def test_a_checkpoint_that_cannot_be_merged_is_named_and_nothing_is_written(source, tmp_path, shapes, spoil, message):
+def test_a_checkpoint_that_cannot_be_merged_is_named_and_nothing_is_written(source, tmp_path, shapes, damage, message):
     path = source / "model.safetensors"
-    if spoil == "truncate":
+    if damage == "truncate":
         path.write_bytes(path.read_bytes()[:-1])
-    elif spoil:
-        save_file(spoil(load_file(path)), path)
+    elif damage:
+        save_file(damage(load_file(path)), path)
     with pytest.raises(UserError, match=message):
         merge_checkpoint(source, tmp_path / "merged", random_adapter(shapes), LORA)
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]

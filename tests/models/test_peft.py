@@ -1,4 +1,4 @@
-"""Adapters in PEFT's format: PEFT computes the same logits, they are read back bitwise identical, bad files are named."""
+"""Adapters in PEFT's format: PEFT computes the same logits, they are read back unchanged, bad files are named."""
 
 import dataclasses
 import json

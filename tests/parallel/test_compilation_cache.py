@@ -1,4 +1,4 @@
-"""Compiled programs are kept where the user keeps caches, and found again by the next process."""
+"""Compiled programs are stored in the user's cache directory and reused by the next process."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def test_the_directory_is_in_the_users_cache_and_bounded(fresh, tmp_path):
     assert os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] == str(MAX_BYTES)
 
 
-def test_the_users_own_settings_stay(fresh, tmp_path):
+def test_existing_variables_are_not_changed(fresh, tmp_path):
     fresh.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "mine"))
     fresh.setenv("JAX_COMPILATION_CACHE_MAX_SIZE", "5")
     assert keep_compiled_programs() == tmp_path / "mine"
@@ -42,7 +42,7 @@ def test_the_users_own_settings_stay(fresh, tmp_path):
     assert os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] == "5"
 
 
-def test_a_cache_that_cannot_be_made_is_done_without(fresh, tmp_path):
+def test_no_cache_if_its_directory_cannot_be_created(fresh, tmp_path):
     (tmp_path / "mft_jax").write_text("a file in the way")
     assert keep_compiled_programs() is None
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ

@@ -94,7 +94,7 @@ def test_stacked_equals_separate(train_step, programs, tiny, state, plan, hyper)
 
 
 def test_packed_equals_unpacked(tiny, plan, unpacked):
-    """Loss and gradient of rows with several segments, with one or several chunks of logits, equal those without packing."""
+    """Loss and gradient of rows with several segments equal those without packing, for one and several logit chunks."""
     assert any(len(row) > 1 for row in plan.adapters[0].rows_of(0))
     weights, rows = tiny.agent(0).weights, jax.tree.map(lambda x: x[0], plan.batch(0))
     expected = unpacked(weights, dialogues_of(plan, 0, 0))
@@ -151,11 +151,11 @@ def test_a_non_finite_agent_keeps_its_state(train_step, tiny, state, plan, hyper
     adapters = jax.tree.map(jnp.array, tiny.weights)
     adapters["q_proj"]["a"] = adapters["q_proj"]["a"].at[1].set(jnp.inf)
     broken, metrics = train_step(tiny.base, steps.init_state(adapters), plan.batch(0), np.int32(0), hyper)
-    sound, _ = train_step(tiny.base, state, plan.batch(0), np.int32(0), hyper)
+    expected, _ = train_step(tiny.base, state, plan.batch(0), np.int32(0), hyper)
     assert metrics.finite.tolist() == [True, False, True]
     assert broken.optimizer.count.tolist() == [1, 0, 1]
     assert np.array_equal(broken.adapters["k_proj"]["b"][1], tiny.weights["k_proj"]["b"][1])
-    assert_close(agent_of(broken, 0), agent_of(sound, 0))
+    assert_close(agent_of(broken, 0), agent_of(expected, 0))
 
 
 def test_a_step_whose_result_is_not_finite_changes_nothing(train_step, tiny, state, plan, hyper):

@@ -24,7 +24,7 @@ def result(**changes):
 
 
 def stage(name, done, total, unit="questions", cost=COST):
-    return StageStatus(name, done, total, unit, cost)
+    return StageStatus(name, done, total, unit, cost, is_done=done == total)
 
 
 def status(**changes):

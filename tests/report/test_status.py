@@ -18,7 +18,7 @@ def test_what_is_done_what_is_left_and_what_it_cost():
         stage("base (untuned)", 200, 200),
         stage("iteration 1: finetuning", 30, 1250, "steps"),
         stage("iteration 1: evaluation", 0, 600, cost=Cost()),
-        stage("iteration 2: finetuning", 0, 0, "steps", cost=Cost()),
+        stage("iteration 2: finetuning", 0, None, "steps", cost=Cost()),
     )
     lines = shown(status(stages=stages, results=[result()], state="interrupted"))
     assert lines[:2] == [
@@ -46,6 +46,13 @@ def test_a_finished_run():
         "1 of 1 stages are done.",
     ]
     assert "results" in lines
+
+
+def test_finetuning_without_training_examples_is_done_after_no_step():
+    stages = (stage("iteration 1: finetuning", 0, 0, "steps", cost=Cost()),)
+    lines = shown(status(stages=stages))
+    assert lines[1] == "1 of 1 stages are done."
+    assert any(line.startswith("iteration 1: finetuning 0/0 steps") for line in lines)
 
 
 def test_a_failed_run_says_why():

@@ -4,7 +4,7 @@ import json
 import pytest
 from jax import numpy as jnp
 
-from mft_jax.config import ExperimentConfig, LoraConfig
+from mft_jax.config import ExperimentConfig, LoraConfig, to_yaml
 from mft_jax.errors import UserError
 from mft_jax.metrics.ledger import Cost
 from mft_jax.runs import layout
@@ -12,6 +12,7 @@ from mft_jax.runs.checkpoints import Checkpoints
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.results import read_results, write_results
 from mft_jax.runs.stages import StageFile
+from mft_jax.runs.training_sets import write_training_sets
 from tests.runs.disk import FAULTS, fail_with
 from tests.runs.samples import SPENT, own_task, transcript, write_stage
 
@@ -127,6 +128,41 @@ def test_a_finished_run_with_a_damaged_piece_is_resumed_to_repair_it(run, spoil_
     assert named in heard[0]
 
 
+@pytest.mark.parametrize(
+    ("gone", "named"),
+    [
+        ("baselines/base/eval.chunks", "base (untuned)"),
+        ("iteration_1/debate/train.chunks/000002.jsonl", "iteration 1: debate"),
+        ("iteration_1/checkpoint", "iteration 1: finetuning"),
+        ("iteration_1/eval", "iteration 1: evaluation"),
+        ("iteration_1/finetune/writer.jsonl", "finetune/writer.jsonl cannot be used (it is missing)"),
+        ("iteration_1/finetune", "finetune/writer.jsonl cannot be used (training_sets.json is missing)"),
+    ],
+)
+def test_a_finished_run_of_which_something_was_deleted_is_resumed_to_make_it_again(run, gone, named):
+    config = dataclasses.replace(CONFIG, iterations=1, baselines=("base", "debate"))
+    run.store.write(layout.CONFIG, to_yaml(config).encode())
+    run.keep_questions(own_task(train=("t1",) * 6, evaluation=("e1",) * 4))
+    write_training_sets(run.store, 1, {"writer": [{"messages": []}]})
+    run.finish()
+    assert run.take(config, pytest.fail, ["writer"]) == "finished"
+    run.release()
+    run.store.delete(gone)
+    heard = []
+    assert run.take(config, heard.append, ["writer"]) == "resumed"
+    assert named in heard[0]
+    assert heard[0].count("iteration 1") <= 1
+
+
+def test_a_finished_run_of_a_method_without_finetuning_is_complete_with_its_baselines(run):
+    config = dataclasses.replace(CONFIG, baselines=("base", "debate"))
+    run.store.write(layout.CONFIG, to_yaml(config).encode())
+    run.keep_questions(own_task(evaluation=("e1",) * 4))
+    run.store.delete("iteration_1")
+    run.finish()
+    assert run.take(config, pytest.fail, []) == "finished"
+
+
 def test_a_restart_adds_what_was_spent_before(run):
     """The other half of the majority vote comes from a second process, with a clock of its own."""
     half = StageFile(run.store, layout.evaluation("majority", 0))
@@ -171,20 +207,22 @@ def test_an_evaluation_publishes_its_results_unless_the_run_is_at_work(run):
     write_stage(nested.store, layout.evaluation("own_ft", 1), [[SPLIT] * 4])
     nested.publish(CONFIG, TASK)
     nested.finish()
-    elsewhere = RunDirectory(run.path)
-    assert not elsewhere.publish_evaluations()
+    elsewhere, heard = RunDirectory(run.path), []
+    elsewhere.publish_evaluations(heard.append)
+    assert heard == [f"{run.results_file} is updated when the run at work there next writes its results."]
     assert read_results(run.results_file) == before
     run.stop("interrupted", "")
     with pytest.raises(RuntimeError, match="not held by this process"):
         write_results(elsewhere.store, before)
-    assert elsewhere.publish_evaluations()
-    assert elsewhere.publish_evaluations()
+    elsewhere.publish_evaluations(pytest.fail)
+    elsewhere.publish_evaluations(pytest.fail)
     assert [result.task for result in read_results(run.results_file)] == ["own"] * 3 + ["other"]
     run.results_file.write_text("[]")
-    heard = []
-    assert not elsewhere.publish_evaluations(heard.append)
+    elsewhere.publish_evaluations(heard.append)
     assert run.results_file.read_text() == "[]"
-    assert "is not a list of results" in heard[0]
+    assert heard[1].startswith(f"The results of this evaluation are not in {run.results_file} yet. ")
+    assert "is not a list of results" in heard[1]
+    assert not elsewhere.store.is_held()
 
 
 GOOD = {

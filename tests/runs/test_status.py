@@ -54,8 +54,8 @@ def test_what_is_done_what_is_left_and_what_it_cost(run):
     assert status.started == run.manifest()["created"]
     assert [(result.method, result.accuracy) for result in status.results] == [("base", 1.0)]
     assert status.stages == (
-        StageStatus("base (untuned)", 2, 2, "questions", SPENT),
-        StageStatus("iteration 1: debate", 3, 3, "questions", SPENT + SPENT),
+        StageStatus("base (untuned)", 2, 2, "questions", SPENT, is_done=True),
+        StageStatus("iteration 1: debate", 3, 3, "questions", SPENT + SPENT, is_done=True),
         StageStatus("iteration 1: finetuning", 4, 9, "steps", FINETUNING),
         StageStatus("iteration 1: evaluation", 0, 2, "questions", Cost()),
     )
@@ -79,7 +79,7 @@ def test_how_a_run_ended(run):
     run.finish()
     status = read_status(run.path)
     assert (status.state, status.finished is None, len(status.stages)) == ("finished", False, 4)
-    assert [stage.done == stage.total for stage in status.stages] == [True] * 4
+    assert [stage.is_done for stage in status.stages] == [True] * 4
 
 
 def test_a_finished_run_of_a_method_without_finetuning_has_no_other_stages(tmp_path):
@@ -96,7 +96,7 @@ def test_before_the_questions_are_known_their_number_is_the_configured_one(tmp_p
     run = RunDirectory(tmp_path / "run")
     run.take(CONFIG)
     run.create(CONFIG)
-    assert [stage.total for stage in read_status(run.path).stages] == [500, 500, 0, 500]
+    assert [stage.total for stage in read_status(run.path).stages] == [500, 500, None, 500]
     run.questions_file.write_bytes(b"\xff")
     assert read_status(run.path).stages[0].total == 500
 
@@ -111,7 +111,7 @@ def test_damaged_files_are_listed_and_left_alone(run):
     before = files(run)
     status = read_status(run.path)
     assert (status.state, status.started, status.results) == ("interrupted", None, [])
-    assert [(stage.done, stage.total) for stage in status.stages] == [(2, 2), (0, 3), (0, 0), (0, 2)]
+    assert [(stage.done, stage.total) for stage in status.stages] == [(2, 2), (0, 3), (0, None), (0, 2)]
     places = ("000000.jsonl is damaged", "checkpoint/4 is damaged", "run.json is damaged", "results.json is not a list")
     assert len(status.problems) == len(places)
     assert all(place in problem for place, problem in zip(places, status.problems, strict=True))

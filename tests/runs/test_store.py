@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -6,6 +7,7 @@ import time
 import pytest
 
 from mft_jax.errors import UserError
+from mft_jax.runs import lock
 from mft_jax.runs.lock import InUse
 from mft_jax.runs.store import Store
 from tests.runs.disk import FAULTS, Stopped, fail_with, stopped_before
@@ -157,6 +159,16 @@ def test_the_lock_is_made_first_and_a_mistake_leaves_no_directory(tmp_path):
     existing.hold()
     existing.release()
     assert files(tmp_path) == ["mine", "mine/run.lock"]
+
+
+def test_a_directory_that_never_comes_into_being_is_not_called_in_use(tmp_path, monkeypatch):
+    """As in /proc, where nobody can make a directory: the system says that there is none above it."""
+    monkeypatch.setattr(lock, "_PAUSE", 0)
+    refuse = lambda path: (_ for _ in ()).throw(FileNotFoundError(errno.ENOENT, "No such file or directory"))
+    monkeypatch.setattr(lock, "make_directory", refuse)
+    with pytest.raises(UserError, match=r"run.lock cannot be written \(No such file or directory\)") as caught:
+        Store(tmp_path / "run").hold()
+    assert not isinstance(caught.value, InUse)
 
 
 def test_the_same_process_twice_is_refused(tmp_path):

@@ -95,8 +95,7 @@ def test_log_probabilities_on_request(sampler, tiny, programs, requests, sampled
     """They do not change the texts, and equal the log-probabilities of the score program."""
     completions, _ = sampler.sample(requests[:6], tiny.society, log_probs=True)
     assert [dataclasses.replace(c, log_probs=None) for c in completions] == sampled[:6]
-    whole = [c for c in completions if not c.complete]  # the stop token is not among the ids
-    assert whole
+    assert any(not c.complete for c in completions)  # only these can be scored: the ids have no stop token
     for request, completion in zip(requests[:6], completions, strict=True):
         assert len(completion.log_probs) == completion.new_tokens
         if not completion.complete:
@@ -168,9 +167,9 @@ def test_meshes_sample_the_same_tokens_on_sharded_slots(tiny, programs, requests
     )
     assert sampler.sample(two, pair)[0] == expected
     slots, view = [result for name, result in seen if name == "decode"][-1]
-    whole, parts = (2, 4, 2, 8, 48), (2 // shape[0], 4 // shape[1], 2 // shape[2], 8, 48)
-    assert slots.keys[0].sharding.shard_shape(whole) == parts
-    assert slots.values[1].sharding.shard_shape((*whole[:3], 48, 8)) == (*parts[:3], 48, 8)
+    shape_of_keys, parts = (2, 4, 2, 8, 48), (2 // shape[0], 4 // shape[1], 2 // shape[2], 8, 48)
+    assert slots.keys[0].sharding.shard_shape(shape_of_keys) == parts
+    assert slots.values[1].sharding.shard_shape((*shape_of_keys[:3], 48, 8)) == (*parts[:3], 48, 8)
     assert slots.token.sharding.shard_shape((2, 4)) == parts[:2]
     assert view.output.sharding.is_fully_replicated
 
@@ -210,8 +209,8 @@ def test_a_speaker_with_non_finite_logits_is_named(sampler, tiny, requests, temp
     society, config = Society(NAMES, Adapter(broken, scale)), dataclasses.replace(CONFIG, temperature=temperature)
     with pytest.raises(NonFiniteLogits, match=r"The logits of bob are NaN or infinite"):
         sampler.sample(requests, society, config=config)
-    sound = [request for request in requests if request.speaker != "bob"]
-    assert len(sampler.sample(sound, society, config=config)[0]) == 20
+    others = [request for request in requests if request.speaker != "bob"]
+    assert len(sampler.sample(others, society, config=config)[0]) == 20
     with pytest.raises(KeyError, match="unknown adapter 'dan'; the adapters of this society are: ann, bob, cy"):
         sampler.sample([dataclasses.replace(requests[0], speaker="dan")], tiny.society)
 

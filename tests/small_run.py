@@ -1,0 +1,80 @@
+"""A run of a few questions with the included model, and how to read what it leaves behind."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+
+from mft_jax.base_model import CHECKPOINT
+from mft_jax.config import (
+    DebateConfig,
+    ExperimentConfig,
+    FinetuningConfig,
+    RoleConfig,
+    SamplingConfig,
+    TaskConfig,
+)
+from mft_jax.models.config import read_model_config
+from mft_jax.report.progress import SilentReporter
+from mft_jax.runs.adapters import read_adapters
+
+SMALL = ExperimentConfig(
+    iterations=2,
+    task=TaskConfig(train_questions=12, eval_questions=8),
+    debate=DebateConfig(agents=2),
+    sampling=SamplingConfig(rows=8, prefill_rows=4, max_new_tokens=96, chunk_questions=4),
+    finetuning=FinetuningConfig(
+        # With an eps below the rounding of gradients (1e-8), Adam turns a gradient that is nothing but rounding into a
+        # whole step; a mesh adds up in another order, so its rounding differs.
+        eps=1e-6,
+        generator=RoleConfig(learning_rate=1e-4, epochs=4),
+        critic=RoleConfig(learning_rate=1e-4, epochs=2),
+        batch_rows=2,
+        row_tokens=256,
+        save_every=1,
+    ),
+)
+
+
+class Remarks(SilentReporter):
+    """Remembers what the run said."""
+
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+
+def adapters_of(directory, iteration):
+    """{name: weights} of a finished iteration."""
+    return read_adapters(directory, iteration, read_model_config(CHECKPOINT))[1]
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def without_seconds(results):
+    """Times are the only thing that differs between two runs of the same."""
+    return [{k: v for k, v in dataclasses.asdict(r).items() if not k.endswith("seconds")} for r in results]
+
+
+def run_files(directory):
+    """What must be the same bytes however often a run was killed: transcripts, training sets, adapters, results."""
+    files = {}
+    for path in sorted(directory.path.rglob("*.jsonl")):
+        if (
+            not path.name.endswith("journal.jsonl")
+            and path.name != "metrics.jsonl"
+            and not {"evaluations", "damaged"} & set(path.parts)
+        ):
+            files[str(path.relative_to(directory.path))] = path.read_bytes()
+    results = json.loads(directory.results_file.read_text())
+    own = [row for row in results if row["task"] == "arithmetic"]
+    files["results"] = [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in own]
+    for iteration in (1, 2):
+        adapters = adapters_of(directory, iteration)
+        files[f"adapters {iteration}"] = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(adapters)]
+    return files
