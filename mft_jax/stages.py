@@ -124,11 +124,11 @@ class Finetuning:
 
     def _save(self, done: int, state: TrainState, cost: Cost) -> None:
         lora, names, plan = self.setup.config.lora, self.setup.method.adapters, self.plan
+        self.logger.flush()  # before: a kill between the two must not lose steps that the checkpoint counts as done
         self.checkpoints.save(
             done, state._asdict(), finished=done == plan.total, lora=lora, cost=cost, names=names, plan=plan.digest,
             total=plan.total,
         )  # fmt: skip
-        self.logger.flush()
 
 
 def check_plan(info: CheckpointInfo, plan: Plan, checkpoints: Checkpoints) -> None:

@@ -20,6 +20,7 @@ from mft_jax.errors import UserError
 from mft_jax.experiment import run
 from mft_jax.runs import layout
 from mft_jax.runs.checkpoint_info import latest_info
+from mft_jax.runs.checkpoints import Checkpoints
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.stages import StageFile
 from tests.small_run import SMALL, Remarks, lines, run_files, without_seconds
@@ -131,6 +132,26 @@ def test_a_finished_run_is_given_more_iterations_and_baselines(finished, tmp_pat
     assert run_files(RunDirectory(short.run_dir)) == run_files(finished[0])
     with pytest.raises(UserError, match=r"iterations is 2 there, 1 given"):
         run(short, session=shipped)
+
+
+def test_metrics_of_a_step_are_on_disk_before_the_checkpoint_that_counts_it(finished, copied, shipped, monkeypatch):
+    """A kill between the two loses none of them: a resumed stage logs only the steps after its checkpoint."""
+    directory, config = copied
+    shutil.rmtree(directory.checkpoint(2))
+    save, at_save = Checkpoints.save, []
+
+    def recording(self, step, *args, **kwargs):
+        own = [record["step"] for record in lines(directory.metrics_file) if record["iteration"] == 2]
+        at_save.append((step, own))
+        save(self, step, *args, **kwargs)
+
+    monkeypatch.setattr(Checkpoints, "save", recording)
+    remarks = Remarks()
+    run(config, remarks, shipped)
+    assert "The files of iteration 2: finetuning are missing or incomplete." in remarks.said[0]
+    assert at_save
+    assert all(own == list(range(1, step + 1)) for step, own in at_save)
+    assert run_files(directory) == run_files(finished[0])
 
 
 @pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_text("[]"),

@@ -4,10 +4,8 @@ The conventions of the field's graders for MATH and GSM8K: a currency or percent
 "$5", "5%" and "5" are the same answer; an "x =" before an answer is removed; a decimal is exact: 0.333 is not 1/3.
 """
 
-import concurrent.futures
 import functools
 import re
-from collections.abc import Sequence
 from fractions import Fraction
 
 from mft_jax.tasks import grader
@@ -16,7 +14,6 @@ MAX_LENGTH = 1000  # characters; a longer "answer" is runaway text
 MAX_LAYERS = 30  # of signs around an answer; more are a sign of runaway text too
 MAX_ELEMENTS = 4  # of a point that is compared element by element; math-verify compares longer ones
 CPU_SECONDS = 0.5  # for one comparison by math-verify; usual ones take milliseconds
-PAIRS_PER_PROCESS = 100  # a grading process takes two seconds to start
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,2})?")
@@ -192,18 +189,6 @@ def equivalent(a: str, b: str) -> bool:
     if _WORDS.fullmatch(first) or _WORDS.fullmatch(second):
         return first.casefold() == second.casefold()
     return _same_formula(*sorted((first, second)))
-
-
-def equivalent_pairs(pairs: Sequence[tuple[str, str]]) -> list[bool]:
-    """`equivalent` of each pair, several at a time in processes of their own; what was found is not asked for again.
-
-    The results do not depend on the number of processes. Numbers cost no process.
-    """
-    different = list(dict.fromkeys(tuple(sorted(pair)) for pair in pairs))
-    threads = min(grader.PROCESSES, 1 + len(different) // PAIRS_PER_PROCESS)
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        found = dict(zip(different, pool.map(lambda pair: equivalent(*pair), different), strict=True))
-    return [found[tuple(sorted(pair))] for pair in pairs]
 
 
 def _split_elements(text: str) -> tuple[str, list[str]]:

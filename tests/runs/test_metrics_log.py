@@ -46,7 +46,8 @@ def test_a_resumed_stage_writes_no_step_twice(store):
 
 
 @pytest.mark.parametrize("line", [b"hello", b"\xff", b"[]", b"{}", b'{"iteration": 1, "stage": "a", "step": "b"}', b"",
-                                  b'{"iteration": 1, "st', b"[" * 9000, b'{"iteration": "1", "stage": "a", "step": 1}'])  # fmt: skip
+                                  b'{"iteration": 1, "st', b"[" * 9000,
+                                  b'{"iteration": "1", "stage": "a", "step": 1}'])  # fmt: skip
 def test_a_damaged_line_is_set_aside_and_the_others_are_kept(store, line):
     logger = MetricsLogger(store)
     for step in (1, 2):

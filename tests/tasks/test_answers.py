@@ -237,7 +237,7 @@ def processes(group):
 def test_a_grading_process_that_was_killed_is_replaced(mine, killed):
     """Also where only the child was killed, between two requests: no answer may be taken for that to another request."""
     assert mine.same_formula("a+b", "b+a", 5)
-    first = mine._workers[0]._process.pid
+    first = mine._worker._process.pid
     (child,) = set(processes(first)) - {first}
     for process in (first, child) if killed == "both" else (child,):
         os.kill(process, signal.SIGKILL)
@@ -270,8 +270,7 @@ work = {{"crash": os.abort, "memory": lambda: bytearray(worker.MEMORY), "x+1": l
 worker.same_formula = lambda a, b: work[a]()
 worker.main()
 """)
-    mine._workers = [Worker(script)]
-    mine._free_all()
+    mine._worker = Worker(script)
     assert [mine.same_formula(a, "1+x", 5) for a in ("x+1", "crash", "memory", "crash", "x+1")] == [
         True,
         *[False] * 3,
@@ -294,9 +293,9 @@ def test_no_process_is_left_when_python_is_killed():
         import os, signal
         from mft_jax.tasks import answers, grader
         answers.equivalent("5", "6.0")
-        assert grader._GRADER._workers[0]._process is None, "numbers must not cost a process"
+        assert grader._GRADER._worker._process is None, "numbers must not cost a process"
         answers.equivalent("x+1", "x+2")
-        print(grader._GRADER._workers[0]._process.pid, flush=True)
+        print(grader._GRADER._worker._process.pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
