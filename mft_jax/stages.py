@@ -152,8 +152,8 @@ def remarks_on(plan: Plan) -> list[str]:
     for own in plan.adapters:
         if own.left_out:
             remarks.append(
-                f"{own.name}: {own.left_out} dialogues are longer than finetuning.row_tokens = {plan.row_tokens} "
-                "and were left out."
+                f"{own.name}: {own.left_out} examples were left out: they are longer than finetuning.row_tokens = "
+                f"{plan.row_tokens}, or contain nothing to learn."
             )
         if not own.steps:
             remarks.append(f"{own.name}: no training examples in iteration {plan.iteration}; it keeps its weights.")

@@ -1,6 +1,5 @@
 """The training loop of a finetuning stage. The caller saves checkpoints and logs metrics in callbacks."""
 
-import time
 from collections.abc import Callable
 
 import jax
@@ -11,33 +10,12 @@ from jax.sharding import Mesh
 from mft_jax.errors import UserError
 from mft_jax.finetuning.packing import Plan
 from mft_jax.parallel.mesh import sharding
-from mft_jax.programs.program import Program
+from mft_jax.programs.program import BusyClock, Program
 from mft_jax.programs.train import Batch, Hyper, Metrics, TrainState
 
 
 class NonFiniteLoss(UserError):
     """The loss, gradient or updated state of an adapter is not finite. The step did not change that adapter."""
-
-
-class BusyClock:
-    """Measures the time during which dispatched programs are running, in seconds, without compilation."""
-
-    def __init__(self, program: Program):
-        self.seconds = 0.0
-        self._program = program
-        self._since: tuple[float, float] | None = None
-
-    def start(self) -> None:
-        """Call before a dispatch. Does nothing if the clock is already running."""
-        if self._since is None:
-            self._since = time.perf_counter(), self._program.compile_seconds
-
-    def stop(self) -> None:
-        """Call when everything that was dispatched has finished."""
-        if self._since is not None:
-            started, compiled = self._since
-            self.seconds += time.perf_counter() - started - (self._program.compile_seconds - compiled)
-            self._since = None
 
 
 def train(

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
@@ -41,6 +41,35 @@ class Program:
     def compilations(self) -> int:
         """The number of sets of argument shapes that it has been compiled for."""
         return len(self._compiled)
+
+
+class Compiler(Protocol):
+    """One program, or all programs of a model."""
+
+    @property
+    def compile_seconds(self) -> float: ...
+
+
+class BusyClock:
+    """Measures the time during which dispatched programs are running, in seconds, without compilation."""
+
+    def __init__(self, compiler: Compiler):
+        """`compiler` says how long its programs have been compiled so far."""
+        self.seconds = 0.0
+        self._compiler = compiler
+        self._since: tuple[float, float] | None = None
+
+    def start(self) -> None:
+        """Call before a dispatch. Does nothing if the clock is already running."""
+        if self._since is None:
+            self._since = time.perf_counter(), self._compiler.compile_seconds
+
+    def stop(self) -> None:
+        """Call when everything that was dispatched has finished."""
+        if self._since is not None:
+            started, compiled = self._since
+            self.seconds += time.perf_counter() - started - (self._compiler.compile_seconds - compiled)
+            self._since = None
 
 
 def _shapes_and_dtypes(arguments: tuple[Any, ...]) -> tuple[Any, ...]:

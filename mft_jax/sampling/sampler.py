@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import time
 from collections.abc import Sequence
 
 import jax
@@ -15,6 +14,7 @@ from mft_jax.models.lora import Adapter
 from mft_jax.models.society import Society
 from mft_jax.parallel.mesh import replicated, sharding
 from mft_jax.programs import Programs
+from mft_jax.programs.program import BusyClock
 from mft_jax.programs.slots import Prompts, Settings, Slots, View, bucket, empty_slots
 from mft_jax.sampling.completions import Completion, Progress, Request, Usage
 
@@ -92,7 +92,7 @@ class Sampler:
                 grid = _Grid(self, config, society if adapted else None, requests, own, log_probs, on_progress)
                 completions.update(grid.run())
                 lengths = tuple((len(requests[i].prompt), completions[i].new_tokens) for i in own)
-                usages.append(Usage(adapted, lengths, grid.device_seconds))
+                usages.append(Usage(adapted, lengths, grid.clock.seconds * self.programs.mesh.size))
         return [completions[index] for index in range(len(requests))], usages
 
 
@@ -114,7 +114,7 @@ class _Grid:
         self.mesh, self.model = sampler.programs.mesh, sampler.programs.model
         self.adapters, self.speakers = self._stack_lanes(society, [requests[i] for i in own], sampler.lanes)
         self.rows = [self._make_row(place, index, requests[index]) for place, index in enumerate(own)]
-        self.device_seconds = 0.0
+        self.clock = BusyClock(self.programs)
 
     def run(self) -> dict[int, Completion]:
         """Samples all requests and returns their completions by the index of the request.
@@ -180,14 +180,13 @@ class _Grid:
         owner = np.full((lanes, config.rows), -1)  # index of the row in each slot; -1: free
         completions: dict[int, Completion] = {}
         while any(queues) or (owner >= 0).any():
-            started, compiled = time.perf_counter(), self.programs.compile_seconds
             while _can_prefill(owner, queues, config.prefill_rows):
                 slots = self._prefill_slots(slots, rows, queues, owner, length, long)
             settings = self._make_settings(queues, long)
+            self.clock.start()
             slots, view = self.programs.decode(self.base, self.adapters, slots, settings)
             view = jax.device_get(view)
-            busy = time.perf_counter() - started - (self.programs.compile_seconds - compiled)
-            self.device_seconds += busy * self.mesh.size
+            self.clock.stop()
             finished = self._collect_finished(view, rows, owner)
             completions.update((row.index, completion) for row, completion in finished)
             if self.on_progress:
@@ -218,6 +217,7 @@ class _Grid:
                 for array, value in zip(prompts[1:], values, strict=True):
                     array[lane, place] = value
         prompts = jax.device_put(prompts, sharding(self.mesh, "agent", "batch"))
+        self.clock.start()
         return self.programs.prefill(self.base, self.adapters, slots, prompts, np.bool_(long))
 
     def _make_settings(self, queues: Sequence[Queue], long: bool) -> Settings:
