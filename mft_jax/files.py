@@ -8,6 +8,7 @@ import errno
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Generator, Sequence
 from typing import Literal
 
@@ -136,6 +137,12 @@ def remove_empty(directories: Sequence[pathlib.Path]) -> None:
     for directory in reversed(directories):
         with contextlib.suppress(OSError):
             directory.rmdir()
+
+
+def check_space(directory: pathlib.Path, size: int) -> None:
+    """Raises OSError unless a file of `size` bytes can be written in `directory`. Nothing stays there, even after a kill."""
+    with tempfile.TemporaryFile(dir=directory) as file:
+        os.posix_fallocate(file.fileno(), 0, size)
 
 
 def sync_directory(path: pathlib.Path) -> None:

@@ -24,10 +24,16 @@ _EXAMPLES, _PACKING = 0, 1  # part of the seeds of the two kinds of training str
 
 
 def pin_jax() -> None:
-    """Pins JAX's partitionable threefry, whatever JAX_THREEFRY_PARTITIONABLE says. Call it before compiling."""
+    """Pins the settings of JAX that change sampled numbers, whatever its environment variables say.
+
+    Call it before compiling. JAX_THREEFRY_PARTITIONABLE chooses other random bits; JAX_ENABLE_X64 draws them in double
+    precision; JAX_NUMPY_DTYPE_PROMOTION=strict refuses programs that the default accepts.
+    """
     import jax
 
     jax.config.update("jax_threefry_partitionable", True)
+    jax.config.update("jax_enable_x64", False)
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
 
 
 def adapter_key(seed: int):

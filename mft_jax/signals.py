@@ -8,12 +8,14 @@ it is.
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Generator
 from types import FrameType
 from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_PAUSE = 0.01  # seconds, in which a destructor or a callback of the garbage collector ends
 
 
 class Terminated(SystemExit):
@@ -50,13 +52,20 @@ def install() -> None:
 
 @contextlib.contextmanager
 def raising() -> Generator[None]:
-    """A block for which `install` holds; after it the handlers are those of before."""
+    """A block for which `install` holds; after it the handlers are those of before.
+
+    Python drops an exception that is raised within a destructor or a callback of the garbage collector, where a signal
+    can arrive, too. A signal whose exception was dropped is sent again.
+    """
     before = {signum: signal.getsignal(signum) for signum in (*SIGNALS, signal.SIGPIPE)}
+    report = sys.unraisablehook
+    sys.unraisablehook = lambda dropped: _send_again(dropped.exc_value) or report(dropped)
     install()
     try:
         yield
     finally:
         _set_handlers(*before.values())
+        sys.unraisablehook = report
 
 
 @contextlib.contextmanager
@@ -111,6 +120,17 @@ def _set_handlers(on_interrupt: Any, on_terminate: Any, on_closed_pipe: Any) -> 
             signal.signal(signum, handler)
     if on_closed_pipe is not None:
         signal.signal(signal.SIGPIPE, on_closed_pipe)
+
+
+def _send_again(dropped: BaseException | None) -> bool:
+    """Sends the signal that `dropped` stands for, a moment from now; False if it stands for none."""
+    if not isinstance(dropped, KeyboardInterrupt | Terminated):
+        return False
+    signum = signal.SIGTERM if isinstance(dropped, Terminated) else signal.SIGINT
+    sender = threading.Timer(_PAUSE, os.kill, (os.getpid(), signum))
+    sender.daemon = True
+    sender.start()
+    return True
 
 
 def _raise_terminated(signum: int, frame: FrameType | None) -> NoReturn:

@@ -142,8 +142,11 @@ def check_plan(info: CheckpointInfo, plan: Plan, checkpoints: Checkpoints) -> No
 
 
 def place_state(session: Session, state: TrainState) -> TrainState:
-    """Adapters and optimizer state on the devices that the rules give them."""
-    return jax.device_put(state, society_shardings(session.mesh, state))
+    """A copy of adapters and optimizer state, on the devices that the rules give them.
+
+    The training step reuses the memory of the state it is given, but the society that it came from may be needed again.
+    """
+    return jax.device_put(state, society_shardings(session.mesh, state), may_alias=False)
 
 
 def remarks_on(plan: Plan) -> list[str]:

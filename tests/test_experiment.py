@@ -192,6 +192,19 @@ def test_a_run_without_evaluation_answers_reports_agreement_only(tmp_path, shipp
     assert said(RunDirectory(other.run_dir)) == said(directory)
 
 
+def test_every_iteration_of_a_restarted_society_begins_with_the_same_adapters(tmp_path, shipped):
+    """Finetuning leaves those that it started from as they are: a second iteration starts from them again."""
+    rate = dataclasses.replace(SMALL.finetuning.generator, learning_rate=1e-12, epochs=1)
+    tuning = dataclasses.replace(SMALL.finetuning, restart_from_base=True, generator=rate, critic=rate)
+    task = dataclasses.replace(SMALL.task, train_questions=4, eval_questions=2)
+    config = dataclasses.replace(SMALL, finetuning=tuning, task=task, baselines=(), run_dir=str(tmp_path / "run"))
+    assert [result.iteration for result in run(config, session=shipped)] == [1, 2]
+    directory = RunDirectory(config.run_dir)
+    assert {record["iteration"] for record in lines(directory.metrics_file)} == {1, 2}
+    first, second = (jax.tree.leaves(adapters_of(directory, iteration)) for iteration in (1, 2))
+    assert all(np.allclose(old, new, rtol=0, atol=1e-9) for old, new in zip(first, second, strict=True))
+
+
 def test_a_method_with_one_model_runs_on_the_same_stages(tmp_path, shipped):
     """Its adapter speaks for all agents of the training debate, and is evaluated by one answer."""
     config = dataclasses.replace(SMALL, method="single_agent_ft_no_debate", run_dir=str(tmp_path / "run"), baselines=())

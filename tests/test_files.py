@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from mft_jax.errors import UserError
-from mft_jax.files import atomic_write, make_directory, new_directory
+from mft_jax.files import atomic_write, check_space, make_directory, new_directory
 
 
 def test_a_new_directory_appears_only_when_complete(tmp_path):
@@ -63,6 +63,14 @@ def test_text_is_written_as_utf_8_and_bytes_unchanged(tmp_path):
     atomic_write(tmp_path / "a" / "file", b"\xff\r\n")
     assert (tmp_path / "a" / "file").read_bytes() == b"\xff\r\n"
     assert os.listdir(tmp_path / "a") == ["file"]
+
+
+def test_looking_for_space_leaves_nothing(tmp_path):
+    check_space(tmp_path, 1 << 20)
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(OSError, match=r"No space left|too large"):
+        check_space(tmp_path, 1 << 60)
+    assert os.listdir(tmp_path) == []
 
 
 def test_created_directories_are_returned_or_removed_after_an_error(tmp_path, monkeypatch):

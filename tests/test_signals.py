@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: in this process through `raise_signal`, and sent to real processes at awkward moments."""
 
+import gc
 import os
 import pathlib
 import signal
@@ -35,6 +36,55 @@ def _handlers_stay():
 def test_a_signal_raises_while_a_command_works(signum):
     with pytest.raises(RAISED[signum]), raising():
         signal.raise_signal(signum)
+
+
+class Hostile:
+    """An object in whose destructor a signal arrives."""
+
+    def __init__(self, signum):
+        self.signum = signum
+
+    def __del__(self):
+        signal.raise_signal(self.signum)
+
+
+def collect(signum):
+    """A run of the garbage collector with a callback, as JAX has one, in which a signal arrives."""
+
+    def callback(phase, info):
+        gc.callbacks.remove(callback)
+        signal.raise_signal(signum)
+
+    gc.callbacks.append(callback)
+    gc.collect()
+
+
+def wait_after(arrive, signum):
+    arrive(signum)
+    time.sleep(10)
+
+
+@pytest.mark.parametrize("signum", RAISED)
+@pytest.mark.parametrize("arrive", [Hostile, collect])
+def test_a_signal_that_arrives_where_python_drops_exceptions_is_not_lost(signum, arrive, capfd):
+    hook = sys.unraisablehook
+    with pytest.raises(RAISED[signum]), raising():
+        wait_after(arrive, signum)
+    assert sys.unraisablehook is hook
+    assert capfd.readouterr().err == ""
+
+
+def test_other_exceptions_that_python_drops_are_reported_as_before(monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: reported.append(dropped.exc_type))
+
+    class Broken:
+        def __del__(self):
+            raise OSError
+
+    with raising():
+        Broken()
+    assert reported == [OSError]
 
 
 def test_terminated_ends_a_process_but_is_no_ordinary_exception():

@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # importing it takes seconds, and a result that is shown has 
     from mft_jax.runs.results import Result
 
 NOT_MEASURED = "-"
+_USUAL_NAME = 13  # characters: with longer names of methods, columns stand closer together, to fit 80 columns
 
 
 def results_table(results: "Sequence[Result]", title: str | None = None) -> Table:
@@ -21,11 +22,13 @@ def results_table(results: "Sequence[Result]", title: str | None = None) -> Tabl
     says how much of what was asked could not be answered or graded.
     """
     has_tasks = len({result.task for result in results}) > 1
+    is_wide = has_tasks or any(len(result.method) > _USUAL_NAME for result in results)
     caption = _caption(results)
     table = Table(
         title=literal(title, "table.title") if title else None,
         caption=literal(caption, "table.caption") if caption else None,
         box=box.SIMPLE_HEAD,
+        padding=(0, 0) if is_wide else (0, 1),
         title_justify="left",
         caption_justify="left",
     )
@@ -33,7 +36,7 @@ def results_table(results: "Sequence[Result]", title: str | None = None) -> Tabl
     if has_tasks:
         table.add_column("task", no_wrap=True)
     for name in ("iter.", "accuracy\n%", "prompt\ntokens", "new\ntokens", "seconds", "diversity"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for result in results:
         names = [literal(name) for name in (result.method, *([result.task] if has_tasks else []))]
         table.add_row(*names, *_numbers(result))

@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 
 from mft_jax.config import LoraConfig
 from mft_jax.errors import UserError
-from mft_jax.files import file_error, make_directory
+from mft_jax.files import check_space, file_error, make_directory
 from mft_jax.metrics.ledger import Cost
 from mft_jax.runs.arrays import (
     check_arrays,
@@ -45,6 +45,8 @@ from mft_jax.signals import deferred
 
 # Otherwise, where a directory cannot be made, Orbax's threads wait five minutes for it, and the process for them.
 _SYNCHRONOUS = ocp.CompositeOptions(async_options=ocp.AsyncOptions(create_directories_asynchronously=False))
+
+_OVERHEAD = 1 << 20  # bytes of a checkpoint besides its arrays, at most
 
 
 class Checkpoints:
@@ -107,6 +109,8 @@ class Checkpoints:
         items = {name: ocp.args.StandardSave(tree) for name, tree in parts.items()}
         with deferred(), self._writing(step):
             make_directory(self.directory)
+            # Where Orbax itself meets a full disk, its threads print a traceback for each array that fails.
+            check_space(self.directory, sum(leaf.nbytes for leaf in jax.tree.leaves(parts)) + _OVERHEAD)
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler(composite_options=_SYNCHRONOUS)) as writer:
                 composite = ocp.args.Composite(**items, **{METADATA: ocp.args.JsonSave(metadata)})
                 writer.save(self.directory / str(step), args=composite)

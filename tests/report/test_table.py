@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import pytest
@@ -30,9 +31,26 @@ def test_a_row_per_result():
 
 
 def test_several_tasks_get_a_column():
-    header, _, last = rows([result(), result(**TUNED, task="gsm8k")])
-    assert header[1] == "task"
-    assert last[:2] == ["multiagent_ft", "gsm8k"]
+    _, header, _, last = shown([result(), result(**TUNED, task="gsm8k")])
+    assert header.split()[1] == "task"
+    assert last.split()[:2] == ["multiagent_ft", "gsm8k"]
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [result(method="single_agent_ft_no_debate"), result(method="multiagent_ft_no_summary")],
+        [result(**TUNED, task="arithmetic"), result(**TUNED, task="addition")],
+    ],
+)
+def test_no_cell_is_broken_on_a_terminal_of_80_columns(others):
+    large = {"prompt_tokens": 123_456, "new_tokens": 123_456, "accuracy": 1.0, "stderr": 0.25, "wall_seconds": 12345.6}
+    results = [dataclasses.replace(one, **large) for one in others]
+    lines = shown(results, width=80)
+    assert len(lines) == 2 + len(results)
+    for one, line in zip(results, lines[2:], strict=True):
+        assert line.startswith(one.method)
+        assert "100.0 ± 25.0 123 k 123 k 12,345.6" in re.sub(r" +", " ", line)
 
 
 def test_questions_without_answers_have_no_accuracy():
@@ -55,7 +73,7 @@ def test_names_are_shown_literally():
     name = "[bold]mine[/] :smile: \x1b[31m"
     lines = shown([result(method=name), result(task="[/]")], title=f"{name}, 3 questions")
     assert lines[0] == "[bold]mine[/] :smile: , 3 questions"
-    assert lines[-2].startswith("[bold]mine[/] :smile:   ")
+    assert lines[-2].startswith("[bold]mine[/] :smile: ")
     assert lines[-1].split()[:2] == ["base", "[/]"]
 
 

@@ -307,10 +307,16 @@ def test_a_refusal_while_saving_leaves_nothing_half_written(copy, monkeypatch, n
     assert_same(checkpoints.newest_whole(society(0), pytest.fail)[1], society(8))
 
 
-def test_a_disk_that_is_full_while_arrays_are_written(tmp_path):
-    """The arrays are written by a library that is not Python: a limit on the size of files fails it for real."""
+@pytest.mark.parametrize("arrays", [1, 20])
+def test_a_disk_that_is_full_when_arrays_are_written(tmp_path, arrays):
+    """The arrays are written by a library that is not Python: a limit on the size of files fails it for real.
+
+    If its threads met a full disk, each would print a traceback, so room for all arrays is looked for before. A single
+    one meets it here, as when another process fills the disk in between.
+    """
     script = """
 import resource, signal, sys
+import mft_jax.runs.checkpoints
 sys.path.insert(0, sys.argv[2])
 from test_checkpoints import *
 store = Store(sys.argv[1])
@@ -318,7 +324,9 @@ checkpoints = Checkpoints(store, NAME)
 save(checkpoints, 2)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-large = {"adapters": {"q_proj": jax.random.normal(jax.random.key(0), (100, 100))}}
+large = {"adapters": {f"p{n}": jax.random.normal(jax.random.key(n), (100, 100)) for n in range(int(sys.argv[3]))}}
+if sys.argv[3] == "1":
+    mft_jax.runs.checkpoints.check_space = lambda directory, size: None
 try:
     checkpoints.save(4, large, finished=False, lora=LORA, cost=Cost(), names=())
 except UserError as error:
@@ -328,7 +336,7 @@ print(steps(store))
 save(checkpoints, 4)
 assert_same(checkpoints.newest_whole(society(0), print)[1], society(4))
 """
-    command = [sys.executable, "-c", script, str(tmp_path / "run"), str(pathlib.Path(__file__).parent)]
+    command = [sys.executable, "-c", script, str(tmp_path / "run"), str(pathlib.Path(__file__).parent), str(arrays)]
     uncached = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # whose files the limit would hit too
     out = subprocess.run(command, capture_output=True, text=True, env=uncached)
     path = tmp_path / "run" / NAME / "4"

@@ -227,7 +227,7 @@ keys = np.stack([row_key(i) for i in range(40)])
 token = choose(logits, keys, jnp.zeros(40, int), jnp.ones(40, bool), 1.0, 0.9).token
 print(token.tolist(), jax.random.uniform(adapter_key(3), 2).tolist())
 """
-    settings = {"JAX_DEFAULT_PRNG_IMPL": "rbg", "JAX_THREEFRY_PARTITIONABLE": "0"}
+    settings = {"JAX_DEFAULT_PRNG_IMPL": "rbg", "JAX_THREEFRY_PARTITIONABLE": "0", "JAX_ENABLE_X64": "1"}
     command = [sys.executable, "-c", script]
     plain, changed = (
         subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | extra).stdout
