@@ -4,7 +4,7 @@
     config = mft_jax.load_config("configs/quickstart.yaml")
     results = mft_jax.run(config)
 
-`run` is the whole experiment; `prepare` gives its parts (session, questions, method) to work with by hand.
+`run` runs a whole experiment. `prepare` returns its parts (session, questions, method) for use in your own code.
 """
 
 import importlib
@@ -12,7 +12,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Where each public name lives. They are imported when first asked for, so that `mft --help` need not wait for JAX.
+# The module of each public name. It is imported at the first use of the name, so that `mft --help` does not import JAX.
 _PUBLIC = {
     "mft_jax.config": (
         "Change", "DebateConfig", "Difference", "ExperimentConfig", "FinetuningConfig", "LoraConfig", "MeshConfig",
@@ -42,15 +42,15 @@ _PUBLIC = {
     "mft_jax.setup": ("Setup", "prepare"),
     "mft_jax.tasks": ("Question", "Task", "load_task"),
 }  # fmt: skip
-_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 
-__all__ = sorted(_HOME)
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'mft_jax' has no attribute {name!r}; it has {', '.join(__all__)}.")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The `mft` command, and `python -m mft_jax`: signals first, then everything that takes time to import."""
+"""The `mft` command and `python -m mft_jax`. Sets the signal handlers before it imports slow modules."""
 
 import io
 import sys
@@ -7,17 +7,17 @@ from mft_jax import signals
 
 
 def main() -> None:
-    """Entry point: exit code 0 only on success."""
+    """Runs the command. The exit code is 0 only on success."""
     signals.exit_at_once()
     from mft_jax.cli import main as run_command
 
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal of another encoding still shows all that it can
+        sys.stdout.reconfigure(errors="replace")  # print "?" for characters that the terminal cannot show
     try:
         run_command()
     finally:
-        if sys.stdout is not None:  # it was closed by the shell
-            sys.stdout.flush()  # a signal during the shutdown that follows would drop what is still buffered
+        if sys.stdout is not None:  # None if the shell closed it
+            sys.stdout.flush()  # a signal during shutdown would drop buffered output
 
 
 if __name__ == "__main__":

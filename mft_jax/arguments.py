@@ -1,4 +1,4 @@
-"""What the `mft` command takes: a dataclass for each command, read by tyro. Imports nothing slow."""
+"""The arguments of the `mft` command: one dataclass per command, parsed by tyro. Imports no slow modules."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,16 +24,16 @@ mft COMMAND --help explains every option of a command."""
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """The whole experiment; a run that was stopped is resumed by the same command."""
+    """Runs an experiment. The same command resumes a run that was stopped."""
 
     config: Annotated[str, Positional, arg(metavar="CONFIG.yaml")]
-    """File with the settings of the run, for example configs/quickstart.yaml; the options below replace single ones."""
+    """File with the settings of the run, for example configs/quickstart.yaml; the options below override them."""
     settings: Annotated[ExperimentConfig, arg(name="")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Status:
-    """What of a run is done, what is left, and what it has cost."""
+    """Shows the finished and the remaining stages of a run, and their cost."""
 
     run_dir: Annotated[str, Positional, arg(metavar="RUN_DIR")]
     """Directory of the run."""
@@ -48,21 +48,21 @@ class Eval:
     task: str
     """arithmetic, addition, gsm8k, math, mmlu, or jsonl for your own questions."""
     eval_questions: int | None = None
-    """Number of questions; None: as many as the run was evaluated on."""
+    """Number of questions; None: the number of the run."""
     eval_path: str | None = None
     """jsonl only: file of {"question", "answer"} lines."""
     data_dir: str | None = None
     """gsm8k, math and mmlu only: directory with the data set's original files; None: they are downloaded."""
     cache_dir: str | None = None
-    """Where prepared data sets are kept; None: where the run keeps them."""
+    """Directory of prepared data sets; None: that of the run."""
     iteration: int | None = None
-    """The iteration whose agents are evaluated; None: the last finished one."""
+    """Iteration whose agents are evaluated; None: the last finished one."""
     label: str | None = None
-    """Name of this evaluation in results.json; None: the task's."""
+    """Name of this evaluation in results.json; None: made from the name of the task."""
 
     def evaluated_task(self, trained: TaskConfig) -> TaskConfig:
-        """The task to evaluate on, from that of the run. Raises UserError for a jsonl task without a file of questions."""
-        if self.task == trained.name:  # it keeps its training questions, so that none of them is evaluated on
+        """The task to evaluate on, given the task of the run. Raises UserError for a jsonl task without a file."""
+        if self.task == trained.name:  # keeps its training questions, so that none of them is used for evaluation
             task = trained
         else:
             task = dataclasses.replace(
@@ -81,45 +81,45 @@ class Eval:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
-    """Writes agents of a run, or what they were finetuned on, for other programs to read."""
+    """Writes the agents of a run, or their training sets, in formats that other programs read."""
 
     run_dir: Annotated[str, Positional, arg(metavar="RUN_DIR")]
     """Directory of the run."""
     out: Annotated[str, Positional, arg(metavar="OUT")]
-    """New directory to write; it appears whole or not at all."""
+    """New directory to write; it is not created if an error occurs."""
     to: Literal["peft", "merged", "chat-jsonl"]
-    """peft: adapters, for PEFT and vLLM; merged: ordinary checkpoints; chat-jsonl: what each agent was finetuned on."""
+    """peft: adapters, for PEFT and vLLM; merged: ordinary checkpoints; chat-jsonl: the training set of each agent."""
     iteration: int | None = None
-    """The iteration whose agents are written; None: the last finished one, and for chat-jsonl all of them."""
+    """Iteration whose agents are written; None: the last finished one, or for chat-jsonl all finished ones."""
     agents: tuple[str, ...] = ()
-    """Names such as generator_0 critic_2; none: all."""
+    """Names of agents, such as generator_0 critic_2; none: all agents."""
     max_shard_size: str = "5GB"
-    """merged only: largest file of weights."""
+    """merged only: maximum size of a file of weights."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImportAdapters:
-    """Puts PEFT adapters into a new run directory: `mft run CONFIG.yaml --run-dir RUN_DIR` then starts from them."""
+    """Imports PEFT adapters into a new run directory; `mft run CONFIG.yaml --run-dir RUN_DIR` then starts from them."""
 
     run_dir: Annotated[str, Positional, arg(metavar="RUN_DIR")]
     """Directory of the run that will start from the adapters."""
     adapters: Annotated[tuple[str, ...], Positional, arg(metavar="PEFT_DIR")]
-    """A directory as `mft export` writes it, or an adapter for each agent: the N generators', then the N critics'."""
+    """A directory written by `mft export`, or one adapter directory per agent: N generators, then N critics."""
     config: Annotated[str, arg(metavar="CONFIG.yaml")]
-    """File with the settings that the run will have."""
+    """File with the settings of the run."""
     model: ModelSource
     debate: DebateConfig
 
 
 Command = Run | Status | Eval | Export | ImportAdapters
-NAMES = ("run", "status", "eval", "export", "import-adapters")  # as tyro makes them of the classes' names
+NAMES = ("run", "status", "eval", "export", "import-adapters")  # tyro derives them from the names of the classes
 
 
 def read_arguments(arguments: Sequence[str]) -> Command:
-    """The command with its options; what is not given has the value of the configuration file.
+    """Parses the command and its options. Settings that are not given take their values from the configuration file.
 
-    Ends the process, as tyro does, after a request for help (exit code 0) and after wrong arguments (2). Raises
-    UserError for a configuration file that cannot be read.
+    Exits after a request for help (exit code 0) and after wrong arguments (exit code 2), as tyro does. Raises UserError
+    if the configuration file cannot be read.
     """
     path = _configuration_file(arguments)
     config = ExperimentConfig() if path is None else load_config(path)
@@ -127,10 +127,10 @@ def read_arguments(arguments: Sequence[str]) -> Command:
 
 
 def _configuration_file(arguments: Sequence[str]) -> str | None:
-    """The configuration that the arguments name; None if the command takes none, or if something in them is wrong.
+    """The path of the configuration file in the arguments; None if there is none, or if the arguments are wrong.
 
-    tyro alone knows which argument is the configuration and which is the value of an option, so it reads them once for
-    this; when it reads them again, with the file's values as defaults, it explains whatever is wrong.
+    Only tyro can tell the path from the value of an option, so it parses the arguments twice: here for the path, and in
+    `read_arguments` with the values of the file as defaults. The second parse reports wrong arguments.
     """
     without_help = [argument for argument in arguments if argument not in ("-h", "--help")]
     try:
@@ -141,7 +141,7 @@ def _configuration_file(arguments: Sequence[str]) -> str | None:
 
 
 def _commands(config: ExperimentConfig) -> Any:
-    """The type that tyro reads: one of the commands, with `config` for the settings that are not given."""
+    """The type that tyro parses: the union of the commands, with the values of `config` as defaults."""
     run = Run(config=tyro.MISSING, settings=config)
     importing = ImportAdapters(
         run_dir=tyro.MISSING, adapters=tyro.MISSING, config=tyro.MISSING, model=config.model, debate=config.debate

@@ -1,6 +1,6 @@
-"""The `mft` command: reads arguments, calls the library, prints. A user's mistake is one sentence, never a traceback.
+"""The `mft` command: reads the arguments, calls the library and prints. A UserError is printed without a traceback.
 
-Arguments are read before anything slow (JAX above all) is imported; each command imports what it calls.
+The arguments are read before slow modules such as JAX are imported. Each command imports the modules that it needs.
 """
 
 import dataclasses
@@ -99,7 +99,7 @@ COMMANDS: dict[type, Callable[[Any, Console], None]] = {
 
 
 def main() -> None:
-    """Does what sys.argv says. Raises SystemExit for every exit code but 0."""
+    """Runs the command in sys.argv. Raises SystemExit unless the exit code is 0."""
     arguments = sys.argv[1:]
     if not arguments:
         print(USAGE)
@@ -110,7 +110,7 @@ def main() -> None:
     if not arguments[0].startswith("-") and arguments[0] not in NAMES:
         _fail(2, f"there is no command {arguments[0]!r}; the commands are {', '.join(NAMES)}.")
     try:
-        _execute(read_arguments(arguments))
+        _run_command(read_arguments(arguments))
     except UserError as error:
         _fail(1, str(error))
     except KeyboardInterrupt:
@@ -119,8 +119,8 @@ def main() -> None:
         _fail(143, "terminated; run the same command again to continue.")
 
 
-def _execute(command: Command) -> None:
-    # Before anything imports them: what these libraries print about themselves is not what a user asked for.
+def _run_command(command: Command) -> None:
+    # Silences the log messages of these libraries. It must be set before they are imported.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     keep_freed_memory()

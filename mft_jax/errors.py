@@ -1,5 +1,5 @@
-"""The one exception type for mistakes a user can mend; the command prints it as a sentence, without a traceback."""
+"""The exception for errors that the user can correct. The command prints its message without a traceback."""
 
 
 class UserError(Exception):
-    """Says what was got, what was expected, and the remedy, in one sentence."""
+    """Its message is one sentence: what was found, what was expected, and the remedy."""

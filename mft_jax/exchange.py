@@ -1,6 +1,6 @@
-"""Agents out of a run and into one: adapters for PEFT and vLLM, merged checkpoints, training sets as chats.
+"""Exports the agents of a run (PEFT adapters, merged checkpoints, training sets as chats), and imports PEFT adapters.
 
-Names, rank, alpha and targets are read from what is there: a checkpoint of the run, or PEFT's configuration.
+Names, rank, alpha and targets are read from the run's checkpoint on export, and from PEFT's configuration on import.
 """
 
 import json
@@ -35,13 +35,15 @@ def export(
     agents: Sequence[str] = (),
     max_shard_size: int | str = "5GB",
 ) -> list[pathlib.Path]:
-    """Writes adapters of a run into `out`, which appears whole or not at all; returns what was written for each.
+    """Writes adapters or training sets of a run into the new directory `out`, and returns the paths written.
 
-    peft: OUT/NAME/ for each adapter, as PEFT and vLLM load it (generator_0, critic_2, ...). merged: the same names, the
-    base with the adapter folded in, as ordinary checkpoints in files of at most `max_shard_size`. chat-jsonl:
-    OUT/iteration_K/NAME.jsonl, what each adapter learned from, a {"messages": [...]} per line.
-    `agents` are names of adapters; all by default. `iteration` is the last finished one by default; of training sets,
-    every finished one. Raises UserError when there is no such run, iteration or adapter, and when `out` is not empty.
+    If an error occurs, `out` is not created. The formats are:
+      peft        OUT/NAME/ for each adapter (generator_0, critic_2, ...), as PEFT and vLLM load it
+      merged      OUT/NAME/ for each adapter: a checkpoint of the base with the adapter merged into its weights, in
+                  files of at most `max_shard_size`
+      chat-jsonl  OUT/iteration_K/NAME.jsonl: the training set of each adapter, one {"messages": [...]} per line
+    `agents` are names of adapters (default: all). `iteration` defaults to the last finished one, and for chat-jsonl to
+    all finished ones. Raises UserError if there is no such run, iteration or adapter, or if `out` is not empty.
     """
     directory, out = RunDirectory(run_dir), pathlib.Path(out)
     config = directory.config()
@@ -78,19 +80,19 @@ def _export_chats(directory: RunDirectory, out: pathlib.Path, iteration: int, na
 
 
 def _base_name(model: ModelSource, source: pathlib.Path) -> str:
-    """What PEFT is to load the base from: the hub's name, or a directory, absolute, so that it is found from anywhere."""
+    """The base model in PEFT's configuration: its name on the hub, or the absolute path of its directory."""
     hub = model.path is not None and not pathlib.Path(model.path).expanduser().is_dir()
     return str(model.path) if hub else str(source.absolute())
 
 
 def import_adapters(config: ExperimentConfig, adapters: Sequence[str | pathlib.Path]) -> LoraConfig:
-    """Puts PEFT adapters into `config.run_dir`, so that a run there starts from them; returns what they all are.
+    """Writes PEFT adapters into `config.run_dir`, so that a run there starts from them.
 
-    `adapters` is one directory with a folder for each adapter of the method, as `export` writes it, or as many
-    directories as the method has adapters, in its order (generator_0, ..., then critic_0, ...). Of the configuration
-    only the model and what makes the method's adapters are used. Raises UserError when an adapter does not fit the model
-    or the other adapters, or holds numbers that are not finite, for another number of adapters, and for a directory that
-    is a run already.
+    Returns the rank, alpha and targets that they share. `adapters` is one directory with a folder for each adapter of
+    the method, as `export` writes it, or one directory per adapter in the order of the method (generator_0, ..., then
+    critic_0, ...). Of `config`, only the model and the settings that determine these adapters are used. Raises
+    UserError if an adapter does not fit the model or the other adapters, if it holds numbers that are not finite, if
+    the number of adapters is wrong, or if the directory is already a run.
     """
     names = make_method(config.method, config).adapters
     directories = _adapter_directories([pathlib.Path(path) for path in adapters], names)
@@ -112,15 +114,15 @@ def import_adapters(config: ExperimentConfig, adapters: Sequence[str | pathlib.P
 
 
 def _check_base(directory: pathlib.Path, model: ModelSource) -> None:
-    """Raises UserError when an adapter names another model of the hub: two models may well have the same shapes."""
+    """Raises UserError if the adapter names another model on the hub. Equal shapes alone do not show the mistake."""
     trained_on, asked = peft.base_name(directory), model.path
     is_hub_name = lambda name: (
         name is not None and name.count("/") == 1 and not pathlib.Path(name).expanduser().exists()
     )
     if is_hub_name(trained_on) and is_hub_name(asked) and trained_on != asked:
         raise UserError(
-            f"{directory} is an adapter of {trained_on}, expected one of {asked}: import it into a run whose model.path is "
-            f"{trained_on}."
+            f"{directory} is an adapter of {trained_on}, expected one of {asked}: import it into a run whose "
+            f"model.path is {trained_on}."
         )
 
 
@@ -133,10 +135,10 @@ def _adapter_directories(given: list[pathlib.Path], names: Sequence[str]) -> lis
         held = sorted(entry.name for entry in given[0].iterdir() if (entry / peft.SETTINGS).is_file())
         if held != sorted(names):
             raise UserError(
-                f"{given[0]} holds {len(held)} adapters ({', '.join(held) or 'none'}), {expected}: give a directory with "
-                "exactly these, or every adapter's own."
+                f"{given[0]} holds {len(held)} adapters ({', '.join(held) or 'none'}), {expected}: give a directory "
+                "with exactly these, or one directory for each adapter."
             )
         return [given[0] / name for name in names]
     if len(given) != len(names):
-        raise UserError(f"{len(given)} adapters were given, {expected}: give as many, or another --debate.agents.")
+        raise UserError(f"{len(given)} adapters were given, {expected}: give as many, or change --debate.agents.")
     return given

@@ -1,7 +1,8 @@
-"""Algorithm 1: in each iteration the society debates, takes its vote as truth, and finetunes every adapter on its part.
+"""Algorithm 1 of Subramaniam et al. 2025 (arXiv 2501.05707): in each iteration the society debates and is finetuned.
 
-Every stage reads back what it has done already from the run directory and continues from there, so that a run started
-again with the same command repeats nothing and ends with the same bytes.
+The majority vote serves as the label, and each adapter is finetuned on its part of the debates. Every stage reads its
+finished work from the run directory and continues from there. A run that was stopped can be started again with the same
+command: it repeats no finished work and gives the same results.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from mft_jax.runs.checkpoints import Checkpoints
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.metrics_log import MetricsLogger
 from mft_jax.runs.results import Result, read_results
-from mft_jax.runs.stages import StageFile
+from mft_jax.runs.stage_file import StageFile
 from mft_jax.runs.store import Store
 from mft_jax.runs.training_sets import read_training_sets, write_training_sets
 from mft_jax.session import Session
@@ -34,7 +35,7 @@ from mft_jax.tasks import Question, load_task
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One run at work: what it computes with, where it keeps things, whom it tells."""
+    """One run in progress: its setup, its directory, and the reporter that shows its progress."""
 
     setup: Setup
     directory: RunDirectory
@@ -45,7 +46,7 @@ class Experiment:
         return self.setup.config
 
     def run(self) -> None:
-        """Algorithm 1 of the paper, with an evaluation after each iteration."""
+        """Evaluates the baselines, then runs Algorithm 1 of the paper with an evaluation after each iteration."""
         for name in self.config.baselines:
             self.evaluate(make_method(name, self.config), 0, Society())
         method = self.setup.method
@@ -57,20 +58,20 @@ class Experiment:
             self.evaluate(method, iteration, society)
 
     def initial_society(self) -> Society:
-        """The adapters that were imported into the run directory; otherwise fresh ones, which still are the base model."""
+        """The adapters that were imported into the run directory, or else new adapters (zero update)."""
         fresh = self.setup.fresh_society()
         if not self.directory.has_imported:
             return fresh
         return restore_society(self.directory.store, layout.INITIAL, fresh)
 
     def debate(self, iteration: int, society: Society) -> list[Transcript]:
-        """The society debates the training questions: the data of this iteration."""
+        """Runs the debate on the training questions; its transcripts are the training data of this iteration."""
         method, file = self.setup.method, layout.debate(iteration)
         name, title = f"{method.name}/train/{iteration}", f"iteration {iteration}: debate"
-        return self._debate(method.protocol, society, name, self.setup.task.train, file, title)
+        return self._run_debate_stage(method.protocol, society, name, self.setup.task.train, file, title)
 
     def select(self, iteration: int, transcripts: Sequence[Transcript]) -> Mapping[str, list[Example]]:
-        """Each adapter's own part of the debate, where it agrees with the vote; chosen once, then read back."""
+        """The training examples of each adapter. They are selected once, written to disk, and read from there later."""
         store, lessons = self.directory.store, self.setup.method.lessons
         names = self.setup.method.adapters
         found = read_training_sets(store, iteration, names, self.reporter.say)
@@ -82,7 +83,7 @@ class Experiment:
         return examples
 
     def finetune(self, iteration: int, society: Society, examples: Mapping[str, list[Example]]) -> Society:
-        """All adapters on their own data, in one compiled step; returns the new society."""
+        """Finetunes each adapter on its own examples, all in one compiled step, and returns the new society."""
         setup, config, say = self.setup, self.config, self.reporter.say
         checkpoints = Checkpoints(self.directory.store, layout.checkpoint(iteration))
         found = checkpoints.newest_whole({"adapters": society.stacked.weights}, say)
@@ -97,15 +98,15 @@ class Experiment:
         return Finetuning(setup, plan, checkpoints, logger, self.reporter).run(society)
 
     def evaluate(self, method: Method, iteration: int, society: Society) -> list[Transcript]:
-        """A method on the held-out questions, with the society of an iteration (0: untuned)."""
+        """Evaluates a method on the held-out questions, with the society after `iteration` (0: before finetuning)."""
         file = layout.evaluation(method.name, iteration)
         name = f"{method.name}/eval/{iteration}"
         title = f"iteration {iteration}: evaluation" if iteration else f"{method.name} (untuned)"
-        transcripts = self._debate(method.evaluation, society, name, self.setup.task.eval, file, title)
-        self.directory.publish(self.config, self.setup.task)  # what is damaged is told, and repaired, in its own stage
+        transcripts = self._run_debate_stage(method.evaluation, society, name, self.setup.task.eval, file, title)
+        self.directory.publish(self.config, self.setup.task)  # silent: each stage reports and repairs its own damage
         return transcripts
 
-    def _debate(
+    def _run_debate_stage(
         self, rules: Protocol, society: Society, name: str, questions: Sequence[Question], file: str, title: str
     ) -> list[Transcript]:
         debate = self.setup.debate(society, name, rules)
@@ -114,10 +115,10 @@ class Experiment:
 
 
 def run(config: ExperimentConfig, reporter: Reporter | None = None, session: Session | None = None) -> list[Result]:
-    """The whole experiment, or what is left of it; returns its results, as results.json holds them.
+    """Runs an experiment, or the rest of one that was stopped, and returns the results in results.json.
 
-    A `session` of the same model and mesh is used instead of loading one. Raises UserError for whatever a user can mend;
-    what was done until then is kept.
+    `session` is used if given, otherwise one is opened; it must have the model and the mesh of the configuration.
+    Raises UserError for every error that the user can correct; the work done so far is kept.
     """
     validate(config)
     if make_method(config.method, config).lessons and not config.task.train_questions:
@@ -128,15 +129,15 @@ def run(config: ExperimentConfig, reporter: Reporter | None = None, session: Ses
     try:
         if state == "finished":
             task = load_task(config.task, config.seed)
-            directory.keep_questions(task)
+            directory.keep_questions(task, reporter.say)
             results = directory.publish(config, task, reporter.say)
             reporter.say(
-                f"The run in {directory.path} is finished; nothing to do. Another one needs another --run-dir."
+                f"The run in {directory.path} is finished; nothing to do. For another run, give another --run-dir."
             )
         else:
-            results = _execute(directory, config, state, reporter, session)
+            results = _run_remaining_stages(directory, config, state, reporter, session)
     except BaseException as error:
-        _note_stop(directory, error)
+        _record_stop(directory, error)
         raise
     directory.release()
     return results
@@ -145,9 +146,10 @@ def run(config: ExperimentConfig, reporter: Reporter | None = None, session: Ses
 def take(
     directory: RunDirectory, config: ExperimentConfig, reporter: Reporter
 ) -> tuple[ExperimentConfig, Literal["new", "resumed", "finished"]]:
-    """Takes the directory for this process, before anything is loaded: (the configuration, what was found there).
+    """Locks the run directory for this process. Returns (the configuration, the state of the run).
 
-    The configuration gets the rank, alpha and targets of adapters that were imported.
+    If adapters were imported into the directory, the configuration gets their rank, alpha and targets. Nothing is
+    loaded before, so a second process on the same directory fails at once.
     """
     if directory.has_imported:
         config = with_imported(config, directory)
@@ -168,11 +170,11 @@ def evaluate(
     reporter: Reporter | None = None,
     session: Session | None = None,
 ) -> Result:
-    """The society of a run on another task (zero-shot), or on other questions of its own.
+    """Evaluates the society of a run on another task (zero-shot), or on other questions of the same task.
 
-    `iteration` is the last finished one by default. Transcripts and results go to RUN_DIR/evaluations/LABEL, and the
-    result into the run's results.json as task LABEL, at once or, while another process works on the run, when that one
-    next writes its results. Raises UserError when there is no such run or iteration.
+    `iteration` defaults to the last finished one. Transcripts and results are written to RUN_DIR/evaluations/LABEL. The
+    result is also added to the run's results.json, as task LABEL. If another process is working on the run, that
+    process adds it when it next writes results.json. Raises UserError if there is no such run or iteration.
     """
     reporter = reporter or SilentReporter()
     directory = RunDirectory(run_dir)
@@ -181,7 +183,7 @@ def evaluate(
     label = label or (task.name if task.name != trained.task.name else f"{task.name}_{task.eval_questions}")
     if "/" in label or label in (".", "..", trained.task.name):
         raise UserError(
-            f"The label {label!r} cannot name this evaluation: give --label a short word that is no other task's."
+            f"The label {label!r} cannot be used for this evaluation: give --label another name, without '/'."
         )
     nested = directory.evaluation(label)
     config = dataclasses.replace(trained, task=task, run_dir=str(nested.path))
@@ -190,53 +192,56 @@ def evaluate(
         setup = prepare(config, session)
         if state == "new":
             nested.create(config)
-        nested.keep_questions(setup.task)
+        nested.keep_questions(setup.task, reporter.say)
         society = restore_society(directory.store, layout.checkpoint(iteration), setup.fresh_society())
         Experiment(setup, nested, reporter).evaluate(setup.method, iteration, society)
         nested.finish()
     except BaseException as error:
-        _note_stop(nested, error)
+        _record_stop(nested, error)
         raise
     directory.publish_evaluations(reporter.say)
     found = next(result for result in read_results(nested.results_file) if result.iteration == iteration)
     return dataclasses.replace(found, task=label)
 
 
-def restore_society(store: Store, checkpoint: str, like: Society) -> Society:
-    """The society of a finished checkpoint, placed as `like` is. Raises UserError when it holds other adapters."""
+def restore_society(store: Store, checkpoint: str, template: Society) -> Society:
+    """Reads the society of a finished checkpoint, with the shapes and shardings of `template`.
+
+    Raises UserError if the checkpoint is not finished or has other adapters than `template`.
+    """
     found = Checkpoints(store, checkpoint, read_only=True)
     info = found.finished()
     if info is None:
         raise UserError(f"{found.directory} holds no finished checkpoint: let `mft run` finish one first.")
-    if info.names != like.names:
+    if info.names != template.names:
         raise UserError(
-            f"{found.directory} holds the adapters {', '.join(info.names)}, expected {', '.join(like.names)}: use the "
-            "method and the number of agents that they were made with."
+            f"{found.directory} holds the adapters {', '.join(info.names)}, expected {', '.join(template.names)}: use "
+            "the method and the number of agents that they were made with."
         )
-    weights = found.restore(info.step, {"adapters": like.stacked.weights})["adapters"]
-    return dataclasses.replace(like, adapters=like.stacked._replace(weights=weights), _stacks={})
+    weights = found.restore(info.step, {"adapters": template.stacked.weights})["adapters"]
+    return dataclasses.replace(template, adapters=template.stacked._replace(weights=weights), _stacks={})
 
 
-def _execute(
+def _run_remaining_stages(
     directory: RunDirectory, config: ExperimentConfig, state: str, reporter: Reporter, session: Session | None
 ) -> list[Result]:
-    """What is left of a run whose directory this process has taken."""
-    # Before anything is written: a mistake in the configuration leaves no directory behind.
+    """Runs the remaining stages of a run whose directory this process has locked, and returns its results."""
+    # `prepare` runs before anything is written, so that an error in the configuration leaves no directory behind.
     experiment = Experiment(prepare(config, session), directory, reporter)
     if state == "new":
-        experiment.initial_society()  # imported adapters may be of another society, or another base
+        experiment.initial_society()  # fails if imported adapters do not fit the method or the base model
         directory.create(config)
     else:
         reporter.say(f"Resuming the run in {directory.path}.")
-    directory.keep_questions(experiment.setup.task)
+    directory.keep_questions(experiment.setup.task, reporter.say)
     experiment.run()
     results = directory.publish(config, experiment.setup.task, reporter.say)
     directory.finish()
     return results
 
 
-def _note_stop(directory: RunDirectory, error: BaseException) -> None:
-    """Records why a run stopped, and lets others in; a directory without a run is left as it was."""
+def _record_stop(directory: RunDirectory, error: BaseException) -> None:
+    """Records why the run stopped, and unlocks its directory. Writes nothing if no run was created there."""
     status = "failed" if isinstance(error, Exception) else "interrupted"
     with deferred():
         directory.stop(status, f"{type(error).__name__}: {error}")

@@ -1,6 +1,6 @@
-"""Writing files so that a kill at any instant leaves the old content or the new, never half of it.
+"""Writes files and directories atomically: after a kill at any time, the old or the new content is there in full.
 
-What the operating system refuses (a full disk, a directory that is read-only) becomes a UserError that names the file.
+Errors of the operating system (a full disk, a read-only directory) are raised as a UserError that names the file.
 """
 
 import contextlib
@@ -30,16 +30,16 @@ _REMEDIES = {
 
 
 def file_error(doing: Literal["read", "written", "locked"], path: pathlib.Path, error: OSError) -> UserError:
-    """The sentence for a user: which file, why, and the remedy."""
+    """The UserError for an error of the operating system: the file, the reason and the remedy."""
     remedy = _REMEDIES.get(error.errno or 0, "check that disk and start again")
     return UserError(f"{path} cannot be {doing} ({error.strerror or error}): {remedy}.")
 
 
 def atomic_write(path: pathlib.Path, data: bytes | str) -> None:
-    """Replaces `path` by a file that holds `data` (text as UTF-8), durable on return; parent directories are made.
+    """Replaces the content of `path` by `data` (text as UTF-8), durably, and creates missing parent directories.
 
-    Raises UserError when it cannot be written; the old content then stays. The temporary name is fixed, so that a
-    killed writer leaves at most one stray file, which the next write reuses.
+    Raises UserError if it cannot be written; the old content then stays. The name of the temporary file is fixed, so a
+    killed process leaves at most one stray file, which the next write replaces.
     """
     temporary = temporary_path(path)
     try:
@@ -58,16 +58,16 @@ def atomic_write(path: pathlib.Path, data: bytes | str) -> None:
 
 @contextlib.contextmanager
 def new_directory(path: pathlib.Path) -> Generator[pathlib.Path]:
-    """A directory to fill, which becomes `path`, whole and durable, when the block ends, or vanishes with its error.
+    """Yields a temporary directory to fill. At the end of the block it becomes `path`, durably. An error removes it.
 
-    Raises UserError when something is at `path` already, other than an empty directory, when it cannot be written, and
-    when a file that the block reads from elsewhere cannot be read. A killed writer leaves one stray sibling, whose name
-    is fixed, which the next one clears away.
+    Raises UserError if `path` exists and is not an empty directory, if it cannot be written, or if a file that the
+    block reads from elsewhere cannot be read. A killed process leaves one stray directory beside `path`. Its name is
+    fixed, and the next call removes it.
     """
     path = pathlib.Path(os.path.abspath(path))
     temporary = temporary_path(path)
     try:
-        _refuse_occupied(path)
+        _check_unoccupied(path)
         if temporary.exists():
             shutil.rmtree(temporary)
         make_directory(temporary)
@@ -79,40 +79,40 @@ def new_directory(path: pathlib.Path) -> Generator[pathlib.Path]:
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError):
-            elsewhere = _named_elsewhere(error, temporary)
+            elsewhere = _file_elsewhere(error, temporary)
             raise file_error("read" if elsewhere else "written", elsewhere or path, error) from error
         raise
 
 
-def _refuse_occupied(path: pathlib.Path) -> None:
+def _check_unoccupied(path: pathlib.Path) -> None:
     if path.is_dir() and any(path.iterdir()):
         raise UserError(f"{path} is not empty: give a new directory.")
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file: give a new directory.")
 
 
-def _named_elsewhere(error: OSError, directory: pathlib.Path) -> pathlib.Path | None:
-    """The file that an error names, where it is neither in `directory` nor above it."""
+def _file_elsewhere(error: OSError, directory: pathlib.Path) -> pathlib.Path | None:
+    """The file that an error names, or None if it is in `directory` or above it, or if the error names none."""
     if not isinstance(error.filename, str | os.PathLike):
-        return None  # a write to an open file, above all
+        return None  # usual for a failed write to an open file
     named = pathlib.Path(os.path.abspath(error.filename))
     return None if named.is_relative_to(directory) or directory.is_relative_to(named) else named
 
 
 def temporary_path(path: pathlib.Path) -> pathlib.Path:
-    """Where `path` is while it is being written."""
+    """The temporary path under which `path` is written."""
     return path.with_name(f".{path.name}.tmp")
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file or directory of this name is what a killed writer left."""
+    """Whether this is the name of a temporary file or directory, which a killed process may have left behind."""
     return name.startswith(".") and name.endswith(".tmp")
 
 
 def make_directory(path: pathlib.Path) -> list[pathlib.Path]:
-    """Makes `path` and its parents, durably. Returns those that were not there before, the outermost first.
+    """Creates `path` and its missing parents, durably. Returns the directories it created, the outermost first.
 
-    An OSError leaves none of them behind.
+    If an OSError is raised, none of them is left behind.
     """
     missing = [directory for directory in (path, *path.parents) if not directory.is_dir()]
     made: list[pathlib.Path] = []
@@ -133,20 +133,20 @@ def make_directory(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def remove_empty(directories: Sequence[pathlib.Path]) -> None:
-    """Removes those of `directories`, the outermost first, that are empty; the others stay, without an error."""
+    """Removes the empty ones among `directories`, given outermost first. The others stay, without an error."""
     for directory in reversed(directories):
         with contextlib.suppress(OSError):
             directory.rmdir()
 
 
 def check_space(directory: pathlib.Path, size: int) -> None:
-    """Raises OSError unless a file of `size` bytes can be written in `directory`. Nothing stays there, even after a kill."""
+    """Raises OSError if a file of `size` bytes does not fit in `directory`. Leaves no file, even after a kill."""
     with tempfile.TemporaryFile(dir=directory) as file:
         os.posix_fallocate(file.fileno(), 0, size)
 
 
 def sync_directory(path: pathlib.Path) -> None:
-    """Makes the names in `path` durable: without it a machine that loses power can forget a file that was synced."""
+    """Makes the entries of a directory durable. Without it, a power loss can undo the creation of a synced file."""
     _sync(path)
 
 

@@ -80,8 +80,8 @@ ADDITION = Prompts(
 
 GSM8K = Prompts(
     solve=r"Work it out step by step, then give the final number, without a unit, in \boxed{}.",
-    check=r"Use what is right in them, find the mistakes in theirs and in your own solution, and give the final number, "
-    r"without a unit, in \boxed{}.",
+    check=r"Use what is right in them, find the mistakes in theirs and in your own solution, and give the final "
+    r"number, without a unit, in \boxed{}.",
     again=r"Go through your solution step by step, correct what is wrong, and give the final number, without a unit, "
     r"in \boxed{}.",
     summarize="Summarize how each solver reasons, which number each one finds, and where they differ. Do not solve it "
@@ -90,19 +90,20 @@ GSM8K = Prompts(
 
 MATH = Prompts(
     solve=r"Reason step by step, then give the final answer as a simplified LaTeX expression in \boxed{}.",
-    check=r"Use what is right in them, find the mistakes in theirs and in your own solution, and give the final answer as "
-    r"a simplified LaTeX expression in \boxed{}.",
-    again=r"Go through your solution step by step, correct what is wrong, and give the final answer as a simplified LaTeX "
-    r"expression in \boxed{}.",
+    check=r"Use what is right in them, find the mistakes in theirs and in your own solution, and give the final answer "
+    r"as a simplified LaTeX expression in \boxed{}.",
+    again=r"Go through your solution step by step, correct what is wrong, and give the final answer as a simplified "
+    r"LaTeX expression in \boxed{}.",
     summarize="Summarize how each solver reasons, which answer each one finds, and where they differ. Do not solve it "
     "yourself.",
 )
 
 MMLU = Prompts(
     solve=r"Say why the choices are right or wrong, then give only the letter of the right one in \boxed{}.",
-    check=r"Weigh their reasons against yours, correct your choice if it is wrong, and give only the letter of the right "
-    r"one in \boxed{}.",
+    check=r"Weigh their reasons against yours, correct your choice if it is wrong, and give only the letter of the "
+    r"right one in \boxed{}.",
     again=r"Go through your reasons, correct your choice if it is wrong, and give only the letter of the right one in "
     r"\boxed{}.",
-    summarize="Summarize which choice each solver takes, for which reasons, and where they differ. Do not choose yourself.",
+    summarize="Summarize which choice each solver takes, for which reasons, and where they differ. Do not choose "
+    "yourself.",
 )

@@ -6,8 +6,8 @@ versions:
   promised to stay the same in later versions.
 - JAX: the PRNG implementation is pinned here (threefry2x32, partitionable) instead of following the environment. JAX
   does not promise that all versions derive the same values from it.
-- numpy: a `Generator` may give other numbers in another version of numpy (NEP 19), so `example_choice` and `packing`
-  are reproducible with the same version only.
+- numpy: a `Generator` may give other numbers in another version of numpy (NEP 19), so `example_choice`, `packing` and
+  `demonstration_stream` are reproducible with the same version only.
 """
 
 import hashlib
@@ -43,6 +43,18 @@ def adapter_key(seed: int):
     return jax.random.key(seed, impl=JAX_IMPLEMENTATION)
 
 
+def base_model_key(seed: int):
+    """The JAX key of the random weights that the training of the included base model starts from."""
+    import jax
+
+    return jax.random.key(seed, impl=JAX_IMPLEMENTATION)
+
+
+def demonstration_stream(seed: int) -> np.random.Generator:
+    """The generator that draws the dialogues that the included base model is trained on."""
+    return np.random.default_rng(seed)
+
+
 def row_key(*parts: object) -> np.ndarray:
     """The random key of one sampled row, [2] uint32: a hash of `parts`, which must identify the row.
 
@@ -62,9 +74,8 @@ def wrap_row_keys(keys):
 
 def tie(seed: int, question_id: str, round: int) -> float:
     """The random number in [0, 1) that breaks a tied vote after `round` (from 1)."""
-    return random.Random(
-        f"{seed}/{question_id}/{round}"
-    ).random()  # a string, because hash() of one differs between processes
+    # Seeded with the string itself and not with its hash(), which differs between processes.
+    return random.Random(f"{seed}/{question_id}/{round}").random()
 
 
 def question_pool(name: str) -> random.Random:

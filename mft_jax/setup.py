@@ -54,7 +54,7 @@ class Setup:
 
 
 def prepare(config: ExperimentConfig, session: Session | None = None) -> Setup:
-    """Loads everything that a run needs. Writes nothing to the run directory.
+    """Loads the session, the questions and the method of a run. Writes nothing to the run directory.
 
     `session` is used if given, otherwise one is opened; it must have the model of the configuration. Raises UserError
     for a configuration that cannot be run.

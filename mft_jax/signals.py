@@ -1,8 +1,8 @@
-"""What Ctrl-C (SIGINT) and SIGTERM do to the `mft` command.
+"""Handles Ctrl-C (SIGINT) and SIGTERM in the `mft` command.
 
-While there is nothing to clean up, at start-up and at shutdown, they end the process at once with one line. While a
-command works they raise an exception, so that the run can record why it stopped; while something is saved they wait until
-it is.
+During start-up and shutdown, when there is nothing to clean up, a signal ends the process at once with one line. While
+a command runs, a signal raises an exception, so that the run can record why it stopped. While something is being saved,
+the exception is delayed until it is saved.
 """
 
 import contextlib
@@ -15,11 +15,11 @@ from types import FrameType
 from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_PAUSE = 0.01  # seconds, in which a destructor or a callback of the garbage collector ends
+_PAUSE = 0.01  # seconds; long enough for a destructor or a callback of the garbage collector to end
 
 
 class Terminated(SystemExit):
-    """SIGTERM arrived. Like KeyboardInterrupt it passes by `except Exception`; uncaught it ends the process with code 143."""
+    """SIGTERM arrived. Like KeyboardInterrupt it is no Exception. If it is not caught, the exit code is 143."""
 
     def __init__(self) -> None:
         super().__init__(exit_code(signal.SIGTERM))
@@ -29,15 +29,15 @@ class Terminated(SystemExit):
 
 
 def exit_code(signum: int) -> int:
-    """As shells report a process that a signal ended: 130 for SIGINT, 143 for SIGTERM."""
+    """The exit code that shells report for a process ended by a signal: 130 for SIGINT, 143 for SIGTERM."""
     return 128 + signum
 
 
 def exit_at_once() -> None:
-    """From now on a signal ends the process at once: SIGINT and SIGTERM with one line, a closed output pipe silently.
+    """From now on signals end the process at once: SIGINT and SIGTERM with one line, and SIGPIPE without output.
 
-    An exception would not do at start-up and shutdown: it can be raised within code that prints a traceback for it, or
-    that drops it.
+    During start-up and shutdown, an exception would not work: it can be raised inside code that prints its traceback or
+    ignores it.
     """
     _set_handlers(_exit, _exit, signal.SIG_DFL)
 
@@ -45,17 +45,18 @@ def exit_at_once() -> None:
 def install() -> None:
     """From now on SIGINT raises KeyboardInterrupt and SIGTERM raises Terminated, in the main thread.
 
-    What is written to a pipe that nobody reads raises BrokenPipeError: it may be a pipe to another of our processes.
+    A write to a closed pipe raises BrokenPipeError instead of ending the process, because the pipe may be one to a
+    child process.
     """
     _set_handlers(signal.default_int_handler, _raise_terminated, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def raising() -> Generator[None]:
-    """A block for which `install` holds; after it the handlers are those of before.
+    """Installs the handlers of `install` for a block, and restores the previous handlers after it.
 
-    Python drops an exception that is raised within a destructor or a callback of the garbage collector, where a signal
-    can arrive, too. A signal whose exception was dropped is sent again.
+    Python ignores an exception that is raised in a destructor or in a callback of the garbage collector. A signal that
+    arrives there would be lost, so it is sent again.
     """
     before = {signum: signal.getsignal(signum) for signum in (*SIGNALS, signal.SIGPIPE)}
     report = sys.unraisablehook
@@ -70,9 +71,10 @@ def raising() -> Generator[None]:
 
 @contextlib.contextmanager
 def deferred() -> Generator[None]:
-    """A block in which either signal is only remembered; at its end the signal is raised again, for the handler before.
+    """Delays SIGINT and SIGTERM that arrive in a block until its end. Then the previous handlers receive them.
 
-    Blocks may be nested. Outside the main thread, which no signal ever interrupts, this does nothing.
+    Blocks may be nested. Outside the main thread this does nothing, because Python runs handlers only in the main
+    thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -91,14 +93,15 @@ def deferred() -> Generator[None]:
 
 
 class _Recorder:
-    """A signal handler that remembers signals while `is_recording`, and then passes them to the handlers `before` it.
+    """A signal handler that records signals while `is_recording`, and afterwards passes them to `before`.
 
-    The latter happens when one signal interrupts `deferred` before it has put back the handler of the other.
+    A signal arrives afterwards if it interrupts `deferred` before its previous handler has been restored.
     """
 
     def __init__(self) -> None:
         handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
-        self.before = {signum: handler for signum, handler in handlers.items() if handler is not None}  # not Python's
+        # None: the handler was set by a C library, and Python cannot restore it.
+        self.before = {signum: handler for signum, handler in handlers.items() if handler is not None}
         self.received: list[int] = []
         self.is_recording = True
 
@@ -111,11 +114,12 @@ class _Recorder:
 
 
 def _set_handlers(on_interrupt: Any, on_terminate: Any, on_closed_pipe: Any) -> None:
-    """Does nothing outside the main thread, which alone may set handlers."""
+    """Sets the handlers. Does nothing outside the main thread, because Python allows it only there."""
     if threading.current_thread() is not threading.main_thread():
         return
     for signum, handler in zip(SIGNALS, (on_interrupt, on_terminate), strict=True):
-        # Ignored: the process was started so, as the background jobs of a script are. None: set by a C library.
+        # SIG_IGN: the process was started with the signal ignored, e.g. as a background job of a script. None: set by
+        # a C library.
         if signal.getsignal(signum) not in (signal.SIG_IGN, None):
             signal.signal(signum, handler)
     if on_closed_pipe is not None:
@@ -123,7 +127,7 @@ def _set_handlers(on_interrupt: Any, on_terminate: Any, on_closed_pipe: Any) -> 
 
 
 def _send_again(dropped: BaseException | None) -> bool:
-    """Sends the signal that `dropped` stands for, a moment from now; False if it stands for none."""
+    """Sends the signal that raised the ignored exception again, after _PAUSE. False if no signal raised it."""
     if not isinstance(dropped, KeyboardInterrupt | Terminated):
         return False
     signum = signal.SIGTERM if isinstance(dropped, Terminated) else signal.SIGINT

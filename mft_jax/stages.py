@@ -1,4 +1,4 @@
-"""The two stages of an iteration, each resumable: a debate chunk by chunk, and finetuning from its last checkpoint."""
+"""The debate stage, which resumes after the saved chunks, and the finetuning stage, which resumes from a checkpoint."""
 
 import dataclasses
 import time
@@ -20,7 +20,7 @@ from mft_jax.report.progress import Reporter
 from mft_jax.runs.checkpoint_info import CheckpointInfo
 from mft_jax.runs.checkpoints import Checkpoints
 from mft_jax.runs.metrics_log import MetricsLogger
-from mft_jax.runs.stages import StageFile
+from mft_jax.runs.stage_file import StageFile
 from mft_jax.session import Session
 from mft_jax.setup import Setup
 from mft_jax.tasks import Question, grader
@@ -29,7 +29,10 @@ from mft_jax.tasks import Question, grader
 def run_debate(
     debate: Debate, questions: Sequence[Question], file: StageFile, setup: Setup, reporter: Reporter, title: str
 ) -> list[Transcript]:
-    """The debates on all questions. Chunks that an earlier start committed are read back, never held again."""
+    """Runs the debates on all questions and returns their transcripts.
+
+    Chunks committed by an earlier start are read from disk and not computed again.
+    """
     missing = file.missing(len(questions), setup.config.sampling.chunk_questions)
     if missing:
         correct = [line["correct"] for line in file.lines()]
@@ -51,13 +54,13 @@ def run_debate(
 
 
 def describe_counts(counts: dict[str, int]) -> str:
-    """What a reader of an accuracy should know of the texts behind it; "" where there is nothing to tell."""
-    told = {
+    """Sentences on texts that were cut, left out or not graded, which lower the accuracy; "" if there are none."""
+    sentences = {
         "cut": "{} answers were cut by a limit (sampling.max_new_tokens or the model's context).",
         "unanswered": "{} turns had no room in the model's context and were left unanswered.",
         "grading_timeouts": "{} comparisons of answers ran out of time and count as different.",
     }
-    return " ".join(text.format(counts[name]) for name, text in told.items() if counts.get(name))
+    return " ".join(text.format(counts[name]) for name, text in sentences.items() if counts.get(name))
 
 
 def _score_so_far(correct: Sequence[bool | None]) -> str:
@@ -79,7 +82,7 @@ class Finetuning:
     reporter: Reporter
 
     def run(self, society: Society) -> Society:
-        """The society after the last step, from the last whole checkpoint on."""
+        """Trains from the newest undamaged checkpoint to the last step, and returns the finetuned society."""
         session, plan, lora = self.setup.session, self.plan, self.setup.config.lora
         state, start, cost = place_state(session, init_state(society.stacked.weights)), 0, Cost()
         found = self.checkpoints.newest_whole(state._asdict(), self.reporter.say)
@@ -124,7 +127,7 @@ class Finetuning:
 
     def _save(self, done: int, state: TrainState, cost: Cost) -> None:
         lora, names, plan = self.setup.config.lora, self.setup.method.adapters, self.plan
-        self.logger.flush()  # before: a kill between the two must not lose steps that the checkpoint counts as done
+        self.logger.flush()  # before the checkpoint, so that a kill between the two loses no metrics of finished steps
         self.checkpoints.save(
             done, state._asdict(), finished=done == plan.total, lora=lora, cost=cost, names=names, plan=plan.digest,
             total=plan.total,
@@ -132,25 +135,25 @@ class Finetuning:
 
 
 def check_plan(info: CheckpointInfo, plan: Plan, checkpoints: Checkpoints) -> None:
-    """Raises UserError when a checkpoint counts its steps in other training data than are there now."""
+    """Raises UserError if the checkpoint was trained on other data than the plan has now."""
     if info.plan != plan.digest:
         raise UserError(
             f"The checkpoint {checkpoints.directory / str(info.step)} was trained on other data than iteration "
-            f"{plan.iteration} has now: resume with the version of mft_jax that began the run, or delete "
-            f"{checkpoints.directory} to finetune this iteration anew."
+            f"{plan.iteration} has now: resume with the version of mft_jax that started the run, or delete "
+            f"{checkpoints.directory} to finetune this iteration from its start."
         )
 
 
 def place_state(session: Session, state: TrainState) -> TrainState:
-    """A copy of adapters and optimizer state, on the devices that the rules give them.
+    """A copy of the adapters and the optimizer state, sharded over the mesh.
 
-    The training step reuses the memory of the state it is given, but the society that it came from may be needed again.
+    It must be a copy: the training step donates its state, and the society before finetuning may be needed again.
     """
     return jax.device_put(state, society_shardings(session.mesh, state), may_alias=False)
 
 
 def remarks_on(plan: Plan) -> list[str]:
-    """What a user should know of a stage before it starts."""
+    """Remarks for the user before finetuning starts: examples that were left out, and adapters without examples."""
     remarks = []
     for own in plan.adapters:
         if own.left_out:
@@ -164,7 +167,7 @@ def remarks_on(plan: Plan) -> list[str]:
 
 
 def scalars_of(plan: Plan, metrics: Metrics) -> dict[str, float]:
-    """A step's metrics by adapter, and the mean loss of the adapters that learned."""
+    """The metrics of one step for each adapter, and the mean loss over the adapters that were trained in it."""
     scalars = {"loss": float(metrics.loss[metrics.active].mean())}
     for index, own in enumerate(plan.adapters):
         if metrics.active[index]:

@@ -1,12 +1,13 @@
-"""A Python script in a process of its own that answers requests, so that work which never ends can be stopped.
+"""Runs a Python script in its own process that answers requests, so that a request that takes too long can be stopped.
 
-Python cannot interrupt a computation from another thread, and handles signals in the main thread only. Here the script
-limits its own CPU time, so that a busy machine gives the same answers as an idle one, and is ended from outside only
-when it sleeps. It is a fresh interpreter, not a fork: forking after JAX has started its threads can deadlock. It ends
-with its standard input, so it does not outlive this process, even a killed one.
+A separate process is needed because Python cannot interrupt a computation from another thread, and handles signals in
+the main thread only. The script limits its own CPU time, so that results do not depend on the load of the machine. This
+process kills it only if it does not answer within a wall time. The script is started as a new interpreter, not forked:
+a fork after JAX has started threads can deadlock. It exits at the end of its standard input, so it also exits if this
+process is killed.
 
-The script sends a message once it is ready, then one for each line of its standard input. A message is its length in
-4 bytes, big-endian, and its content.
+The script sends one message when it is ready, and then one for each line of its standard input. A message is the length
+of its content in 4 bytes, big-endian, followed by the content.
 """
 
 import atexit
@@ -20,25 +21,25 @@ import sys
 import threading
 import time
 
-START_SECONDS = 120.0  # wall time for the script's imports, on a machine with a slow disk
-END_SECONDS = 5.0  # wall time between closing its output and ending
+START_SECONDS = 120.0  # wall time for the imports of the script; long enough for a slow disk
+END_SECONDS = 5.0  # wall time between the end of the script's output and its exit
 
 
 class EndedError(Exception):
     """The process ended before it answered."""
 
     def __init__(self, returncode: int) -> None:
-        self.returncode = returncode  # below 0: minus the signal that ended it
-        self.by_its_limit = returncode == -signal.SIGPROF  # the timer of its own CPU time
+        self.returncode = returncode  # negative: minus the number of the signal that ended it
+        self.by_its_limit = returncode == -signal.SIGPROF  # sent by the timer of its CPU time
         super().__init__(f"its process ended with {'signal' if returncode < 0 else 'exit code'} {abs(returncode)}")
 
 
 class LateError(Exception):
-    """The process did not answer within the wall time it was given, and has been ended."""
+    """The process did not answer within the wall time, and has been killed."""
 
 
 class Worker:
-    """Owns the process of a script; thread-safe."""
+    """Starts, asks and stops the process of one script. Thread-safe."""
 
     def __init__(self, script: pathlib.Path) -> None:
         self._script = script
@@ -46,37 +47,39 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = False
         atexit.register(self.close)
-        os.register_at_fork(after_in_child=self._forget)
+        os.register_at_fork(after_in_child=self._drop_process)
 
     def start(self) -> None:
-        """Starts the process, without waiting until it is ready; a request starts it too."""
+        """Starts the process without waiting until it is ready. Optional: the first request starts it too."""
         with self._lock:
-            self._launch()
+            self._running_process()
 
     def ask(self, request: bytes, wall_seconds: float) -> bytes:
-        """The answer to a request of one line, without its line break.
+        """Returns the answer to a request, which is one line without its line break.
 
-        Raises EndedError when the process ends by its own CPU limit, or twice by something else; LateError when it has
-        not answered in `wall_seconds`; RuntimeError when it cannot start. The next request starts a new process.
+        Raises EndedError if the process reaches its CPU limit, or ends for another reason in two attempts; LateError if
+        it does not answer within `wall_seconds`; and RuntimeError if it cannot be started. After each of these, the
+        next request starts a new process.
         """
         with self._lock:
             try:
-                return self._ask(request, wall_seconds)
+                return self._ask_once(request, wall_seconds)
             except EndedError as error:
                 if error.by_its_limit:
                     raise
-            return self._ask(request, wall_seconds)  # it may have been ended from outside, even before this request
+            # The process may have been killed from outside, even before this request: try once more.
+            return self._ask_once(request, wall_seconds)
 
     def close(self) -> None:
         with self._lock:
             self._stop()
 
-    def _forget(self) -> None:
-        """In a forked child: the process is the parent's."""
+    def _drop_process(self) -> None:
+        """Runs in a forked child of this process. The script's process belongs to the parent, so the child drops it."""
         self._lock, self._process = threading.Lock(), None
 
-    def _ask(self, request: bytes, wall_seconds: float) -> bytes:
-        process = self._launch()
+    def _ask_once(self, request: bytes, wall_seconds: float) -> bytes:
+        process = self._running_process()
         answer = None
         try:
             if not self._ready:
@@ -85,23 +88,23 @@ class Worker:
             answer = _receive(process, wall_seconds)
             return answer
         finally:
-            if answer is None:  # an interrupt, too: its answer must not be taken for that to the next request
+            if answer is None:  # also after an interrupt: a late answer would be taken as that of the next request
                 self._stop()
 
-    def _launch(self) -> subprocess.Popen[bytes]:
+    def _running_process(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is not None:
             self._stop()
         if self._process is None:
             self._ready = False
             self._process = subprocess.Popen(
-                # By path and with -P, not -m: importing the package imports more than the script needs, and the folder's
-                # module names must not hide others.
+                # Started by its path, not with -m, which would import the whole package. With -P, because the names of
+                # the modules in its folder would hide other modules.
                 [sys.executable, "-P", str(self._script)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 bufsize=0,
-                start_new_session=True,  # Ctrl-C is for this process, which then ends that one
+                start_new_session=True,  # Ctrl-C interrupts this process only, which then stops the script
             )
         return self._process
 
@@ -124,9 +127,9 @@ class Worker:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> int:
-    """The return code, which stays what it was where the process had ended before."""
+    """Kills the process and its children. Returns its return code, also if it had already ended by itself."""
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # its children too
+        os.killpg(process.pid, signal.SIGKILL)
     return process.wait()
 
 
@@ -136,11 +139,11 @@ def _send(process: subprocess.Popen[bytes], data: bytes) -> None:
         while data:
             data = data[process.stdin.write(data) :]
     except BrokenPipeError:
-        pass  # it has just ended: the answer will be missing
+        pass  # the process has ended: `_receive` reports it
 
 
 def _receive(process: subprocess.Popen[bytes], wall_seconds: float) -> bytes:
-    """One message."""
+    """Receives the content of one message."""
     deadline = time.monotonic() + wall_seconds
     size = int.from_bytes(_read_bytes(process, 4, deadline), "big")
     return _read_bytes(process, size, deadline)

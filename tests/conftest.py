@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import atexit
 import shutil
+import signal
 import tempfile
 
 # A persistent compilation cache: each program is compiled once per test session. Subprocesses of tests share it.
@@ -42,6 +43,11 @@ def pytest_addoption(parser):
         default=os.environ.get("MFT_REAL_MODEL"),
         help="checkpoint directory for the tests marked `real`",
     )
+
+
+def pytest_configure():
+    """Stops ignoring SIGINT: a shell starts background commands that way, and tests send it to their subprocesses."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -69,3 +69,9 @@ def test_nothing_below_methods_names_generators_and_critics():
                 if re.search(r"\b2 ?N\b|critics?\b|critic_|generator_\d|\bgenerators?\b(?! draws)", line):
                     found.append(f"{path.relative_to(PACKAGE)}:{number}: {line.strip()}")
     assert found == []
+
+
+def test_random_streams_are_created_in_seeds_only():
+    create = re.compile(r"random\.(PRNG)?[kK]ey\(|default_rng\(|RandomState\(|random\.Random\(|wrap_key_data\(")
+    found = {path.name for path in PACKAGE.rglob("*.py") if create.search(path.read_text())}
+    assert found == {"seeds.py"}

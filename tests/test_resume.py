@@ -22,7 +22,7 @@ from mft_jax.runs import layout
 from mft_jax.runs.checkpoint_info import latest_info
 from mft_jax.runs.checkpoints import Checkpoints
 from mft_jax.runs.directory import RunDirectory
-from mft_jax.runs.stages import StageFile
+from mft_jax.runs.stage_file import StageFile
 from tests.small_run import SMALL, Remarks, lines, run_files, without_seconds
 
 

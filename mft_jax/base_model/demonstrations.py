@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from mft_jax.prompts import GENERAL, Message, assistant
+from mft_jax.seeds import demonstration_stream
 from mft_jax.tasks.arithmetic_split import LARGEST, question_text, reserved
 
 METHODS = ("direct", "tens", "first")  # ways to compute a product, see `partial_products`
@@ -94,7 +95,7 @@ class Demonstration:
 
 def demonstrations(seed: int, stage: Stage) -> Iterator[Demonstration]:
     """Generates an endless stream of random dialogues for a training run."""
-    rng = np.random.default_rng(seed)
+    rng = demonstration_stream(seed)
     while True:
         numbers = draw_numbers(rng)
         kind = rng.choice(4, p=stage.shares)

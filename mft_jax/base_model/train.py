@@ -29,6 +29,7 @@ from mft_jax.models.chat import Chat, load_chat
 from mft_jax.models.config import ModelConfig, parse_model_config
 from mft_jax.models.decoder import build
 from mft_jax.models.weights import load_base, save_base
+from mft_jax.seeds import base_model_key
 
 LONGEST = 1024  # tokens: the context length in config.json
 POOL = 64  # number of demonstrations that packing chooses from
@@ -155,7 +156,7 @@ def initialize(config: ModelConfig, seed: int) -> tuple[nnx.GraphDef, nnx.State]
     """The graphdef and random weights: norm scales are 1, the others normal with standard deviation `init_range`."""
     graphdef, base = build(config)
     flat, treedef = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(base))
-    keys = jax.random.split(jax.random.key(seed), len(flat))
+    keys = jax.random.split(base_model_key(seed), len(flat))
     leaves = [
         jnp.ones(spec.shape) if path[-1].key == "scale" else config.init_range * jax.random.normal(key, spec.shape)
         for key, (path, spec) in zip(keys, flat, strict=True)

@@ -1,4 +1,4 @@
-"""Every setting of an experiment, with its limits: YAML in, validated, YAML out."""
+"""The settings of an experiment and their limits, read from YAML, validated, and written as YAML."""
 
 from mft_jax.config.build import from_dict, to_dict, to_yaml, validate
 from mft_jax.config.changes import Change, Difference, compare

@@ -1,4 +1,4 @@
-"""Configurations from plain values and back, with every value checked against the type and the limits of its field."""
+"""Converts configurations to and from plain values, and checks each value against the type and limits of its field."""
 
 import dataclasses
 import difflib
@@ -13,18 +13,18 @@ from mft_jax.config.fields import ExperimentConfig
 from mft_jax.config.limits import Limit
 from mft_jax.errors import UserError
 
-LARGEST_FLOAT32 = 3.4028234663852886e38  # compiled programs take a larger number for infinity
+LARGEST_FLOAT32 = 3.4028234663852886e38  # a larger number is infinity in compiled programs
 
 
 def from_dict(raw: dict[str, Any], source: str = "configuration") -> ExperimentConfig:
-    """Builds a configuration from plain values. Raises UserError as `validate` does; absent fields have their defaults."""
+    """Builds a configuration from plain values, with defaults for missing fields. Raises UserError as `validate`."""
     config = _build(ExperimentConfig, raw, source, "")
-    _check_mesh(config, source)
+    _check_divisibility(config, source)
     return config
 
 
 def to_dict(config: ExperimentConfig) -> dict[str, Any]:
-    """Plain values, tuples as lists: what `to_yaml` writes and `from_dict` reads."""
+    """The configuration as plain values, with lists for tuples. The inverse of `from_dict`."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -35,19 +35,20 @@ def to_dict(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def to_yaml(config: ExperimentConfig) -> str:
+    """The configuration as the text of a YAML file, every field included."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
 def validate(config: ExperimentConfig, source: str = "configuration") -> None:
-    """Raises UserError for a value of another type, or outside the limits of its field, or that does not fit the mesh.
+    """Raises UserError if a value has the wrong type, is outside the limits of its field, or does not fit the mesh.
 
-    The message names `source` (a file, or "command line") and the field as the command spells it: sampling.top_p.
+    The message names `source` (a file, or "command line") and the field, e.g. sampling.top_p.
     """
     from_dict(to_dict(config), source)
 
 
-def _check_mesh(config: ExperimentConfig, source: str) -> None:
-    """What is split over devices must divide evenly: a rule over several fields, which no single type can state."""
+def _check_divisibility(config: ExperimentConfig, source: str) -> None:
+    """Checks that numbers that are split over the mesh are divisible by the size of their mesh axis."""
     agent, data = config.mesh.agent, config.mesh.data
     divided = {
         "sampling.rows": (config.sampling.rows, "mesh.data", data),
@@ -61,7 +62,7 @@ def _check_mesh(config: ExperimentConfig, source: str) -> None:
 
 
 def _build(kind: Any, raw: Any, source: str, prefix: str) -> Any:
-    """A dataclass from a mapping, checked field by field. `prefix` is "", or where the mapping stands: "sampling."."""
+    """Builds the dataclass `kind` from a mapping. `prefix` is the path of the mapping, e.g. "sampling.", or ""."""
     if not isinstance(raw, dict):
         _refuse(source, prefix.rstrip(".") or "the file", raw, "a mapping of fields")
     hints = typing.get_type_hints(kind, include_extras=True)
@@ -77,7 +78,7 @@ def _build(kind: Any, raw: Any, source: str, prefix: str) -> Any:
 
 
 def _convert(hint: Any, value: Any, source: str, name: str) -> Any:
-    """`value` as the type `hint` and within its limits, or a UserError."""
+    """Converts `value` to the type `hint`. Raises UserError if that is impossible, or if a limit is not satisfied."""
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, source, name + ".")
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -99,7 +100,7 @@ def _convert(hint: Any, value: Any, source: str, name: str) -> Any:
 
 
 def _convert_scalar(kind: type, value: Any, source: str, name: str) -> Any:
-    """A bool, int, float or str. An int passes for a float, and so does a text like 1e-3, which YAML takes for a string."""
+    """Converts to bool, int, float or str. A float may be given as an int, or as text: YAML reads 1e-3 as a string."""
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             number = float(value)
@@ -120,8 +121,8 @@ _SHORTENED.maxlevel, _SHORTENED.maxstring, _SHORTENED.maxother = 2, 80, 80
 
 
 def _shorten(value: Any) -> str:
-    """A value as Python writes it, in one line that a message can hold, whatever a hostile file says."""
+    """The repr of a value, shortened for an error message."""
     try:
         return _SHORTENED.repr(value)
-    except ValueError:  # Python writes no integer of more than 4,300 digits
+    except ValueError:  # Python does not print integers of more than 4,300 digits
         return "a number of thousands of digits"

@@ -1,4 +1,4 @@
-"""Which settings of a run may change between two of its starts, and from when on the new value counts."""
+"""Which settings may change when a run is resumed, and when the new values take effect."""
 
 import dataclasses
 import enum
@@ -11,35 +11,35 @@ if TYPE_CHECKING:
 
 
 class Change(enum.Enum):
-    """When a setting may change after the run has begun; stands beside the setting, as its limits do."""
+    """How a setting may change after the start of the run. It is part of the type annotation of the setting."""
 
     NEVER = "never"
-    """It decides the results. A setting that says nothing is of this kind."""
+    """The setting determines the results and may not change. This is the default."""
     PLACE = "place"
-    """It only says where files are, and is not compared."""
+    """It is the path of files, may always change, and is not compared."""
     ANY_TIME = "any time"
-    """It decides speed and memory, not results, and takes effect at once."""
+    """It affects speed and memory but not results. A new value takes effect at once."""
     NEXT_STEP = "next step"
-    """It takes effect at the first optimizer step after the last saved one."""
+    """A new value takes effect at the first optimizer step after the last checkpoint."""
     GROW = "grow"
-    """It may grow: a number may become larger, a list may gain names. What was done stays valid."""
+    """A number may become larger, and a list may gain names. Finished work stays valid."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """One setting whose value is another than when the run began."""
+    """A setting whose value differs from the one that the run was started with."""
 
     field: str
-    """As the command spells it: sampling.rows."""
+    """Its name in the command, e.g. sampling.rows."""
     stored: Any
     given: Any
     change: Change
     allowed: bool
-    """Whether a run with the stored value may be resumed with the given one."""
+    """Whether a run with the stored value may be resumed with the given value."""
 
 
 def compare(stored: "ExperimentConfig", given: "ExperimentConfig") -> tuple[Difference, ...]:
-    """The settings that differ, in the order of the configuration; those that only say where files are left out."""
+    """The settings that differ, in the order of the configuration, without those of kind `Change.PLACE`."""
     return tuple(_differences(stored, given, ""))
 
 

@@ -1,4 +1,4 @@
-"""Limits of a setting, written beside it: `rank: Annotated[int, at_least(1)] = 16`."""
+"""Limits of settings, written in their type annotations: `rank: Annotated[int, at_least(1)] = 16`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """What a value must satisfy. An error message says "expected" and then `expected`, for example "at least 1"."""
+    """A condition on a value. Error messages say "expected" followed by `expected`, for example "at least 1"."""
 
     expected: str
     holds: Callable[[Any], bool]
@@ -43,7 +43,7 @@ def one_of(*names: str) -> Limit:
 
 
 def at_least_one(thing: str) -> Limit:
-    """For lists: not empty."""
+    """For lists: the list is not empty."""
     return Limit(f"at least one {thing}", lambda values: len(values) > 0)
 
 
@@ -51,4 +51,4 @@ WITHOUT_REPETITION = Limit("every value once", lambda values: len(set(values)) =
 
 Count = Annotated[int, at_least(1), at_most(10**9)]
 Share = Annotated[float, at_least(0), at_most(1)]
-Seed = Annotated[int, within(range(-(2**63), 2**63))]  # what JAX makes a random key of
+Seed = Annotated[int, within(range(-(2**63), 2**63))]  # the range that jax.random.key accepts

@@ -1,4 +1,4 @@
-"""A configuration from a YAML file; whatever is wrong with the file is one sentence."""
+"""Reads a configuration from a YAML file. Every error in the file is a UserError."""
 
 import pathlib
 from typing import Any
@@ -9,15 +9,15 @@ from mft_jax.config.build import from_dict
 from mft_jax.config.fields import ExperimentConfig
 from mft_jax.errors import UserError
 
-MAX_BYTES = 100_000  # a configuration with every field has about two thousand
-MAX_VALUES = 10_000  # once every alias is replaced by what it stands for
+MAX_BYTES = 100_000  # a configuration with every field has about 2,000
+MAX_VALUES = 10_000  # counted with every alias expanded
 _PLAIN_TAGS = {
     f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "timestamp", "seq", "map", "merge")
 }
 
 
 def load_config(path: str | pathlib.Path) -> ExperimentConfig:
-    """Reads and validates a YAML file. Raises UserError that names the file, and the line or the field that is wrong."""
+    """Reads and validates a YAML file. Raises a UserError that names the file, and the wrong line or field."""
     try:
         with open(path, "rb") as file:
             return from_yaml(file.read(MAX_BYTES + 1), str(path))
@@ -28,7 +28,7 @@ def load_config(path: str | pathlib.Path) -> ExperimentConfig:
 
 
 def from_yaml(data: bytes, source: str) -> ExperimentConfig:
-    """The configuration that a YAML file with this content stands for; `source` names the file in errors."""
+    """Parses the content of a YAML file. `source` names the file in error messages."""
     if len(data) > MAX_BYTES:
         raise UserError(f"{source} has more than {MAX_BYTES:,} bytes: give the path of a configuration.")
     try:
@@ -51,7 +51,7 @@ def from_yaml(data: bytes, source: str) -> ExperimentConfig:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only: a date is the text that it is written as."""
+    """Loads plain values only. Dates are loaded as text."""
 
 
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)
@@ -70,14 +70,14 @@ def _parse(text: str) -> Any:
 
 
 def _count_values(node: yaml.Node, counts: dict[yaml.Node, int]) -> int:
-    """How many values a node stands for, aliases replaced; `counts` holds those of the nodes that were seen before.
+    """The number of values in a node, with aliases expanded. `counts` holds the numbers of the nodes visited so far.
 
-    Raises yaml.MarkedYAMLError for too many of them, for a key that stands twice in a mapping (YAML itself silently
-    takes the last), and for a tag other than those of plain values.
+    Raises yaml.MarkedYAMLError if there are too many values, if a mapping contains a key twice (PyYAML silently takes
+    the last one), and for a tag other than those of plain values.
     """
     if node in counts:
         return counts[node]
-    counts[node] = MAX_VALUES  # a node inside itself would stand for endless values
+    counts[node] = MAX_VALUES  # for a node that contains itself: expanded, it would have no end
     if node.tag not in _PLAIN_TAGS:
         raise _error(node, f"the tag {node.tag} is not allowed")
     children = node.value if isinstance(node, yaml.SequenceNode) else []

@@ -1,11 +1,13 @@
-"""Configures JAX's persistent compilation cache in the user's cache directory, so that only the first start compiles."""
+"""Configures JAX's persistent compilation cache, so that later starts load the compiled programs from disk."""
 
 import hashlib
 import os
 import pathlib
 import platform
 
-MAX_BYTES = 4 << 30  # when the cache is larger, JAX removes the least recently used programs
+import filelock
+
+MAX_BYTES = 4 << 30  # if the cache is larger, JAX removes the least recently used programs
 MIN_SECONDS = 0.1  # programs that compile faster are not stored
 
 
@@ -19,12 +21,35 @@ def keep_compiled_programs() -> pathlib.Path | None:
     if "://" not in str(directory):
         try:
             directory.mkdir(parents=True, exist_ok=True)
+            _delete_unfinished(directory)
         except OSError:
             return None
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(directory))
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(MAX_BYTES))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(MIN_SECONDS))
     return directory
+
+
+def _delete_unfinished(directory: pathlib.Path) -> None:
+    """Deletes the programs that a killed process was storing, which make JAX warn and store nothing more.
+
+    JAX writes KEY-cache, then KEY-atime, while it holds the lock .lockfile.
+    """
+    unfinished = [path for path in directory.glob("*-cache") if not _access_time(path).exists()]
+    if not unfinished:
+        return
+    try:
+        with filelock.FileLock(directory / ".lockfile", timeout=0):
+            for path in unfinished:
+                if not _access_time(path).exists():
+                    path.unlink(missing_ok=True)
+    except filelock.Timeout:
+        pass  # another process is storing a program at this moment
+
+
+def _access_time(path: pathlib.Path) -> pathlib.Path:
+    """The file that JAX keeps beside each stored program."""
+    return path.with_name(f"{path.name.removesuffix('-cache')}-atime")
 
 
 def default_directory() -> pathlib.Path:

@@ -1,1 +1,1 @@
-"""What a person sees: progress, tables, the state of a run. Foreign text is shown literally (`text.py`)."""
+"""Terminal output: progress, tables and the state of a run. Text from outside is shown literally (`text.py`)."""

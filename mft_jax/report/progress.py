@@ -1,4 +1,4 @@
-"""What a person sees while a run works: one line per stage, with its pace, and remarks between them."""
+"""Shows the progress of a run: one line per stage with its speed, and remarks between the stages."""
 
 import contextlib
 import time
@@ -23,21 +23,21 @@ class Stage(Protocol):
     """A stage in progress."""
 
     def advance(self, done: int, tokens: int) -> None:
-        """`done` more units of work (rows, steps) and `tokens` more tokens."""
+        """Reports that `done` more units of work (samples, steps) and `tokens` more tokens are done."""
 
     def note(self, text: str) -> None:
-        """Replaces the remark beside the bar: a running accuracy, a loss."""
+        """Replaces the remark beside the bar, e.g. the accuracy so far or the loss."""
 
 
 class Reporter(Protocol):
-    """Where an experiment says what it is doing."""
+    """Receives the progress and the remarks of an experiment."""
 
     def stage(self, name: str, total: int, unit: str, done: int = 0) -> contextlib.AbstractContextManager[Stage]:
-        """A stage of `total` units ("samples", "steps"), of which `done` were done by an earlier start of the run."""
+        """Starts a stage of `total` units ("samples", "steps"). `done` of them were finished by an earlier start."""
         ...
 
     def say(self, text: str) -> None:
-        """A remark of one line."""
+        """Shows a remark of one line."""
 
 
 class _SilentStage:
@@ -49,7 +49,7 @@ class _SilentStage:
 
 
 class SilentReporter:
-    """For notebooks and tests: says nothing."""
+    """Shows nothing. For notebooks and tests."""
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int, unit: str, done: int = 0) -> Generator[Stage]:
@@ -61,8 +61,10 @@ class SilentReporter:
 
 
 class TerminalReporter:
-    """A live bar for the stage at work, and a line that stays for each one that is done; without a terminal, only the
-    lines. Names and remarks are shown literally."""
+    """Shows a live progress bar for the current stage, and prints one line for each finished stage.
+
+    If the output is not a terminal, only the lines are printed. Names and remarks are shown literally.
+    """
 
     def __init__(self, console: Console):
         self.console = console
@@ -104,6 +106,6 @@ class _Bar:
 
     @property
     def summary(self) -> str:
-        """What is worth keeping of a stage that is done."""
+        """Time, speed and last remark of the stage, for the line that is printed at its end."""
         parts = [f"{time.perf_counter() - self.started:.1f} s", self.rate, self.remark]
         return ", ".join(part for part in parts if part)

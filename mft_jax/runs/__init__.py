@@ -1,1 +1,1 @@
-"""What a run keeps on disk, read and written through one store."""
+"""The files of a run (chunks, checkpoints, training sets, results), read and written through one `Store`."""

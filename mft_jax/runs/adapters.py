@@ -1,4 +1,4 @@
-"""The adapters that a run directory keeps: imported ones to begin with, and those of every finished iteration."""
+"""Reads and writes the adapters in a run directory: imported ones, and those of every finished iteration."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from mft_jax.runs.store import Store
 
 
 def chosen_iteration(directory: RunDirectory, iterations: int, asked: int | None) -> int:
-    """The iteration whose society is asked for, or the last finished one. Raises UserError when there is none such."""
+    """The iteration `asked`, or the last finished one if it is None. Raises UserError if it is not finished."""
     done = finished_iterations(directory, iterations)
     if not done:
         raise UserError(f"{directory.path} has no finished iteration yet: let `mft run` finish one first.")
@@ -30,7 +30,7 @@ def chosen_iteration(directory: RunDirectory, iterations: int, asked: int | None
 
 
 def finished_iterations(directory: RunDirectory, iterations: int) -> list[int]:
-    """Those whose finetuning is done. Raises UserError for a damaged checkpoint."""
+    """The iterations whose finetuning is finished. Raises UserError for a damaged checkpoint."""
     infos = {k: latest_info(directory.store, layout.checkpoint(k)) for k in range(1, iterations + 1)}
     return [k for k, info in infos.items() if info is not None and info.finished]
 
@@ -38,22 +38,22 @@ def finished_iterations(directory: RunDirectory, iterations: int) -> list[int]:
 def read_adapters(
     directory: RunDirectory, iteration: int, model: ModelConfig
 ) -> tuple[LoraConfig, dict[str, AdapterWeights]]:
-    """What the adapters of a finished iteration are, and the weights of each by its name, on one device.
+    """The adapters of a finished iteration: (LoRA configuration, {name: weights on one device}).
 
-    Raises UserError when the checkpoint is damaged, and when it is of another model.
+    Raises UserError if the checkpoint is damaged or belongs to another model.
     """
     checkpoints = Checkpoints(directory.store, layout.checkpoint(iteration), read_only=True)
     info = checkpoints.finished()
-    assert info is not None, "callers ask for finished iterations"
-    stacked = checkpoints.restore(info.step, {"adapters": _shapes_of(model, info.lora, len(info.names))})["adapters"]
+    assert info is not None, "callers pass only finished iterations"
+    stacked = checkpoints.restore(info.step, {"adapters": _stack_shapes(model, info.lora, len(info.names))})["adapters"]
     one = lambda index: jax.tree.map(lambda leaf: leaf[index], stacked)
     return info.lora, {name: one(index) for index, name in enumerate(info.names)}
 
 
 def write_imported(directory: RunDirectory, names: Sequence[str], lora: LoraConfig, weights: AdapterWeights) -> None:
-    """Puts a society's stacked weights where `mft run` begins with them; whole or not at all.
+    """Writes a society's stacked weights to initial/, which `mft run` starts from. If it fails, nothing is left there.
 
-    Raises UserError when the directory is a run already, has imported adapters, or is in use.
+    Raises UserError if the directory already has a run or imported adapters, or if another process uses it.
     """
     directory.take_for_import()
     try:
@@ -65,7 +65,7 @@ def write_imported(directory: RunDirectory, names: Sequence[str], lora: LoraConf
 
 
 def with_imported(config: ExperimentConfig, directory: RunDirectory) -> ExperimentConfig:
-    """The configuration with the rank, alpha and targets of the imported adapters."""
+    """The configuration with the rank, alpha and targets of the imported adapters. Raises UserError without them."""
     info = latest_info(directory.store, layout.INITIAL)
     if info is None:
         raise UserError(f"{directory.initial} holds no imported adapters: delete it, and import them again if needed.")
@@ -73,8 +73,8 @@ def with_imported(config: ExperimentConfig, directory: RunDirectory) -> Experime
     return dataclasses.replace(config, lora=dataclasses.replace(config.lora, **found))
 
 
-def _shapes_of(model: ModelConfig, lora: LoraConfig, adapters: int) -> AdapterWeights:
-    """The stacked weights of a society, as shapes on one device: {target: {"a": [A, L, in, R], "b": [A, L, R, out]}}."""
+def _stack_shapes(model: ModelConfig, lora: LoraConfig, adapters: int) -> AdapterWeights:
+    """A society's stacked weights as shapes on one device: {target: {"a": [A, L, in, R], "b": [A, L, R, out]}}."""
     shapes, device = projection_shapes(model), jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     of = lambda *shape: jax.ShapeDtypeStruct((adapters, model.layers, *shape), jnp.dtype(lora.dtype), sharding=device)
     return {

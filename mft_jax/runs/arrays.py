@@ -1,4 +1,4 @@
-"""The arrays of a checkpoint: as plain nested dicts, their checksum, and reading them from Orbax's files to the host."""
+"""The arrays of a checkpoint: converts them to nested dicts, computes checksums, and reads Orbax's files."""
 
 import contextlib
 import errno
@@ -21,14 +21,14 @@ from mft_jax.errors import UserError
 from mft_jax.files import file_error
 from mft_jax.runs.store import Damage
 
-_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # a file is not there any more, which is damage
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # errors for a missing file, which counts as damage
 
 
 def to_plain(tree: PyTree) -> dict[str, Any]:
-    """The leaves of any pytree as nested dicts, named by indices, keys and fields; empty nodes vanish."""
+    """The leaves of a pytree as nested dicts, keyed by its indices, keys and field names. Empty nodes are left out."""
     plain: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        *parents, name = _names(path)
+        *parents, name = _key_names(path)
         node = plain
         for parent in parents:
             node = node.setdefault(parent, {})
@@ -37,11 +37,11 @@ def to_plain(tree: PyTree) -> dict[str, Any]:
 
 
 def from_plain(plain: Mapping[str, Any], like: PyTree) -> PyTree:
-    """The inverse of `to_plain`, in the structure of `like`."""
+    """The inverse of `to_plain`: a tree with the structure of `like`."""
 
     def find(path: tuple[Any, ...], _: Any) -> Any:
         node = plain
-        for name in _names(path):
+        for name in _key_names(path):
             node = node[name]
         return node
 
@@ -49,19 +49,19 @@ def from_plain(plain: Mapping[str, Any], like: PyTree) -> PyTree:
 
 
 def describe(plain: Mapping[str, Any]) -> dict[str, str]:
-    """{name of each array: its type and shape} of nested dicts, such as {"q_proj.a": "float32[4, 2, 8, 2]"}.
+    """The name, type and shape of each array in nested dicts, such as {"q_proj.a": "float32[4, 2, 8, 2]"}.
 
     Raises ValueError for a key with a dot.
     """
     leaves = jax.tree_util.tree_leaves_with_path(plain)
-    dotted = [name for path, _ in leaves for name in _names(path) if "." in name]
+    dotted = [name for path, _ in leaves for name in _key_names(path) if "." in name]
     if dotted:
         raise ValueError(f"the key {dotted[0]!r} of an array has a dot, which separates keys in the metadata")
-    return {".".join(_names(path)): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for path, leaf in leaves}
+    return {".".join(_key_names(path)): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for path, leaf in leaves}
 
 
 def sha256_of(plain: Mapping[str, Any]) -> str:
-    """The checksum of the names, types, shapes and bytes of arrays in nested dicts, wherever they are sharded."""
+    """The checksum of the names, types, shapes and bytes of arrays in nested dicts, independent of their sharding."""
     digest = hashlib.sha256(json.dumps(describe(plain), sort_keys=True).encode())
     for leaf in jax.tree.leaves(plain):
         digest.update(np.ascontiguousarray(np.asarray(leaf)).reshape(-1).view(np.uint8).data)
@@ -69,10 +69,10 @@ def sha256_of(plain: Mapping[str, Any]) -> str:
 
 
 def read_arrays(path: pathlib.Path, names: Sequence[str]) -> dict[str, Any]:
-    """One item of a checkpoint as nested dicts of numpy arrays, in the types that they are stored in.
+    """Reads one item of a checkpoint as nested dicts of numpy arrays, in their stored types.
 
-    `names` are those of its arrays, as `describe` gives them. Raises Damage when files are missing or not what Orbax
-    wrote; UserError when there is not enough memory, and when the system refuses to read them.
+    `names` are the names of its arrays, as `describe` returns them. Raises Damage if files are missing or Orbax cannot
+    decode them, and UserError if memory runs out or the operating system refuses to read them.
     """
     try:
         with quiet_orbax():
@@ -90,9 +90,9 @@ def read_arrays(path: pathlib.Path, names: Sequence[str]) -> dict[str, Any]:
 
 
 def check_arrays(path: pathlib.Path, stored: Mapping[str, str], asked: Mapping[str, str]) -> None:
-    """Raises UserError for the first array that has another shape or type than asked for, or is on one side only.
+    """Raises UserError for the first array whose shape or type differs, or that is missing in `stored` or `asked`.
 
-    Both sides as `describe` gives them; `path` names the item of the checkpoint.
+    Both are as `describe` returns them. `path` is the item of the checkpoint, for the error message.
     """
     for name in sorted(stored.keys() | asked.keys()):
         if stored.get(name) != asked.get(name):
@@ -104,7 +104,7 @@ def check_arrays(path: pathlib.Path, stored: Mapping[str, str], asked: Mapping[s
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory of the host or of a device ran out."""
+    """Whether an error means that the host or a device ran out of memory."""
     cause = refused_by_system(error)
     if cause is not None:
         return cause.errno == errno.ENOMEM
@@ -112,7 +112,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def refused_by_system(error: BaseException) -> OSError | None:
-    """The operating system's refusal behind an error of Orbax, which may be one of tensorstore and have it in its text."""
+    """The error of the operating system that caused an error of Orbax; None if there is none.
+
+    Errors of tensorstore have the error number of the operating system only in their text.
+    """
     if isinstance(error, OSError) and error.errno is not None:
         return error
     found = re.search(r"os_error_code='(\d+)'", str(error))
@@ -120,13 +123,13 @@ def refused_by_system(error: BaseException) -> OSError | None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, short enough for a sentence."""
+    """The first line of an error's message, at most 200 characters."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 @contextlib.contextmanager
 def quiet_orbax() -> Generator[None]:
-    """Keeps what Orbax reports through absl's logger from the terminal: a user sees progress and one sentence instead."""
+    """Hides the log messages of Orbax, which it writes through absl. The user sees this package's messages instead."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -137,7 +140,10 @@ def quiet_orbax() -> Generator[None]:
 
 
 def _read_one_by_one(path: pathlib.Path, names: Sequence[str]) -> dict[str, Any]:
-    """Several arrays at once would still be on their way when one fails, and then report to a loop that is closed."""
+    """Reads one array after the other.
+
+    If they were read together and one failed, the others would still be running and use a closed event loop.
+    """
     arrays = {}
     restore_args = _nest({name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names})
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -149,7 +155,7 @@ def _read_one_by_one(path: pathlib.Path, names: Sequence[str]) -> dict[str, Any]
 
 
 def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
-    """{"q_proj.a": x} as {"q_proj": {"a": x}}."""
+    """Converts {"q_proj.a": x} to {"q_proj": {"a": x}}."""
     nested: dict[str, Any] = {}
     for name, value in values.items():
         *parents, last = name.split(".")
@@ -157,5 +163,5 @@ def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _names(path: tuple[Any, ...]) -> list[str]:
+def _key_names(path: tuple[Any, ...]) -> list[str]:
     return [jax.tree_util.keystr((key,), simple=True) for key in path] or ["value"]

@@ -1,7 +1,8 @@
-"""What is known of a checkpoint besides its arrays, read without JAX: the item "metadata" of a checkpoint, JSON.
+"""The metadata of a checkpoint: everything except its arrays. They can be read without loading JAX.
 
-{"step", "finished", "lora", "cost", "names", "plan", "total", "parts": {part: {"sha256", "arrays": {name: type and shape}}},
-"sha256"}; the last is the checksum of everything before it.
+They are the item "metadata" of the checkpoint, a JSON object: {"step", "finished", "lora", "cost", "names", "plan",
+"total", "parts": {part: {"sha256", "arrays": {name: type and shape}}}, "sha256"}. The last field is the checksum of all
+other fields.
 """
 
 import dataclasses
@@ -20,34 +21,36 @@ METADATA = "metadata"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointInfo:
-    """What is known of a checkpoint besides its arrays."""
+    """The metadata of a checkpoint, without those of its parts."""
 
     step: int  # optimizer steps done
-    finished: bool  # the last of its iteration: what the next debate and `mft eval` load
+    finished: bool  # whether it is the last of its iteration, which the next debate and `mft eval` load
     lora: LoraConfig
     cost: Cost  # of the finetuning so far, over all starts of the run
-    names: tuple[str, ...] = ()  # of the adapters, in the order in which they are stacked
-    plan: str = ""  # hash of the training plan that `step` counts in
+    names: tuple[str, ...] = ()  # of the adapters, in the order of the stack
+    plan: str = ""  # hash of the training plan that `step` refers to
     total: int = 0  # optimizer steps of the plan
 
 
 def saved_steps(store: Store, name: str) -> list[int]:
-    """The steps of the checkpoints in the directory NAME of a store, ascending; half-written ones are not among them."""
+    """The steps of the complete checkpoints in the directory `name` of a store, ascending."""
     entries = [entry.rsplit("/", 1)[-1] for entry in store.names(name)]
     return sorted(int(entry) for entry in entries if entry.isascii() and entry.isdigit())
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What is known of one part of the state, such as the adapters."""
+    """The metadata of one part of a checkpoint, such as the adapters."""
 
     sha256: str  # of its arrays, as `mft_jax.runs.arrays.sha256_of` computes it
-    arrays: dict[str, str]  # {name: type and shape}, as `mft_jax.runs.arrays.describe` gives them
+    arrays: dict[str, str]  # {name: type and shape}, as `mft_jax.runs.arrays.describe` returns them
 
 
 def latest_info(store: Store, name: str) -> CheckpointInfo | None:
-    """The newest checkpoint's; None where there is none. Changes nothing. Raises DamagedFile, and UserError
-    when it cannot be read."""
+    """The metadata of the newest checkpoint; None if there is none. Changes nothing.
+
+    Raises DamagedFile, and UserError if they cannot be read.
+    """
     steps = saved_steps(store, name)
     if not steps:
         return None
@@ -58,19 +61,19 @@ def latest_info(store: Store, name: str) -> CheckpointInfo | None:
 
 
 def damaged_checkpoint(store: Store, name: str, step: int, damage: Damage) -> DamagedFile:
-    """The sentence for whoever only reads."""
-    remedy = "start the run again, which sets it aside and resumes from the one before"
+    """The error for a damaged checkpoint, with its remedy."""
+    remedy = "start the run again, which sets it aside and resumes from the previous one"
     if name == layout.INITIAL:
         remedy = f"delete {store.path(name)} and import the adapters again"
     return DamagedFile(f"The checkpoint {store.path(name) / str(step)} is damaged ({damage}): {remedy}.")
 
 
 def read_metadata(store: Store, name: str, step: int) -> tuple[CheckpointInfo, dict[str, Part]]:
-    """Reads and verifies the metadata of one checkpoint; the second are the parts of its state. Changes nothing.
+    """Reads and verifies the metadata of one checkpoint and of its parts. Changes nothing.
 
-    Raises Damage when they are missing or not what was written, and UserError when they cannot be read.
+    Raises Damage if they are missing or do not match their checksum, and UserError if they cannot be read.
     """
-    path = f"{name}/{step}/{METADATA}/{METADATA}".removeprefix("/")  # Orbax makes a directory of a JSON item
+    path = f"{name}/{step}/{METADATA}/{METADATA}".removeprefix("/")  # Orbax stores a JSON item in a directory
     data = store.read_if_exists(path)
     if data is None:
         raise Damage("its metadata are missing")
@@ -89,9 +92,9 @@ def read_metadata(store: Store, name: str, step: int) -> tuple[CheckpointInfo, d
 
 
 def make_metadata(info: CheckpointInfo, parts: Mapping[str, Part]) -> dict[str, Any]:
-    """The JSON that `read_metadata` reads."""
+    """The JSON object that `read_metadata` reads."""
     known = {part: dataclasses.asdict(value) for part, value in parts.items()}
-    raw = json.loads(json.dumps(dataclasses.asdict(info) | {"parts": known}))  # tuples as lists
+    raw = json.loads(json.dumps(dataclasses.asdict(info) | {"parts": known}))  # converts tuples to lists
     return raw | {"sha256": _sha256(raw)}
 
 

@@ -1,9 +1,10 @@
-"""Checkpoints of a society while it is finetuned, in Orbax's own format, readable without this project.
+"""Checkpoints of a society during finetuning, in the format of Orbax, which can be read without this package.
 
-DIRECTORY/STEP/ is one checkpoint: an Orbax item per part of the state ("adapters", "optimizer", ...), and "metadata",
-JSON. Parts are stored as nested dicts of arrays: a tuple or a named tuple of optax becomes a dict of its indices or
-fields, and what holds no array is left out. STEP counts optimizer steps done; it is the cursor into the data, whose
-order follows from the configuration. The metadata contain a checksum of each part, which every reading verifies.
+DIRECTORY/STEP/ is one checkpoint. It has one Orbax item for each part of the state ("adapters", "optimizer", ...), and
+the JSON item "metadata". Parts are stored as nested dicts of arrays: a tuple or a named tuple of optax becomes a dict
+of its indices or fields, and nodes without arrays are left out. STEP is the number of optimizer steps done. It is also
+the position in the training data, because the configuration determines their order. The metadata contain a checksum of
+each part, which is verified whenever the part is read.
 """
 
 import contextlib
@@ -43,43 +44,44 @@ from mft_jax.runs.checkpoint_info import (
 from mft_jax.runs.store import Damage, Store
 from mft_jax.signals import deferred
 
-# Otherwise, where a directory cannot be made, Orbax's threads wait five minutes for it, and the process for them.
+# With asynchronous creation, Orbax's threads wait five minutes for a directory that cannot be created, and the process
+# waits for these threads.
 _SYNCHRONOUS = ocp.CompositeOptions(async_options=ocp.AsyncOptions(create_directories_asynchronously=False))
 
-_OVERHEAD = 1 << 20  # bytes of a checkpoint besides its arrays, at most
+_OVERHEAD = 1 << 20  # bytes; a checkpoint is at most this much larger than its arrays
 
 
 class Checkpoints:
-    """The checkpoints in the directory NAME of a store ("" is the store itself), the last `keep` of them.
+    """The checkpoints in the directory `name` of a store ("" is the root of the store). Only the last `keep` are kept.
 
-    Without `read_only`, opening clears away what a kill left half written or half deleted. With it nothing is ever
-    changed, and another process may be writing.
+    The constructor removes half-written and half-deleted checkpoints, which a killed process may have left. With
+    `read_only` nothing is ever changed, and another process may be writing.
     """
 
     def __init__(self, store: Store, name: str, *, read_only: bool = False, keep: int = 2):
         self.store, self.name, self.read_only, self.keep = store, name, read_only, keep
-        self.directory = store.path(name).absolute()  # Orbax takes no relative paths
+        self.directory = store.path(name).absolute()  # Orbax requires an absolute path
         if not read_only:
             self._remove_half_written()
             self._remove_old()
 
     @property
     def latest_step(self) -> int | None:
-        """The newest checkpoint's step."""
+        """The step of the newest checkpoint; None if there is none."""
         return max(saved_steps(self.store, self.name), default=None)
 
     def latest(self) -> CheckpointInfo | None:
-        """What is known of the newest checkpoint; None before the first. Raises DamagedFile."""
+        """The metadata of the newest checkpoint; None if there is none. Raises DamagedFile."""
         return latest_info(self.store, self.name)
 
     def finished(self) -> CheckpointInfo | None:
-        """The checkpoint the society of this iteration is loaded from; None until its finetuning is done."""
+        """The metadata of the checkpoint with the finetuned adapters; None until finetuning is finished."""
         info = self.latest()
         return info if info is not None and info.finished else None
 
     def info(self, step: int) -> CheckpointInfo:
-        """What is known of one checkpoint. Raises DamagedFile, and UserError when it cannot be read."""
-        with self._telling_of_damage(step):
+        """The metadata of one checkpoint. Raises DamagedFile, and UserError if it cannot be read."""
+        with self._damage_as_user_error(step):
             return read_metadata(self.store, self.name, step)[0]
 
     def save(
@@ -94,11 +96,11 @@ class Checkpoints:
         plan: str = "",
         total: int = 0,
     ) -> None:
-        """Writes `state`, {part: pytree of arrays}, as the checkpoint after `step` optimizer steps, whole on return.
+        """Writes `state`, {part: pytree of arrays}, as the checkpoint after `step` optimizer steps.
 
-        The other arguments are the fields of `CheckpointInfo`. A signal that arrives meanwhile takes effect afterwards.
-        Raises UserError when the checkpoint cannot be written, and leaves nothing of it then; ValueError for a step
-        that is not after the last one: a checkpoint is never overwritten.
+        The checkpoint is complete on return. The other arguments are the fields of `CheckpointInfo`. A signal that
+        arrives during the write takes effect after it. Raises UserError if the checkpoint cannot be written; nothing
+        of it is left then. Raises ValueError if `step` is not after the last checkpoint: none is ever overwritten.
         """
         latest = self.latest_step
         if latest is not None and step <= latest:
@@ -107,9 +109,9 @@ class Checkpoints:
         parts = {name: to_plain(tree) for name, tree in state.items()}
         metadata = make_metadata(info, {name: Part(sha256_of(tree), describe(tree)) for name, tree in parts.items()})
         items = {name: ocp.args.StandardSave(tree) for name, tree in parts.items()}
-        with deferred(), self._writing(step):
+        with deferred(), self._clean_up_after_error(step):
             make_directory(self.directory)
-            # Where Orbax itself meets a full disk, its threads print a traceback for each array that fails.
+            # If Orbax itself ran into a full disk, its threads would print a traceback for each array.
             check_space(self.directory, sum(leaf.nbytes for leaf in jax.tree.leaves(parts)) + _OVERHEAD)
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler(composite_options=_SYNCHRONOUS)) as writer:
                 composite = ocp.args.Composite(**items, **{METADATA: ocp.args.JsonSave(metadata)})
@@ -117,27 +119,27 @@ class Checkpoints:
             self._remove_old()
 
     def restore(self, step: int, abstract: Mapping[str, PyTree]) -> dict[str, PyTree]:
-        """Reads the parts named in `abstract`, bit for bit, in the structure and onto the shardings of its leaves.
+        """Reads the parts named in `abstract`, bit for bit, with the structure and the shardings of its trees.
 
-        `abstract` is {part: pytree of jax.ShapeDtypeStruct with sharding, or of arrays}; parts not named are not read.
-        Raises DamagedFile, and UserError when the checkpoint cannot be read or has arrays of other shapes or types.
+        `abstract` is {part: pytree of jax.ShapeDtypeStruct with sharding, or of arrays}. Other parts are not read.
+        Raises DamagedFile, and UserError if the checkpoint cannot be read or has arrays of other shapes or types.
         """
-        with self._telling_of_damage(step):
+        with self._damage_as_user_error(step):
             return self._read(step, abstract)[1]
 
     def verify(self, step: int, part: str) -> None:
-        """Raises DamagedFile unless a part of a checkpoint is what was written, UserError when it cannot be read."""
-        with self._telling_of_damage(step):
+        """Raises DamagedFile if a part does not match its checksum, and UserError if it cannot be read."""
+        with self._damage_as_user_error(step):
             self._read_part(step, part, read_metadata(self.store, self.name, step)[1][part])
 
     def newest_whole(
         self, abstract: Mapping[str, PyTree], say: Callable[[str], None]
     ) -> tuple[CheckpointInfo, dict[str, PyTree]] | None:
-        """The newest checkpoint whose parts named in `abstract` are what was written; None where there is none.
+        """The newest checkpoint whose parts named in `abstract` are intact: (metadata, parts); None if there is none.
 
-        A damaged one is set aside, which `say` is told, and the one before is taken. A checkpoint that cannot be read
-        for another reason (memory, permissions, other shapes than asked for) is left where it is: UserError; with
-        `read_only` a damaged one is, too: DamagedFile.
+        Damaged checkpoints are moved to damaged/, and `say` reports each; with `read_only`, the first one raises
+        DamagedFile instead. A checkpoint that cannot be read for another reason (memory, permissions, other shapes
+        than in `abstract`) raises UserError and stays in place.
         """
         steps = saved_steps(self.store, self.name)
         while steps:
@@ -154,26 +156,29 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, abstract: Mapping[str, PyTree]) -> tuple[CheckpointInfo, dict[str, PyTree]]:
-        """Raises Damage, and UserError as `restore` does. Arrays are verified on the host before they are placed."""
+        """Reads the metadata and the parts named in `abstract`. Raises Damage, and UserError as `restore` does.
+
+        Arrays are verified on the host before they are copied to devices.
+        """
         info, parts = read_metadata(self.store, self.name, step)
         placed = {}
         for name, tree in abstract.items():
             path = self.directory / str(step) / name
             if name not in parts:
-                raise UserError(f"{path.parent} has no part {name!r}, it has {', '.join(parts)}: give its own run.")
+                raise UserError(f"{path.parent} has no part {name!r}, it has {', '.join(parts)}: give another run.")
             check_arrays(path, parts[name].arrays, describe(to_plain(tree)))
-            placed[name] = self._place(from_plain(self._read_part(step, name, parts[name]), tree), tree)
+            placed[name] = self._put_on_devices(from_plain(self._read_part(step, name, parts[name]), tree), tree)
         return info, placed
 
     def _read_part(self, step: int, name: str, part: Part) -> dict[str, PyTree]:
-        """The arrays of one part on the host. Raises Damage unless they are what was written."""
+        """The arrays of one part, on the host. Raises Damage if they do not match their checksum."""
         arrays = read_arrays(self.directory / str(step) / name, tuple(part.arrays))
         if sha256_of(arrays) != part.sha256:
             raise Damage(f"the checksum of the {name} is wrong")
         return arrays
 
-    def _place(self, tree: PyTree, like: PyTree) -> PyTree:
-        """Host arrays onto the shardings of `like`."""
+    def _put_on_devices(self, tree: PyTree, like: PyTree) -> PyTree:
+        """Copies host arrays to devices, with the shardings of `like`."""
         try:
             put = lambda array, leaf: jax.device_put(array, getattr(leaf, "sharding", None))
             return jax.block_until_ready(jax.tree.map(put, tree, like))
@@ -186,15 +191,16 @@ class Checkpoints:
             ) from error
 
     @contextlib.contextmanager
-    def _telling_of_damage(self, step: int) -> Generator[None]:
+    def _damage_as_user_error(self, step: int) -> Generator[None]:
+        """Raises DamagedFile instead of Damage."""
         try:
             yield
         except Damage as damage:
             raise damaged_checkpoint(self.store, self.name, step, damage) from damage
 
     @contextlib.contextmanager
-    def _writing(self, step: int) -> Generator[None]:
-        """Turns what the system refuses into a UserError, after which nothing half written is left."""
+    def _clean_up_after_error(self, step: int) -> Generator[None]:
+        """After an error, removes the half-written checkpoint. Raises UserError for errors of the operating system."""
         try:
             with quiet_orbax():
                 yield
@@ -207,7 +213,7 @@ class Checkpoints:
 
     def _remove_half_written(self) -> None:
         for entry in self.directory.glob("*.orbax-checkpoint-tmp*"):
-            # A thread of Orbax may still be writing there after an error: what then stays goes at the next opening.
+            # After an error, a thread of Orbax may still be writing there. The next constructor removes what is left.
             shutil.rmtree(entry, ignore_errors=True)
 
     def _remove_old(self) -> None:

@@ -1,9 +1,9 @@
-"""The bytes of a stage's chunks: how its lines are kept while it is worked off, and how each piece is verified.
+"""Encodes the chunks of a stage, and decodes and verifies them.
 
-A committed chunk is one object: a header {"start", "lines", "sha256", "cost", "counts"} on the first line, then the
-stage's lines as they are. The journal beside a sealed file has the same record for each of its chunks, with "bytes",
-the end of the chunk in the file. The checksum covers the lines and everything in the record that is not derived from
-them, so that no cost or count can change unseen either.
+A committed chunk is one object: a header {"start", "lines", "sha256", "cost", "counts"} in the first line, followed by
+the lines of the stage. The journal beside a sealed file has the same record for each of its chunks, with the
+additional field "bytes", the end of the chunk in the file. The checksum covers the lines and the fields "start",
+"lines", "cost" and "counts", so that a changed cost or count is detected too.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from mft_jax.runs.store import Damage
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Consecutive lines of a stage that are final."""
+    """Consecutive lines of a stage. A committed chunk never changes."""
 
     start: int  # index of the first line
     lines: int
@@ -29,36 +29,37 @@ class Chunk:
 
     @property
     def stop(self) -> int:
+        """The index after the last line."""
         return self.start + self.lines
 
 
 def make_chunk(start: int, lines: Sequence[str], cost: Cost, counts: Mapping[str, int]) -> Chunk:
-    """Raises ValueError for a line that contains a line break, and for no lines."""
+    """A chunk of these lines. Raises ValueError if there are none, or if one contains a line break."""
     broken = [line for line in lines if "\n" in line]
     if broken or not lines:
-        raise ValueError(f"a chunk is lines without line breaks, at least one, got {(broken or lines)[:1]!r:.80}")
+        raise ValueError(f"a chunk needs one or more lines without line breaks, got {(broken or lines)[:1]!r:.80}")
     return Chunk(start, len(lines), "".join(line + "\n" for line in lines).encode(), cost, dict(counts))
 
 
 def encode_chunk(chunk: Chunk) -> bytes:
-    """The content of the chunk's object."""
+    """The content of the object of a chunk."""
     return json.dumps(_record(chunk)).encode() + b"\n" + chunk.body
 
 
 def decode_chunk(data: bytes, start: int, source: str) -> Chunk:
-    """The inverse of `encode_chunk` for the chunk of lines from `start` on. Raises Damage.
+    """The inverse of `encode_chunk`. Raises Damage, also if the chunk does not begin at line `start`.
 
-    `source` names the object in the UserError for one that another version of mft_jax wrote.
+    Raises UserError for a chunk written by another version of mft_jax. `source` names the object in this error.
     """
     header, _, body = data.partition(b"\n")
     chunk = _verified(_parse(header), body, source)
     if chunk.start != start:
-        raise Damage(f"it has the lines from {chunk.start + 1} on, its name says from {start + 1} on")
+        raise Damage(f"its first line is line {chunk.start + 1}, but its name says {start + 1}")
     return chunk
 
 
 def encode_journal(chunks: Sequence[Chunk]) -> bytes:
-    """The journal of a sealed file, a record a line."""
+    """The journal of a sealed file: one JSON record per line."""
     end, lines = 0, []
     for chunk in chunks:
         end += len(chunk.body)
@@ -68,18 +69,18 @@ def encode_journal(chunks: Sequence[Chunk]) -> bytes:
 
 
 def decode_sealed(data: bytes, journal: bytes, source: str) -> tuple[list[Chunk], str]:
-    """The whole chunks of a sealed file, and what is wrong with it ("" if nothing is).
+    """The intact chunks of a sealed file, and the reason why the file is damaged ("" if it is intact).
 
-    A damaged chunk does not take those after it along, even if it has another length now. Raises Damage when the
-    journal itself is damaged. `source` as in `decode_chunk`.
+    The chunks after a damaged one are found even if its length has changed. Raises Damage if the journal itself is
+    damaged. `source` is as in `decode_chunk`.
     """
     records = [_parse(line) for line in journal.split(b"\n")[:-1]]
-    if (journal and not journal.endswith(b"\n")) or not _is_complete(records):
+    if (journal and not journal.endswith(b"\n")) or not _are_consecutive(records):
         raise Damage("it is not a list of consecutive chunks")
     chunks, damaged = [], []
     for number, record in enumerate(records):
         try:
-            chunks.append(_find(data, records, number, source))
+            chunks.append(_find_chunk(data, records, number, source))
         except Damage:
             damaged.append(f"{record['start'] + 1} to {record['start'] + record['lines']}")
     if damaged:
@@ -119,8 +120,8 @@ def _verified(record: Mapping[str, Any], body: bytes, source: str) -> Chunk:
     return Chunk(record["start"], record["lines"], body, cost, record["counts"])
 
 
-def _is_complete(records: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the records follow on each other from line 0 and byte 0 on."""
+def _are_consecutive(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the records are consecutive, beginning at line 0 and byte 0."""
     line = end = 0
     for record in records:
         numbers = (record["start"], record["lines"], record.get("bytes"))
@@ -130,9 +131,9 @@ def _is_complete(records: Sequence[Mapping[str, Any]]) -> bool:
     return True
 
 
-def _find(data: bytes, records: Sequence[Mapping[str, Any]], number: int, source: str) -> Chunk:
-    """The chunk of a record, wherever it lies in the sealed file now. Raises Damage."""
-    for body in _places(data, records, number):
+def _find_chunk(data: bytes, records: Sequence[Mapping[str, Any]], number: int, source: str) -> Chunk:
+    """Finds the chunk of a record in the sealed file, even if it has moved. Raises Damage."""
+    for body in _candidates(data, records, number):
         try:
             return _verified(records[number], body, source)
         except Damage:
@@ -140,9 +141,12 @@ def _find(data: bytes, records: Sequence[Mapping[str, Any]], number: int, source
     raise Damage("it is nowhere in the file")
 
 
-def _places(data: bytes, records: Sequence[Mapping[str, Any]], number: int) -> Iterator[bytes]:
-    """Where a chunk can lie: where it was written; as far from the end, when bytes before it were lost or inserted; and
-    at the same lines, when lines before and after it became longer or shorter."""
+def _candidates(data: bytes, records: Sequence[Mapping[str, Any]], number: int) -> Iterator[bytes]:
+    """The bytes that may be the chunk of a record.
+
+    First the bytes where it was written. Then those at the same distance from the end, in case bytes before the chunk
+    were lost or inserted. Then those at its line numbers, in case lines before and after it changed in length.
+    """
     record, begin = records[number], records[number - 1]["bytes"] if number else 0
     yield data[begin : record["bytes"]]
     shift = len(data) - records[-1]["bytes"]

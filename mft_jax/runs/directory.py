@@ -1,15 +1,20 @@
-"""The life of a run: whose directory it is, what its configuration may become, how it ended. `layout` says where things are."""
+"""A run directory: takes it for one process, checks changed settings, and records how the run ended.
 
+The names of its files are in `layout`.
+"""
+
+import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from mft_jax.config import Change, Difference, ExperimentConfig, compare, load_config, to_yaml
+from mft_jax.config import Change, Difference, ExperimentConfig, compare, from_dict, to_dict
 from mft_jax.errors import UserError
 from mft_jax.files import file_error
 from mft_jax.runs import layout
+from mft_jax.runs.config_file import decode_config, encode_config
 from mft_jax.runs.environment import now
 from mft_jax.runs.lock import LOCK_FILE, InUse
 from mft_jax.runs.manifest import new_manifest, parse_manifest, plain, with_start
@@ -21,17 +26,18 @@ from mft_jax.runs.survey import find_damage
 if TYPE_CHECKING:
     from mft_jax.tasks import Task
 
-# What a kill during creation can leave behind.
+# Files that a process may leave behind if it is killed while it creates a run.
 _UNFINISHED = {LOCK_FILE, layout.MANIFEST, f".{layout.MANIFEST}.tmp", f".{layout.CONFIG}.tmp"}
-# What `mft import-adapters` leaves for a run to begin with, and what a kill of it does.
+# Files that `mft import-adapters` writes; the second one may be left behind if it is killed.
 _IMPORTED = {layout.INITIAL, f".{layout.INITIAL}.tmp"}
 
 
 class RunDirectory:
-    """One experiment on disk. Paths can be asked for at any time; the process that does the work takes the directory.
+    """The directory of one run.
 
-    `take` before anything else is loaded; `create` when it says "new" and everything that the configuration asks for is
-    there; `finish` or `stop` at the end, or `release` where neither applies.
+    The paths can be read at any time. A process that works on the run calls `take` before it loads anything else. If
+    `take` returns "new", the process loads the task and the model and then calls `create`. At the end it calls
+    `finish` or `stop`, or `release` if neither applies.
     """
 
     def __init__(self, path: str | pathlib.Path):
@@ -53,7 +59,7 @@ class RunDirectory:
 
     @property
     def questions_file(self) -> pathlib.Path:
-        """Which questions the run uses."""
+        """The ids of the questions that the run uses."""
         return self.store.path(layout.QUESTIONS)
 
     @property
@@ -66,33 +72,33 @@ class RunDirectory:
 
     @property
     def initial(self) -> pathlib.Path:
-        """A checkpoint of imported adapters."""
+        """The checkpoint of the imported adapters."""
         return self.store.path(layout.INITIAL)
 
     def baseline_file(self, method: str) -> pathlib.Path:
-        """Evaluation transcripts of a method without finetuning."""
+        """The evaluation transcripts of a method without finetuning."""
         return self.store.path(layout.evaluation(method, 0))
 
     def debate_file(self, iteration: int) -> pathlib.Path:
-        """The debate that makes the data of an iteration."""
+        """The debate that generates the training data of an iteration."""
         return self.store.path(layout.debate(iteration))
 
     def training_set_file(self, iteration: int, name: str) -> pathlib.Path:
-        """What the adapter `name` learns from in an iteration."""
+        """The training set of the adapter `name` in an iteration."""
         return self.store.path(layout.training_set(iteration, name))
 
     def checkpoint(self, iteration: int) -> pathlib.Path:
         return self.store.path(layout.checkpoint(iteration))
 
     def evaluation_file(self, iteration: int) -> pathlib.Path:
-        """The held-out debate of the society after finetuning K."""
+        """The evaluation transcripts after the finetuning of an iteration."""
         return self.store.path(layout.evaluation("", iteration))
 
     def evaluation(self, label: str) -> "RunDirectory":
-        """The evaluation of the run's agents on another task: a run directory of its own, with a lock of its own."""
+        """The evaluation of the run's agents on another task. It is a run directory with its own lock."""
         return RunDirectory(self.path / layout.EVALUATIONS / label)
 
-    # What is there
+    # State
 
     @property
     def exists(self) -> bool:
@@ -105,25 +111,32 @@ class RunDirectory:
 
     @property
     def has_imported(self) -> bool:
-        """Whether adapters were imported for the run to begin with."""
+        """Whether adapters were imported, from which the run starts."""
         return self.store.exists(layout.INITIAL)
 
     def config(self) -> ExperimentConfig:
-        """The configuration of the run. Raises UserError when there is none, and when the file is not one."""
+        """The configuration of the run. Raises UserError if config.yaml is missing or damaged."""
         if not self.exists:
             raise UserError(f"{self.path} is not a run: it has no config.yaml; give the directory of a run.")
-        return load_config(self.config_file)
+        try:
+            return decode_config(self.store.read(layout.CONFIG), str(self.config_file))
+        except Damage as damage:
+            raise DamagedFile(
+                f"{self.config_file} is damaged or was edited ({damage}): start the run again, which restores it from "
+                "run.json. To change settings, give them to `mft run` as options."
+            ) from damage
 
     def manifest(self) -> dict[str, Any]:
-        """run.json. Raises UserError when it is missing or damaged."""
+        """The content of run.json. Raises UserError if it is missing or damaged."""
         try:
             return parse_manifest(self.store.read(layout.MANIFEST), str(self.manifest_file))
         except Damage as damage:
             raise DamagedFile(
-                f"{self.manifest_file} is damaged ({damage}): start the run again, which sets it aside and writes a new one."
+                f"{self.manifest_file} is damaged ({damage}): start the run again, which sets it aside and writes a "
+                "new one."
             ) from damage
 
-    # Life of a run
+    # Start and end of a run
 
     def take(
         self,
@@ -131,16 +144,18 @@ class RunDirectory:
         say: Callable[[str], None] = lambda text: None,
         adapters: Sequence[str] | None = None,
     ) -> Literal["new", "resumed", "finished"]:
-        """Takes the directory for this process. Before anything else: it decides which of two processes may work here.
+        """Takes the directory for this process, and returns the state of the run in it.
 
-        "new": there is no run yet, and `create` makes it. "resumed": the start, and the settings that changed, are
-        recorded; so is a finished run that is given more, or of which something is damaged, which `say` is told (missing,
-        too, where `adapters` are given; see `find_damage`).
-        "finished": there is nothing left to do, and nothing was changed. Raises UserError when another process has the
-        directory, when it is something else than a run, and when settings differ that may not change, each of which is
-        named; the directory is then as it was.
+        "new": there is no run yet; call `create`.
+        "resumed": there is work left. This start and the changed settings have been recorded. A finished run is resumed
+        if it is extended, or if some of its files are damaged, which `say` reports. If `adapters` are given, missing
+        files count as damage too (see `find_damage`).
+        "finished": there is nothing to do, and nothing was changed.
+
+        Raises UserError if another process has the directory, if it contains something other than a run, or if
+        settings differ that may not change (the error names each of them). The directory is then unchanged.
         """
-        self._refuse_foreign()
+        self._check_no_other_files()
         self.store.hold()
         try:
             return self._resume(config, say, adapters) if self.exists else "new"
@@ -149,11 +164,11 @@ class RunDirectory:
             raise
 
     def take_for_import(self) -> None:
-        """Takes the directory for this process, to put adapters into it for a run that is yet to begin.
+        """Takes the directory for this process, to import adapters for a run that has not started.
 
-        Raises UserError when the run has begun, when adapters are there already, and as `take` does.
+        Raises UserError if the run has started, if it has imported adapters already, and as `take` does.
         """
-        self._refuse_foreign()
+        self._check_no_other_files()
         self.store.hold()
         if self.exists or self.has_imported:
             self.release()
@@ -162,35 +177,35 @@ class RunDirectory:
             raise UserError(f"{self.initial} holds imported adapters already: delete it, or give a new directory.")
 
     def create(self, config: ExperimentConfig) -> None:
-        """Makes the run in a directory that was taken and is "new". Raises UserError when it cannot be written."""
+        """Creates the run after `take` has returned "new". Raises UserError if it cannot be written."""
         try:
-            self._start(new_manifest(config), [])
+            self._record_start(new_manifest(config), [])
             self._write_config(config)
         except UserError:
             self.store.delete(layout.MANIFEST)
             self._manifest = {}
             raise
 
-    def keep_questions(self, task: "Task") -> None:
-        """Writes down which questions the run uses. Raises UserError where an earlier start of the run had others."""
-        keep_questions(self.store, task)
+    def keep_questions(self, task: "Task", say: Callable[[str], None] = lambda text: None) -> None:
+        """Records which questions the run uses. Raises UserError if an earlier start of the run used others."""
+        keep_questions(self.store, task, say)
 
     def publish(
         self, config: ExperimentConfig, task: "Task", say: Callable[[str], None] = lambda text: None
     ) -> list[Result]:
-        """Rebuilds results.json from the evaluations. Only for the process that has taken the directory."""
+        """Rebuilds results.json from the evaluations. The process must have taken the directory."""
         return publish_results(self.store, config, task, say)
 
     def publish_evaluations(self, say: Callable[[str], None] = lambda text: None) -> None:
-        """Puts the results in evaluations/LABEL/ into results.json, and takes the directory for as long.
+        """Adds the results in evaluations/LABEL/ to results.json. Holds the directory meanwhile.
 
-        While another process has the directory, and where results.json is missing or damaged, nothing is changed, and
-        `say` is told: whoever works on the run does the same when it writes results.json.
+        If another process has the directory, or if results.json is missing or damaged, nothing is changed and `say`
+        reports it. The run includes these results when it next writes results.json.
         """
         try:
             self.store.hold()
         except InUse:
-            say(f"{self.results_file} is updated when the run at work there next writes its results.")
+            say(f"{self.results_file} is in use by another process: the run adds these results when it writes its own.")
             return
         try:
             labels = {name.rsplit("/", 1)[-1] for name in self.store.names(layout.EVALUATIONS)}
@@ -202,47 +217,77 @@ class RunDirectory:
             self.release()
 
     def finish(self) -> None:
-        """Marks the run finished: from now on `take` finds nothing to do. The directory is free for others."""
-        self._write_manifest(self._manifest | {"status": "finished", "finished": now(), "error": None})
+        """Marks the run finished, so that `take` returns "finished" from now on, and releases the directory."""
+        results = self.store.read_if_exists(layout.RESULTS)
+        checksum = None if results is None else hashlib.sha256(results).hexdigest()
+        end = {"status": "finished", "finished": now(), "error": None, "results_sha256": checksum}
+        self._write_manifest(self._manifest | end)
         self.release()
 
     def stop(self, status: Literal["failed", "interrupted"], error: str) -> None:
-        """Notes why the run stopped, and frees the directory; the same command resumes from what is on disk.
+        """Records why the run stopped, and releases the directory. The same command resumes the run.
 
-        Of a run that is not created yet, or finished, nothing is noted. Raises nothing: where the note cannot be written
-        (a full disk), the error that stopped the run is the one to show.
+        Records nothing if the run is not created yet, or is finished. Raises nothing: if the record cannot be written
+        (a full disk), the user should still see the error that stopped the run.
         """
         try:
             if self._manifest.get("status") == "running":
                 self._write_manifest(self._manifest | {"status": status, "error": error})
         except UserError:
-            pass  # a run that says "running" while nobody holds it was interrupted, too
+            pass  # the status "running" without a lock also means that the run was interrupted
         finally:
             self.release()
 
     def release(self) -> None:
-        """Lets others in. Where no run was created, nothing is left: neither the lock nor directories made for it."""
+        """Releases the directory. If no run was created, removes the lock file and the directories created for it."""
         self.store.release(discard=not self.exists)
 
     def _resume(
         self, config: ExperimentConfig, say: Callable[[str], None], adapters: Sequence[str] | None
     ) -> Literal["resumed", "finished"]:
-        changes = self._allowed_changes(config)
-        self._manifest = self._read_or_begin_manifest(config, say)
+        changes = self._allowed_changes(self._read_or_restore_config(say), config)
+        self._manifest = self._read_or_create_manifest(config, say)
         is_longer = any(difference.change is Change.GROW for difference in changes)
         if self._manifest["status"] == "finished" and not is_longer:
             damage = find_damage(self.store, config, adapters)
             if not damage:
                 return "finished"
             say(f"The finished run in {self.path} is resumed to repair it. {' '.join(damage)}")
-        self._start(self._manifest, changes)  # before config.yaml: a kill between the two loses no record
+        # Written before config.yaml: if the process is killed in between, the changes are recorded nevertheless.
+        self._record_start(self._manifest | {"config": to_dict(config)}, changes)
         if changes:
             self._write_config(config)
         return "resumed"
 
-    def _allowed_changes(self, config: ExperimentConfig) -> list[Difference]:
-        """The settings that are another than before. Raises UserError that names those which may not be."""
-        found = compare(self.config(), config)
+    def _read_or_restore_config(self, say: Callable[[str], None]) -> ExperimentConfig:
+        """The stored configuration. If config.yaml is damaged, it is restored from the copy in run.json."""
+        try:
+            return self.config()
+        except DamagedFile as damage:
+            config = self._config_in_manifest()
+            if config is None:
+                raise DamagedFile(
+                    f"{self.config_file} is damaged or was edited ({damage.__cause__}), and run.json, which has a "
+                    "copy, is damaged or missing too: put one of the two back from a backup, or give another --run-dir."
+                ) from damage
+            aside = self.store.path(self.store.copy_aside(layout.CONFIG))
+            self._write_config(config)
+            say(
+                f"{self.config_file} is damaged or was edited ({damage.__cause__}): it was restored from run.json, and "
+                f"the damaged file was copied to {aside}."
+            )
+            return config
+
+    def _config_in_manifest(self) -> ExperimentConfig | None:
+        """The copy of the configuration in run.json; None if there is none."""
+        try:
+            return from_dict(self.manifest()["config"], str(self.manifest_file))
+        except (UserError, KeyError):
+            return None
+
+    def _allowed_changes(self, stored: ExperimentConfig, config: ExperimentConfig) -> list[Difference]:
+        """The settings that differ from the stored ones. Raises UserError, which names those that must not change."""
+        found = compare(stored, config)
         refused = [difference for difference in found if not difference.allowed]
         if refused:
             listed = "; ".join(f"{d.field} is {plain(d.stored)!r} there, {plain(d.given)!r} given" for d in refused)
@@ -252,7 +297,8 @@ class RunDirectory:
             )
         return list(found)
 
-    def _read_or_begin_manifest(self, config: ExperimentConfig, say: Callable[[str], None]) -> dict[str, Any]:
+    def _read_or_create_manifest(self, config: ExperimentConfig, say: Callable[[str], None]) -> dict[str, Any]:
+        """The stored manifest, or a new one if it is missing or damaged. A damaged one is moved to damaged/."""
         data = self.store.read_if_exists(layout.MANIFEST)
         if data is None:
             return new_manifest(config)
@@ -263,8 +309,8 @@ class RunDirectory:
             say(f"{self.manifest_file} is damaged ({damage}): it was moved to {aside}, and a new one is begun.")
             return new_manifest(config)
 
-    def _start(self, manifest: dict[str, Any], changes: Iterable[Difference]) -> None:
-        """Records a start and the settings that changed before it."""
+    def _record_start(self, manifest: dict[str, Any], changes: Iterable[Difference]) -> None:
+        """Records a start and the settings that changed with it."""
         self._write_manifest(with_start(manifest, changes))
 
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
@@ -272,10 +318,10 @@ class RunDirectory:
         self._manifest = manifest
 
     def _write_config(self, config: ExperimentConfig) -> None:
-        self.store.write(layout.CONFIG, to_yaml(config).encode())
+        self.store.write(layout.CONFIG, encode_config(config))
 
-    def _refuse_foreign(self) -> None:
-        """Raises UserError for a file, and for a directory with something else in it than a run or its beginnings."""
+    def _check_no_other_files(self) -> None:
+        """Raises UserError if the path is a file, or a directory with files that do not belong to a run."""
         if self.exists or not os.path.exists(self.path):
             return
         try:
@@ -286,5 +332,6 @@ class RunDirectory:
             raise file_error("read", self.path, error) from error
         if others:
             raise UserError(
-                f"{self.path} is not empty and not a run (it holds {others[0]} but no config.yaml): give a new --run-dir."
+                f"{self.path} is not empty and not a run (it holds {others[0]} but no config.yaml): give a new "
+                "--run-dir."
             )

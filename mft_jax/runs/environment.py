@@ -1,4 +1,4 @@
-"""What a run ran on: versions, the git revision of this package's checkout, devices."""
+"""The environment of a run: package versions, the git revision of this package's checkout, and devices."""
 
 import collections
 import datetime
@@ -23,7 +23,7 @@ PACKAGES = {  # name in run.json -> distribution
 
 
 def environment() -> dict[str, Any]:
-    """{"time", "pid", "versions", "git_revision", "devices"}. Looking at the devices starts JAX's backend."""
+    """{"time", "pid", "versions", "git_revision", "devices"}. Listing the devices initializes JAX."""
     return {
         "time": now(),
         "pid": os.getpid(),
@@ -34,14 +34,14 @@ def environment() -> dict[str, Any]:
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
+    """The current time in UTC, as ISO 8601 with seconds."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def git_revision(checkout: pathlib.Path) -> str | None:
-    """The commit that `checkout` is at, with "+changes" when tracked files differ from it; None outside a checkout.
+    """The current commit of `checkout`, with "+changes" if tracked files differ from it; None if it is no checkout.
 
-    Only a checkout of its own counts: an installed package may lie inside another project's.
+    Only the root of a checkout counts, because an installed package may lie inside a checkout of another project.
     """
     if not (checkout / ".git").exists():
         return None
@@ -65,7 +65,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _devices() -> dict[str, Any]:
-    import jax  # here, so that whoever only reads a run need not wait for it
+    import jax  # imported here, so that commands that only read a run do not load it
 
     kinds = collections.Counter(device.device_kind for device in jax.devices())
     return {"platform": jax.default_backend(), "kinds": dict(kinds), "processes": jax.process_count()}

@@ -1,13 +1,13 @@
-"""Where things are in a run: the names of its objects in the store. Nothing here knows a method; files go by adapters' names.
+"""The names of the files of a run in its store. They depend on the names of the adapters, but not on the method.
 
-run.lock               held while a process works in the directory
-run.json               status, seed, what each start ran on, which settings were changed between starts
-config.yaml            resolved configuration; written last, so a directory without it is not yet a run
-questions.json         ids of the questions, and a checksum of their texts; written once the run is created
+run.lock               locked while a process works in the directory
+run.json               status, seed, the environment of each start, and the settings that changed between starts
+config.yaml            the complete configuration; created last, so a directory without it is not a run yet
+questions.json         ids of the questions, and a checksum of their texts; written after the run is created
 metrics.jsonl          scalars of every optimizer step
 results.json           derived from the evaluations
-initial/               adapters that were imported before the run began; without it agents begin as the base model
-damaged/               what was set aside
+initial/               imported adapters that the run starts from; without them, agents start as the base model
+damaged/               damaged files, moved here by `Store.set_aside`
 """
 
 CONFIG = "config.yaml"
@@ -20,12 +20,12 @@ EVALUATIONS = "evaluations"
 
 
 def debate(iteration: int) -> str:
-    """The stage with the debate that makes the data of iteration K = 1..L."""
+    """The stage with the debate that generates the training data of an iteration, from 1."""
     return f"iteration_{iteration}/debate/train.jsonl"
 
 
 def training_set(iteration: int, name: str) -> str:
-    """The examples of one adapter."""
+    """The training set of one adapter."""
     return f"iteration_{iteration}/finetune/{name}.jsonl"
 
 
@@ -40,5 +40,5 @@ def checkpoint(iteration: int) -> str:
 
 
 def evaluation(method: str, iteration: int) -> str:
-    """The stage with the held-out debates of a method after finetuning K; K = 0: without finetuning."""
+    """The stage with the evaluation transcripts of a method after an iteration; 0: without finetuning."""
     return f"iteration_{iteration}/eval/eval.jsonl" if iteration else f"baselines/{method}/eval.jsonl"

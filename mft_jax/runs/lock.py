@@ -1,4 +1,4 @@
-"""The lock that lets one process at a time work in a directory."""
+"""The lock that allows only one process at a time to work in a directory."""
 
 import contextlib
 import errno
@@ -11,17 +11,17 @@ from mft_jax.errors import UserError
 from mft_jax.files import file_error, make_directory, remove_empty
 
 LOCK_FILE = "run.lock"
-# A refusal is certain only after a while: the holder may not have written its pid yet, and `is_held` of another process
-# holds the lock for an instant.
-_ATTEMPTS, _PAUSE = 25, 0.02  # seconds
+# `take` tries several times, because another process holds the lock for an instant in `is_held`, and because the holder
+# may not have written its pid yet.
+_ATTEMPTS, _PAUSE = 25, 0.02  # the pause is in seconds
 
 
 class InUse(UserError):
-    """Another process works in the directory."""
+    """Another process holds the lock of the directory."""
 
 
 class DirectoryLock:
-    """A lock on DIRECTORY/run.lock, which contains the pid of its holder. The end of the process frees it."""
+    """A lock on DIRECTORY/run.lock, which contains the pid of its holder. It is released when the process ends."""
 
     def __init__(self, directory: pathlib.Path):
         self.directory, self.file = directory, directory / LOCK_FILE
@@ -30,34 +30,35 @@ class DirectoryLock:
 
     @property
     def is_mine(self) -> bool:
+        """Whether this object holds the lock."""
         return self._descriptor is not None
 
     def take(self) -> None:
-        """Takes the lock, and makes the directory if there is none; without effect if it is this object's already.
+        """Takes the lock, and creates the directory if it is missing. Does nothing if this object holds the lock.
 
-        Raises InUse, which names the process that has it, this one included, and UserError when the file cannot be
-        written; a directory that was made for it is then gone again.
+        Raises InUse, which names the process, if another process or another object in this process holds the lock.
+        Raises UserError if the file cannot be written; a directory created for it is removed again.
         """
         if self.is_mine:
             return
         for _ in range(_ATTEMPTS):
-            if self._try():
+            if self._try_take():
                 return
             time.sleep(_PAUSE)
-        if not self.directory.is_dir():  # it never came into being, so no other process has discarded it either
+        if not self.directory.is_dir():  # it could not be created, so no other process can hold the lock
             error = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             raise file_error("written", self.file, error) from None
         raise InUse(
-            f"{self.directory} is in use by the process with pid {self._holder() or 'unknown'}: wait for it, stop it, or "
-            "give another directory."
+            f"{self.directory} is in use by the process with pid {self._read_holder() or 'unknown'}: wait for it, stop "
+            "it, or give another directory."
         )
 
     def release(self, *, discard: bool = False) -> None:
-        """Lets others in. `discard` removes the lock's file and the directories that `take` made, where they are empty."""
+        """Releases the lock. `discard`: also removes its file, and empty directories that `take` created."""
         if self._descriptor is None:
             return
         try:
-            if discard:  # while the lock is held: whoever has opened the file meanwhile sees that it is gone
+            if discard:  # before unlocking, so that a process that has opened the file notices its removal
                 with contextlib.suppress(OSError):
                     os.unlink(self.file)
                 remove_empty(self._made)
@@ -66,7 +67,7 @@ class DirectoryLock:
             self._descriptor, self._made = None, []
 
     def is_held(self) -> bool:
-        """Whether some process has the lock. Changes nothing."""
+        """Whether some process holds the lock. Changes nothing."""
         try:
             descriptor = os.open(self.file, os.O_RDONLY)
         except OSError:
@@ -79,17 +80,17 @@ class DirectoryLock:
             os.close(descriptor)
         return False
 
-    def _try(self) -> bool:
-        """Takes the lock if it is free and its file stays in place."""
+    def _try_take(self) -> bool:
+        """Takes the lock if it is free, and returns whether it did."""
         try:
             self._made += make_directory(self.directory)
             descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
         except FileNotFoundError:
-            return False  # another process has just discarded the directory
+            return False  # another process has just removed the directory
         except OSError as error:
             remove_empty(self._made)
             raise file_error("written", self.file, error) from error
-        if not self._lock(descriptor):
+        if not self._lock_file(descriptor):
             os.close(descriptor)
             return False
         self._descriptor = descriptor
@@ -101,8 +102,11 @@ class DirectoryLock:
             raise file_error("written", self.file, error) from error
         return True
 
-    def _lock(self, descriptor: int) -> bool:
-        """Whether the file could be locked, and is still the one at the path: a lock on a removed file is of no use."""
+    def _lock_file(self, descriptor: int) -> bool:
+        """Locks the open file. Returns whether it is locked and still the file at the path.
+
+        A lock on a removed file does not keep other processes out.
+        """
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return os.path.samestat(os.fstat(descriptor), os.stat(self.file))
@@ -112,7 +116,8 @@ class DirectoryLock:
             os.close(descriptor)
             raise file_error("locked", self.file, error) from error
 
-    def _holder(self) -> str:
+    def _read_holder(self) -> str:
+        """The pid in the file; "" if it cannot be read."""
         with contextlib.suppress(OSError):
             return self.file.read_text(encoding="utf-8", errors="replace").strip()[:20]
         return ""

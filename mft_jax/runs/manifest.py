@@ -1,17 +1,17 @@
-"""run.json: the status of a run, what each of its starts ran on, and the settings that were changed between them."""
+"""run.json: the status of a run, the environment of each of its starts, and the settings changed between them."""
 
 import json
 from collections.abc import Iterable
 from typing import Any
 
-from mft_jax.config import Change, Difference, ExperimentConfig
+from mft_jax.config import Change, Difference, ExperimentConfig, to_dict
 from mft_jax.errors import UserError
 from mft_jax.runs.environment import environment, now
 from mft_jax.runs.store import Damage
 
 Manifest = dict[str, Any]
 
-FORMAT = 2  # of the files in a run directory; to be raised when older runs can no longer be resumed
+FORMAT = 2  # version of the files in a run directory; increase it if older runs cannot be resumed any more
 
 _TAKES_EFFECT = {
     Change.ANY_TIME: "at once",
@@ -21,11 +21,12 @@ _TAKES_EFFECT = {
 
 
 def new_manifest(config: ExperimentConfig) -> Manifest:
-    """That of a run without a start."""
+    """The manifest of a run that has not started yet."""
     return {
         "format": FORMAT,
         "status": "running",
         "seed": config.seed,
+        "config": to_dict(config),  # a copy, to restore a damaged config.yaml
         "created": now(),
         "finished": None,
         "error": None,
@@ -35,9 +36,9 @@ def new_manifest(config: ExperimentConfig) -> Manifest:
 
 
 def parse_manifest(data: bytes, source: str) -> Manifest:
-    """The content of run.json, whose path is `source`.
+    """Parses the content of run.json, whose path is `source`.
 
-    Raises Damage for anything else than what this package writes there, UserError for what another version of it wrote.
+    Raises Damage if it is damaged, and UserError if another version of this package wrote it.
     """
     try:
         manifest = json.loads(data)
@@ -51,21 +52,21 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damage(f"{type(error).__name__}: {str(error)[:100]}") from error
     if not is_whole:
-        raise Damage("its status, starts or changes are of another type")
+        raise Damage("its status, starts or changes have a wrong type")
     return manifest
 
 
 def with_start(manifest: Manifest, changes: Iterable[Difference]) -> Manifest:
-    """The manifest with one more start, which is of now and here, and with the settings that it changes."""
+    """The manifest with one more start (the current time and environment), and with the settings that it changes."""
     starts, recorded = [*manifest["starts"], environment()], list(manifest["changes"])
     for change in changes:
         entry = {"field": change.field, "from": plain(change.stored), "to": plain(change.given)}
         last = next((record for record in reversed(recorded) if record["field"] == change.field), {})
-        if {name: last.get(name) for name in entry} != entry:  # else a start that was killed had recorded it
+        if {name: last.get(name) for name in entry} != entry:  # else a killed start has already recorded it
             recorded.append({"time": now()} | entry | {"takes_effect": _TAKES_EFFECT[change.change]})
     return manifest | {"status": "running", "finished": None, "error": None, "starts": starts, "changes": recorded}
 
 
 def plain(value: Any) -> Any:
-    """A setting as YAML and JSON have it."""
+    """A setting as in YAML and JSON: a tuple becomes a list."""
     return list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""metrics.jsonl: every scalar of a run, with its step and time, one JSON object a line."""
+"""metrics.jsonl: the scalars of a run with their step and time, one JSON object per line."""
 
 import json
 import math
@@ -13,13 +13,13 @@ from mft_jax.runs.store import Store
 
 
 class MetricsLogger:
-    """Collects {"time", "iteration", "stage", "step", name: value, ...}; `flush` rewrites the whole file.
+    """Collects records {"time", "iteration", "stage", "step", name: value, ...}. `flush` rewrites the whole file.
 
-    Objects in a store are never appended to. What a kill loses since the last `flush`, a resumed stage logs again.
+    If the process is killed, the records since the last `flush` are lost. The resumed stage logs them again.
     """
 
     def __init__(self, store: Store, say: Callable[[str], None] = lambda text: None):
-        """Reads what is there. A damaged file is set aside, which `say` is told, and its whole lines are kept."""
+        """Reads the records. A damaged file is moved to damaged/, its intact lines are kept, and `say` reports it."""
         self.store = store
         data = store.read_if_exists(METRICS) or b""
         lines = data.removesuffix(b"\n").split(b"\n") if data else []
@@ -28,36 +28,36 @@ class MetricsLogger:
         if None in parsed:
             aside = store.path(store.set_aside(METRICS))
             say(
-                f"{store.path(METRICS)} is damaged (line {parsed.index(None) + 1} is not a metrics record): it was moved to "
-                f"{aside}, and its other lines are kept."
+                f"{store.path(METRICS)} is damaged (line {parsed.index(None) + 1} is not a metrics record): it was "
+                f"moved to {aside}, and its other lines are kept."
             )
             self.flush()
 
     def log(self, iteration: int, stage: str, step: int, **scalars: float) -> None:
-        """Adds one record. NaN and infinities, which JSON has not, become null."""
+        """Adds one record. NaN and infinities become null, because JSON does not have them."""
         values = {name: _plain(value) for name, value in scalars.items()}
         self._records.append({"time": time.time(), "iteration": iteration, "stage": stage, "step": step, **values})
 
     def rewind(self, iteration: int, stage: str, step: int) -> None:
-        """Drops the records of a stage from `step` on, which a resumed run logs again: no step appears twice."""
+        """Removes the records of a stage from `step` on. The resumed run logs them again, so no step appears twice."""
         of_stage = lambda record: (record["iteration"], record["stage"]) == (iteration, stage)
         self._records = [record for record in self._records if not of_stage(record) or record["step"] < step]
 
     def flush(self) -> None:
-        """Writes all records, durably, those of an iteration that was repeated before those of later ones.
+        """Writes all records durably, sorted by iteration, because an earlier iteration may have been repeated.
 
-        Raises UserError when they cannot be written.
+        Raises UserError if they cannot be written.
         """
         self._records.sort(key=lambda record: record["iteration"])
         self.store.write(METRICS, "".join(json.dumps(record) + "\n" for record in self._records).encode())
 
     def records(self) -> list[dict[str, Any]]:
-        """All records, in the order they were logged."""
+        """All records, in order."""
         return list(self._records)
 
 
 def _plain(value: float) -> int | float | None:
-    """A Python number from a Python, NumPy or JAX scalar."""
+    """A Python, NumPy or JAX scalar as a Python number; None if it is not finite."""
     number = np.asarray(value).item()
     return number if math.isfinite(number) else None
 

@@ -1,6 +1,7 @@
-"""results.json: what a run found. It is derived from the evaluations' transcripts, and can be rebuilt from them at any time."""
+"""results.json: the results of a run, derived from its evaluation transcripts. It can be rebuilt at any time."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,8 +14,9 @@ from mft_jax.metrics.diversity import Equivalent, consensus_diversity
 from mft_jax.metrics.ledger import Cost, total
 from mft_jax.runs import layout
 from mft_jax.runs.checkpoint_info import latest_info
-from mft_jax.runs.stages import read_committed, read_stage
-from mft_jax.runs.store import DamagedFile, Store
+from mft_jax.runs.manifest import parse_manifest
+from mft_jax.runs.stage_file import read_committed, read_stage
+from mft_jax.runs.store import Damage, DamagedFile, Store
 
 if TYPE_CHECKING:
     from mft_jax.tasks import Task
@@ -22,13 +24,16 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """One method on one task's evaluation questions. Costs are those of getting here from the result before."""
+    """The result of one method on the evaluation questions of one task.
+
+    The cost is that of one iteration (debate, finetuning and evaluation), or of the evaluation of a baseline.
+    """
 
     method: str
-    iteration: int  # finetunings behind it; 0 is untuned
+    iteration: int  # number of finetunings; 0: without finetuning
     task: str
     n: int  # evaluation questions
-    accuracy: float | None  # 0..1, over the questions whose answer is known; None where none is
+    accuracy: float | None  # 0..1, over the questions with a known answer; None if there are none
     stderr: float | None
     prompt_tokens: int
     new_tokens: int
@@ -36,9 +41,9 @@ class Result:
     device_seconds: float
     wall_seconds: float
     diversity: dict[str, float] | None  # None for a single agent
-    cut: int = 0  # answers that a limit cut
-    unanswered: int = 0  # turns for which the model's context had no room
-    grading_timeouts: int = 0  # comparisons of answers that ran out of time, and count as different
+    cut: int = 0  # answers cut off by a limit
+    unanswered: int = 0  # turns whose prompt did not fit into the model's context
+    grading_timeouts: int = 0  # comparisons of answers that ran out of time and count as different
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +60,7 @@ _COUNTS = ("cut", "unanswered", "grading_timeouts")
 
 
 def list_evaluations(config: ExperimentConfig) -> list[Evaluation]:
-    """The evaluations of a run in their order, whether they are done or not."""
+    """All evaluations of a run, in order, done or not."""
     places = [(name, 0) for name in config.baselines] + [(config.method, k + 1) for k in range(config.iterations)]
     return [Evaluation(method=name, iteration=k, stage=layout.evaluation(name, k)) for name, k in places]
 
@@ -69,9 +74,9 @@ def collect_results(
     equivalent: Equivalent,
     say: Callable[[str], None],
 ) -> list[Result]:
-    """Results of those evaluations whose `questions` questions are all committed, in the order given.
+    """The results of the complete evaluations, which have `questions` committed questions, in the given order.
 
-    One of damaged pieces is left out, which `say` is told: whoever works on the run repairs them.
+    An evaluation with damaged files is left out, and `say` reports it. The run repairs it when it is started again.
     """
     results = []
     for evaluation in evaluations:
@@ -87,7 +92,7 @@ def collect_results(
 
 
 def cost_before(store: Store, iteration: int) -> Cost:
-    """What was spent before the evaluation of an iteration: on its debate and its finetuning; nothing before the first."""
+    """The cost of an iteration before its evaluation: its debate and its finetuning. Zero for iteration 0."""
     if not iteration:
         return Cost()
     info = latest_info(store, layout.checkpoint(iteration))
@@ -105,7 +110,7 @@ def make_result(
     counts: Mapping[str, int],
     equivalent: Equivalent,
 ) -> Result:
-    """The result of evaluation transcripts, parsed from their JSON lines; `equivalent` compares the task's answers."""
+    """The result of evaluation transcripts, given as parsed JSON. `equivalent` compares two answers of the task."""
     known = [line["correct"] for line in transcripts if line["correct"] is not None]
     score = accuracy(known) if known else None
     answers = [[agent["answers"][-1] for agent in line["agents"]] for line in transcripts]
@@ -125,7 +130,7 @@ def make_result(
 
 
 def publish_results(store: Store, config: ExperimentConfig, task: "Task", say: Callable[[str], None]) -> list[Result]:
-    """Rebuilds results.json: the run's own task, then the evaluations of its agents on other tasks."""
+    """Rebuilds results.json and returns it: first the run's own task, then the evaluations on other tasks."""
     own = collect_results(
         store, list_evaluations(config), task=task.name, questions=len(task.eval), equivalent=task.equivalent, say=say
     )  # fmt: skip
@@ -135,13 +140,14 @@ def publish_results(store: Store, config: ExperimentConfig, task: "Task", say: C
 
 
 def read_evaluations(store: Store, say: Callable[[str], None]) -> list[Result]:
-    """The results in evaluations/LABEL/, each as task LABEL; `say` is told of those that cannot be read."""
+    """The results in evaluations/LABEL/, with LABEL as the task. `say` reports those that cannot be read."""
     results = []
     for folder in store.names(layout.EVALUATIONS):
         inside, label = Store(store.path(folder)), folder.rsplit("/", 1)[-1]
         if not inside.exists(layout.RESULTS):
             continue  # not finished
         try:
+            _verify_results(inside)
             found = read_results(inside.path(layout.RESULTS))
         except UserError as error:
             say(f"The results of the evaluation {label} are left out. {error}")
@@ -150,16 +156,31 @@ def read_evaluations(store: Store, say: Callable[[str], None]) -> list[Result]:
     return results
 
 
+def _verify_results(store: Store) -> None:
+    """Raises DamagedFile if the results of a finished evaluation do not match the checksum in its run.json."""
+    path = store.path(layout.MANIFEST)
+    try:
+        manifest = parse_manifest(store.read(layout.MANIFEST), str(path))
+    except Damage as damage:
+        raise DamagedFile(f"{path} is damaged ({damage}): start this evaluation again.") from damage
+    if manifest["status"] != "finished":
+        return
+    if manifest.get("results_sha256") != hashlib.sha256(store.read(layout.RESULTS)).hexdigest():
+        raise DamagedFile(
+            f"The checksum of {store.path(layout.RESULTS)} is wrong: start this evaluation again, which rebuilds it."
+        )
+
+
 def write_results(store: Store, results: Sequence[Result]) -> None:
-    """Writes a list of objects, one for each (method, iteration, task). Only for the process that holds the store."""
+    """Writes results.json, a list of objects. Raises RuntimeError if this process does not hold the store."""
     if not store.is_mine:
-        raise RuntimeError(f"{store.root} is not held by this process, which must not write its results")
+        raise RuntimeError(f"{store.root} is not held by this process, so its results must not be written")
     text = json.dumps([dataclasses.asdict(result) for result in results], indent=2) + "\n"
     store.write(layout.RESULTS, text.encode())
 
 
 def read_results(path: pathlib.Path) -> list[Result]:
-    """The inverse of `write_results`. Raises UserError when there is no such file, or another kind of file."""
+    """The inverse of `write_results`. Raises UserError if the file is missing or is not a list of results."""
     path = pathlib.Path(path)
     try:
         raw = json.loads(path.read_bytes())

@@ -1,4 +1,4 @@
-"""What of a run is done, what is left, and what it has cost. Changes nothing, and works beside a process that runs it."""
+"""The status of a run: what is done, what is left, and the cost. It can be read while the run is working."""
 
 import dataclasses
 import pathlib
@@ -16,7 +16,7 @@ __all__ = ["StageStatus", "Status", "read_status"]
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """A run as it is on disk."""
+    """The status of a run, according to its files."""
 
     path: str
     state: str  # running, interrupted, failed or finished
@@ -24,18 +24,18 @@ class Status:
     started: str | None  # ISO 8601, UTC
     finished: str | None
     results: list[Result]
-    stages: tuple[StageStatus, ...]  # in the order in which they are worked off
-    problems: tuple[str, ...] = ()  # damaged files, each with what to do
+    stages: tuple[StageStatus, ...]  # in the order in which the run works on them
+    problems: tuple[str, ...] = ()  # one sentence per damaged file, with the remedy
 
 
 def read_status(run_dir: str | pathlib.Path) -> Status:
-    """The status of a run. Raises UserError when there is none."""
+    """The status of a run. Raises UserError if there is no run."""
     directory, problems = RunDirectory(run_dir), []
     stages = list_stages(directory.store, directory.config())
     problems += [stage.damage for stage in stages if stage.damage]
     manifest = _read_manifest(directory, problems.append)
-    state = _state(manifest["status"], directory.store.is_held())
-    if state == "finished":  # what is not done then is no stage of this run's method
+    state = _current_state(manifest["status"], directory.store.is_held())
+    if state == "finished":  # stages without any files are not part of this run's method
         stages = [stage for stage in stages if stage.done or stage.is_done or stage.damage]
     return Status(
         path=str(directory.path),
@@ -49,26 +49,26 @@ def read_status(run_dir: str | pathlib.Path) -> Status:
     )
 
 
-def _state(status: str, is_held: bool) -> str:
+def _current_state(status: str, is_held: bool) -> str:
     if status == "finished":
         return status
     if is_held:
         return "running"
-    return "interrupted" if status == "running" else status  # killed before it could say so
+    return "interrupted" if status == "running" else status  # it was killed before it could record that
 
 
-def _read_manifest(directory: RunDirectory, tell: Callable[[str], None]) -> Mapping[str, Any]:
+def _read_manifest(directory: RunDirectory, say: Callable[[str], None]) -> Mapping[str, Any]:
     unknown = {"status": "running", "error": None, "created": None, "finished": None}
     try:
         return unknown | directory.manifest()
     except UserError as error:
-        tell(str(error))
+        say(str(error))
         return unknown
 
 
-def _read_results(directory: RunDirectory, tell: Callable[[str], None]) -> list[Result]:
+def _read_results(directory: RunDirectory, say: Callable[[str], None]) -> list[Result]:
     try:
         return read_results(directory.results_file) if directory.store.exists(layout.RESULTS) else []
     except UserError as error:
-        tell(str(error))
+        say(str(error))
         return []

@@ -1,8 +1,8 @@
-"""The store of a run: every read and write of its files, Orbax's own excepted, goes through here.
+"""The store of a run, which reads and writes all its files except those of Orbax.
 
-Files are whole, immutable objects, named by relative POSIX paths ("iteration_1/debate/train.jsonl"): written at once,
-replaced at once, never appended to or truncated, by the one process that holds the store. Object stores such as gs://
-offer the same. Whatever the operating system refuses is a UserError that names the file.
+Files are immutable objects, named by relative POSIX paths ("iteration_1/debate/train.jsonl"). They are written and
+replaced as a whole, and never appended to or truncated. Object stores such as gs:// offer the same operations. Only the
+process that holds the store writes to it. Errors of the operating system are raised as a UserError that names the file.
 """
 
 import os
@@ -13,32 +13,32 @@ from mft_jax.errors import UserError
 from mft_jax.files import atomic_write, file_error, is_temporary, make_directory, sync_directory
 from mft_jax.runs.lock import LOCK_FILE, DirectoryLock
 
-DAMAGED = "damaged"  # the folder for what `set_aside` moves away
+DAMAGED = "damaged"  # the folder that `set_aside` moves files to
 
 
 class Damage(Exception):
-    """Why something is not what was written. The functions that read it set it aside, or raise DamagedFile."""
+    """The reason why a file is not as it was written. Callers move the file to damaged/ or raise DamagedFile."""
 
 
 class DamagedFile(UserError):
-    """Something is not what was written, told to whoever only reads it."""
+    """A file is not as it was written, and the caller does not repair it."""
 
 
 class Store:
-    """The files below a local directory, which `hold` makes."""
+    """The files in a local directory, which `hold` creates."""
 
     def __init__(self, root: str | pathlib.Path):
         self.root = pathlib.Path(root)
         self._lock = DirectoryLock(self.root)
 
     def path(self, name: str) -> pathlib.Path:
-        """Where an object is on disk; "" is the store itself. Raises ValueError for a name that leads out of it."""
+        """The path of an object on disk; "" is the root. Raises ValueError for a name that leads out of the store."""
         if name and any(part in ("", ".", "..") for part in name.split("/")):
             raise ValueError(f"{name!r} is not the name of an object: expected a relative path such as 'run.json'")
         return self.root / name
 
     def exists(self, name: str) -> bool:
-        """Whether there is a file or directory of this name."""
+        """Whether a file or directory of this name exists."""
         try:
             os.stat(self.path(name))
         except (FileNotFoundError, NotADirectoryError):
@@ -48,14 +48,14 @@ class Store:
         return True
 
     def read(self, name: str) -> bytes:
-        """The content of an object. Raises UserError when there is none, and when it cannot be read."""
+        """The content of an object. Raises UserError if it does not exist or cannot be read."""
         try:
             return self.path(name).read_bytes()
         except OSError as error:
             raise file_error("read", self.path(name), error) from error
 
     def read_if_exists(self, name: str) -> bytes | None:
-        """The content of an object, or None when there is none. Raises UserError when it cannot be read."""
+        """The content of an object; None if it does not exist. Raises UserError if it cannot be read."""
         try:
             return self.path(name).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -64,11 +64,11 @@ class Store:
             raise file_error("read", self.path(name), error) from error
 
     def write(self, name: str, data: bytes) -> None:
-        """Replaces an object, whole and durable on return. Raises UserError; the old content then stays."""
+        """Writes an object as a whole, durably. Raises UserError if that fails; the old content then stays."""
         atomic_write(self.path(name), data)
 
     def names(self, folder: str = "") -> list[str]:
-        """The full names of what a folder contains, directories included, sorted; none when there is no such folder."""
+        """The full names of the files and directories in a folder, sorted; empty if the folder does not exist."""
         prefix = f"{folder}/" if folder else ""
         try:
             entries = os.listdir(self.path(folder))
@@ -79,7 +79,7 @@ class Store:
         return sorted(prefix + entry for entry in entries if not is_temporary(entry))
 
     def delete(self, name: str) -> None:
-        """Removes an object, or a directory with all that it contains; without effect when there is none."""
+        """Removes an object, or a directory with its contents. Does nothing if it does not exist."""
         path = self.path(name)
         try:
             _remove(path)
@@ -90,11 +90,8 @@ class Store:
             raise file_error("written", path, error) from error
 
     def set_aside(self, name: str) -> str:
-        """Moves a damaged file or directory to "damaged/NAME", with a number if that is taken; returns the new name."""
-        aside, number = f"{DAMAGED}/{name}", 1
-        while self.exists(aside):
-            number += 1
-            aside = f"{DAMAGED}/{name}.{number}"
+        """Moves a damaged file or directory to damaged/, numbered if the name is taken there. Returns the new name."""
+        aside = self._free_damaged_name(name)
         source, target = self.path(name), self.path(aside)
         try:
             make_directory(target.parent)
@@ -105,16 +102,22 @@ class Store:
             raise file_error("written", target, error) from error
         return aside
 
-    def hold(self) -> None:
-        """Takes the store for this process, before anything is written, and clears away what a killed writer left.
+    def copy_aside(self, name: str) -> str:
+        """Copies a damaged file to damaged/, so that it can be replaced in one step. Returns the name of the copy."""
+        aside = self._free_damaged_name(name)
+        self.write(aside, self.read(name))
+        return aside
 
-        Raises `InUse`, which names the process that has it, and UserError when nothing can be written there.
+    def hold(self) -> None:
+        """Takes the store for this process, before it writes, and removes temporary files left by a killed process.
+
+        Raises InUse if another process holds it; the error names its pid. Raises UserError if nothing can be written.
         """
         if self.is_mine:
             return
         self._lock.take()
         try:
-            self._clear()
+            self._remove_temporary()
         except BaseException as error:
             self._lock.release(discard=True)
             if isinstance(error, OSError):
@@ -122,7 +125,7 @@ class Store:
             raise
 
     def release(self, *, discard: bool = False) -> None:
-        """Lets other processes in. `discard` also removes the lock's file and the directories that `hold` made."""
+        """Releases the store. `discard`: also removes the lock file, and empty directories that `hold` created."""
         self._lock.release(discard=discard)
 
     @property
@@ -134,8 +137,16 @@ class Store:
         """Whether some process holds the store. Changes nothing."""
         return self._lock.is_held()
 
-    def _clear(self) -> None:
-        """Removes half-written files, except in stores inside this one, which other processes may hold."""
+    def _free_damaged_name(self, name: str) -> str:
+        """A name in damaged/ for this object that is not taken."""
+        aside, number = f"{DAMAGED}/{name}", 1
+        while self.exists(aside):
+            number += 1
+            aside = f"{DAMAGED}/{name}.{number}"
+        return aside
+
+    def _remove_temporary(self) -> None:
+        """Removes temporary files, except in stores inside this one, which other processes may hold."""
         for folder, directories, files in os.walk(self.root):
             if pathlib.Path(folder) != self.root and LOCK_FILE in files:
                 directories.clear()

@@ -1,4 +1,4 @@
-"""What of a run's stages is done, what is missing, and what is damaged. Changes nothing."""
+"""Finds out which stages of a run are done, and which files are missing or damaged. Changes nothing."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -8,29 +8,29 @@ from mft_jax.metrics.ledger import Cost, total
 from mft_jax.runs import layout
 from mft_jax.runs.checkpoint_info import latest_info
 from mft_jax.runs.questions import count_questions
-from mft_jax.runs.stages import read_committed
+from mft_jax.runs.stage_file import read_committed
 from mft_jax.runs.store import DamagedFile, Store
 from mft_jax.runs.training_sets import read_training_set
 
 
 @dataclasses.dataclass(frozen=True)
 class StageStatus:
-    """One stage of a run."""
+    """How far a run has got with one stage."""
 
-    name: str  # as the run itself calls it while it works
+    name: str  # as in the progress display of the run
     done: int
     total: int | None  # None: not known yet
     unit: str  # questions or steps
     cost: Cost  # so far, over all starts of the run
     is_done: bool = False
-    damage: str = ""  # which of its files is damaged, and what to do
+    damage: str = ""  # which of its files is damaged, and the remedy; "" if none is
 
 
 def find_damage(store: Store, config: ExperimentConfig, adapters: Sequence[str] | None = None) -> list[str]:
-    """What of a run is damaged, a sentence each. The adapters of finished iterations are verified, too.
+    """The damaged files of a run, one sentence each. The adapters of finished iterations are verified too.
 
-    `adapters` are the names of those that the method of the run finetunes. If they are given, the run is expected to be
-    complete: whatever a finished run of this method has and this one does not is also reported.
+    `adapters` are the names of the adapters that the method of the run finetunes. If they are given, files that are
+    missing from a finished run of this method are reported too.
     """
     stages = list_stages(store, config)
     damage = [stage.damage for stage in stages if stage.damage]
@@ -45,7 +45,7 @@ def find_damage(store: Store, config: ExperimentConfig, adapters: Sequence[str] 
 
 
 def list_stages(store: Store, config: ExperimentConfig) -> list[StageStatus]:
-    """The stages in the order in which they are worked off."""
+    """The stages in the order in which the run works on them."""
     train, evaluation = count_questions(store) or (config.task.train_questions, config.task.eval_questions)
     stages = [
         _read_questions(store, f"{method} (untuned)", layout.evaluation(method, 0), evaluation)
@@ -80,7 +80,7 @@ def _read_steps(store: Store, name: str, checkpoint: str) -> StageStatus:
 
 
 def _damaged_adapters(store: Store, iteration: int) -> Iterator[str]:
-    from mft_jax.runs.checkpoints import Checkpoints  # here, so that whoever reads a status need not wait for JAX
+    from mft_jax.runs.checkpoints import Checkpoints  # imported here, so that reading a status does not load JAX
 
     checkpoints = Checkpoints(store, layout.checkpoint(iteration), read_only=True)
     try:

@@ -1,7 +1,7 @@
-"""The training sets of an iteration: a file of examples for each adapter, and the checksums that vouch for them.
+"""The training sets of an iteration: a file of examples for each adapter, and a file with their checksums.
 
-"iteration_K/finetune/NAME.jsonl" has one JSON object a line; "training_sets.json" beside them,
-{"sha256": {NAME: checksum}}, is written last: without it the sets are not yet chosen.
+"iteration_K/finetune/NAME.jsonl" has one JSON object per line. "training_sets.json" beside these files,
+{"sha256": {NAME: checksum}}, is written last. If it does not exist, the training sets are not complete yet.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ Example = dict[str, Any]
 
 
 def write_training_sets(store: Store, iteration: int, sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Writes the examples of every adapter; {adapter's name: examples}."""
+    """Writes the training sets of all adapters, {name of the adapter: examples}, and their checksums."""
     digests = {}
     for name, examples in sets.items():
         data = "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples).encode()
@@ -28,35 +28,35 @@ def write_training_sets(store: Store, iteration: int, sets: Mapping[str, Sequenc
 def read_training_sets(
     store: Store, iteration: int, names: Sequence[str], say: Callable[[str], None]
 ) -> dict[str, list[Example]] | None:
-    """The examples of the adapters `names`, verified. None when they are not written yet, or when one is damaged.
+    """The verified training sets of the adapters `names`; None if they are not written yet, or if one is damaged.
 
-    A damaged file is set aside, which `say` is told: the sets are to be chosen again from the debate.
+    Damaged files are moved to damaged/, and `say` reports each. The caller then selects the examples again.
     """
     if not store.exists(layout.training_set_checksums(iteration)):
         return None
     try:
         digests = _read_checksums(store, iteration, names)
     except Damage as damage:
-        _set_aside(store, layout.training_set_checksums(iteration), damage, say)
+        _move_damaged(store, layout.training_set_checksums(iteration), damage, say)
         return None
     sets, is_whole = {}, True
     for name in names:
         try:
             sets[name] = _read_set(store, iteration, name, digests)
         except Damage as damage:
-            _set_aside(store, layout.training_set(iteration, name), damage, say)
+            _move_damaged(store, layout.training_set(iteration, name), damage, say)
             is_whole = False
     return sets if is_whole else None
 
 
 def read_training_set(store: Store, iteration: int, name: str) -> list[Example]:
-    """The examples of one adapter, verified. Changes nothing; raises DamagedFile, also when they are missing."""
+    """The verified training set of one adapter. Changes nothing. Raises DamagedFile if it is damaged or missing."""
     try:
         return _read_set(store, iteration, name, _read_checksums(store, iteration, [name]))
     except Damage as damage:
         path = store.path(layout.training_set(iteration, name))
         raise DamagedFile(
-            f"The training set {path} cannot be used ({damage}): start the run again, which chooses it again."
+            f"The training set {path} cannot be used ({damage}): start the run again, which selects it again."
         ) from damage
 
 
@@ -83,6 +83,6 @@ def _read_set(store: Store, iteration: int, name: str, digests: Mapping[str, str
     return [json.loads(line) for line in data.split(b"\n")[:-1]]
 
 
-def _set_aside(store: Store, name: str, damage: Damage, say: Callable[[str], None]) -> None:
+def _move_damaged(store: Store, name: str, damage: Damage, say: Callable[[str], None]) -> None:
     moved = f"it was moved to {store.path(store.set_aside(name))}; " if store.exists(name) else ""
-    say(f"{store.path(name)} is damaged ({damage}): {moved}the training sets are chosen again from the debate.")
+    say(f"{store.path(name)} is damaged ({damage}): {moved}the training sets are selected again from the debate.")

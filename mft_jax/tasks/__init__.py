@@ -1,4 +1,4 @@
-"""Tasks: their questions, and how answers are read and graded."""
+"""Tasks: questions, the parsing of answers, and grading."""
 
 from mft_jax.tasks.load import load_task
 from mft_jax.tasks.questions import Question, Task

@@ -1,7 +1,7 @@
-"""The addition task: the sum of two numbers of `addition_digits` digits each, which small models often get right.
+"""The addition task: the sum of two numbers of `addition_digits` digits each. Small models often answer it correctly.
 
-An unordered pair of numbers is in one split at most, so that no evaluation question is a training question with its
-two numbers exchanged.
+Each unordered pair of numbers is in at most one split, so no evaluation question is a training question with its two
+numbers exchanged.
 """
 
 import functools
@@ -12,22 +12,22 @@ from mft_jax.prompts import ADDITION
 from mft_jax.tasks.generated import SPLITS, make_generated_task
 from mft_jax.tasks.questions import Question, Task
 
-LARGEST_POOL = 2000  # questions in each split; all the pairs there are of two-digit numbers are 4,095
+LARGEST_POOL = 2000  # questions in each split; there are 4,095 pairs of two-digit numbers
 
 Pair = tuple[int, int]
 
 
 def pool_size(digits: int) -> int:
-    """Questions in each split: half of all unordered pairs, but no more than LARGEST_POOL."""
+    """The number of questions in each split: half of all unordered pairs, but at most LARGEST_POOL."""
     numbers = 9 * 10 ** (digits - 1)
     return min(LARGEST_POOL, numbers * (numbers + 1) // 2 // len(SPLITS))
 
 
 @functools.cache
 def pool(digits: int, split: str) -> tuple[Pair, ...]:
-    """The pairs of a split, in the order in which they are asked. The same everywhere."""
+    """The pairs of a split; the first number of a pair comes first in the question. The same on every machine."""
     draws, least = seeds.question_pool(f"addition 1.0.0, {digits} digits"), 10 ** (digits - 1)
-    found: dict[Pair, Pair] = {}  # by the sorted pair
+    found: dict[Pair, Pair] = {}  # sorted pair -> pair
     while len(found) < pool_size(digits) * len(SPLITS):
         pair = (least + int(draws.random() * 9 * least), least + int(draws.random() * 9 * least))
         found.setdefault((min(pair), max(pair)), pair)
@@ -41,7 +41,7 @@ def question(digits: int, split: str, index: int) -> Question:
 
 
 def load(config: TaskConfig, seed: int) -> Task:
-    """The questions that `seed` chooses. Raises UserError when more are asked for than there are."""
+    """Chooses questions by `seed`. Raises UserError if the configuration asks for more than there are."""
     digits = config.addition_digits
     make = functools.partial(question, digits)
     return make_generated_task("addition", config, seed, pool_size=pool_size(digits), question=make, prompts=ADDITION)

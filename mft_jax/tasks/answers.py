@@ -1,7 +1,7 @@
-"""The answer in a text, its canonical form, and whether two answers are mathematically the same.
+"""Finds the answer in a text, converts it to a canonical form, and decides whether two answers are equivalent.
 
-The conventions of the field's graders for MATH and GSM8K: a currency or percent sign beside a number has no meaning, so
-"$5", "5%" and "5" are the same answer; an "x =" before an answer is removed; a decimal is exact: 0.333 is not 1/3.
+It follows the usual graders for MATH and GSM8K. Currency and percent signs are ignored, so "$5", "5%" and "5" are the
+same answer. An "x =" before an answer is removed. Decimals are exact: 0.333 is not 1/3.
 """
 
 import functools
@@ -10,10 +10,10 @@ from fractions import Fraction
 
 from mft_jax.tasks import grader
 
-MAX_LENGTH = 1000  # characters; a longer "answer" is runaway text
-MAX_LAYERS = 30  # of signs around an answer; more are a sign of runaway text too
-MAX_ELEMENTS = 4  # of a point that is compared element by element; math-verify compares longer ones
-CPU_SECONDS = 0.5  # for one comparison by math-verify; usual ones take milliseconds
+MAX_LENGTH = 1000  # characters; anything longer is not taken as an answer
+MAX_LAYERS = 30  # of signs around an answer; with more, the text is not taken as an answer
+MAX_ELEMENTS = 4  # points with at most this many are compared element by element, longer ones by math-verify
+CPU_SECONDS = 0.5  # limit for one comparison by math-verify; most take milliseconds
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,2})?")
@@ -27,13 +27,13 @@ _QUANTITY = re.compile(
     r"(?:[A-Za-z]{2,}\s+)?([+-]?[$£€]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?)"
     r"(?:\s*(?:\\text\s*\{([^{}]*)\}|([^\W\d_]{2,}\.?(?:[\s/-]+[^\W\d_]+\.?)*)))?"
 )
-# After a number these are part of its value, or of a formula.
+# After a number, these words are not a unit: they are part of its value or of a formula.
 _NO_UNIT = re.compile(
-    r"\b(?:hundred|thousand|million|billion|trillion|dozen|hal(?:f|ves)|thirds?|quarters?|and|or|to|of|mod|choose|pi|sin|"
-    r"cos|tan|cot|sec|csc|log|ln|exp|sqrt)\b",
+    r"\b(?:hundred|thousand|million|billion|trillion|dozen|hal(?:f|ves)|thirds?|quarters?|and|or|to|of|mod|choose|pi|"
+    r"sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt)\b",
     re.IGNORECASE,
 )
-# No brackets inside: a comma there would separate something else.
+# Without inner brackets, because a comma inside them would not separate elements of the point.
 _TUPLE = re.compile(r"(?:\\left)?\s*([(\[])([^()\[\]]*?)(?:\\right)?\s*([)\]])")
 _SPACING = re.compile(r"\\[!,;:]|~|\{,\}(?=\d{3})")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
@@ -57,10 +57,10 @@ _WRAPPERS = tuple(
 
 
 def boxed(text: str) -> str | None:
-    r"""The content of the last complete, non-empty \boxed{...} of a text, braces matched; None if there is none."""
-    opened: list[tuple[int, bool]] = []  # where the content of each open brace starts, and whether it is a box
+    r"""The content of the last complete, non-empty \boxed{...}, with matched braces; None if there is none."""
+    opened: list[tuple[int, bool]] = []  # (start of the content, whether it is a box) of each open brace
     last: tuple[int, str] | None = None
-    for match in _BRACES.finditer(text):  # one pass: a text of 100,000 open boxes must not cost the square of that
+    for match in _BRACES.finditer(text):  # one pass: linear time even with 100,000 open boxes
         if match[0].endswith("{") and match[0] != r"\{":
             opened.append((match.end(), len(match[0]) > 1))
         elif match[0] == "}" and opened:
@@ -72,13 +72,13 @@ def boxed(text: str) -> str | None:
 
 
 def parse_boxed(text: str) -> str | None:
-    """The canonical answer of a text whose answer is in a box; None if there is none."""
+    """The canonical form of the answer in the last box; None if there is no box."""
     content = boxed(text)
     return None if content is None else canonical(content)
 
 
 def parse_numeric(text: str) -> str | None:
-    """For tasks whose answers are numbers: the last box, else the last number. A box without a digit is no answer."""
+    """For tasks with numeric answers: the last box, or else the last number. None if the box contains no digit."""
     content = boxed(text)
     if content is not None:
         return canonical(content) if re.search(r"\d", content) else None
@@ -87,11 +87,11 @@ def parse_numeric(text: str) -> str | None:
 
 
 def canonical(text: str) -> str | None:
-    """The spelling that stands for all spellings of an answer: 5 for " $+5.00$. ".
+    """The canonical form of an answer: 5 for " $+5.00$. ".
 
-    A whole number becomes an integer, another decimal a decimal without trailing zeros, a fraction a reduced one p/q;
-    anything else only loses the signs around it. The canonical form of a canonical form is itself. None for an empty
-    text, and for one of more than MAX_LENGTH characters.
+    A whole number becomes an integer, any other decimal loses its trailing zeros, and a fraction becomes a reduced p/q.
+    In anything else, only the signs around it are removed. The function is idempotent. Returns None for an empty text
+    and for one of more than MAX_LENGTH characters.
     """
     return _canonical(text) if len(text) <= MAX_LENGTH else None
 
@@ -111,7 +111,7 @@ def _canonical(text: str) -> str | None:
 
 
 def _remove_wrapper(text: str) -> str:
-    """Removes one layer of what may stand around an answer."""
+    """Removes one layer of signs around an answer, e.g. $...$, \\text{...} or a full stop at its end."""
     text = " ".join(_SPACING.sub(lambda match: "," if match[0] == "{,}" else " ", text.replace("\u2212", "-")).split())
     if _THOUSANDS.fullmatch(text.replace(", ", ",") if "\\" not in text else text):
         return text.replace(",", "")
@@ -123,7 +123,7 @@ def _remove_wrapper(text: str) -> str:
 
 
 def number_of_quantity(text: str) -> str | None:
-    r"""The number of a quantity with a unit: 18 for "18 dollars", "3\text{ hours}" and "USD 7"; None for anything else."""
+    r"""The number of a quantity with a unit, e.g. 18 for "18 dollars" and 7 for "USD 7"; None for anything else."""
     match = _QUANTITY.fullmatch(text) if len(text) <= MAX_LENGTH else None
     if match is None or number(text) is not None or _NO_UNIT.search(text):
         return None
@@ -160,9 +160,9 @@ def number(text: str) -> Fraction | None:
 
 
 def equivalent(a: str, b: str) -> bool:
-    """Whether two answers are mathematically the same. Symmetric; False where math-verify needs more than CPU_SECONDS.
+    """Whether two answers are mathematically the same. Symmetric. False if math-verify needs more than CPU_SECONDS.
 
-    Numbers are compared exactly, and words as text; only for anything else is math-verify asked, in another process.
+    Numbers are compared exactly and words as text. Everything else is compared by math-verify, in another process.
     """
     if a == b:
         return True
@@ -174,25 +174,25 @@ def equivalent(a: str, b: str) -> bool:
     values = number(first), number(second)
     if None not in values:
         return values[0] == values[1]
-    if values != (None, None):  # a unit may be left out; two different ones are two different quantities
+    if values != (None, None):  # one answer is a number: the other may be the same number with a unit
         quantity = number_of_quantity(first if values[0] is None else second)
         if quantity is not None:
             return number(quantity) == (values[0] if values[1] is None else values[1])
     if len(first) == len(second) == 1 and first.isupper() and second.isupper():
-        return False  # choices; math-verify would say so too, after much longer
+        return False  # two choices; math-verify gives the same result, but is slower
     (brackets, left), (others, right) = _split_elements(first), _split_elements(second)
-    # math-verify takes 40 ms for a pair of points. It is asked for those with more elements all the same, since each pair
-    # of elements that is compared here may take CPU_SECONDS.
+    # math-verify takes 40 ms for a pair of points, so short points are compared here. Longer points are left to
+    # math-verify, because each pair of elements compared here may take CPU_SECONDS.
     if brackets and brackets == others and len(left) == len(right) <= MAX_ELEMENTS:
         return all(equivalent(a, b) for a, b in zip(left, right, strict=True))
-    # To a formula reader "east" and "seat" are one product of four letters.
+    # math-verify would parse "east" and "seat" as the same product of four letters.
     if _WORDS.fullmatch(first) or _WORDS.fullmatch(second):
         return first.casefold() == second.casefold()
     return _same_formula(*sorted((first, second)))
 
 
 def _split_elements(text: str) -> tuple[str, list[str]]:
-    """The brackets of a point or an interval, and what stands between its commas; ("", []) for anything else."""
+    """(the brackets, the elements) of a point or an interval; ("", []) for anything else."""
     match = _TUPLE.fullmatch(text)
     if match is None or "," not in match[2] or r"\{" in match[2]:
         return "", []

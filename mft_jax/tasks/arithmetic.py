@@ -1,6 +1,6 @@
 """The arithmetic task: a + b * c + d - e * f, six integers uniform in 0..29 (method, section 3).
 
-All of its questions are reserved ones (arithmetic_split.py), on which the shipped base model has not been trained.
+All its questions are reserved (arithmetic_split.py): the base model in the package was not trained on them.
 """
 
 import functools
@@ -19,9 +19,9 @@ Numbers = tuple[int, ...]
 
 @functools.cache
 def pool(split: str) -> tuple[Numbers, ...]:
-    """The six integers of each question of a split: reserved, distinct, and in no other split. The same everywhere."""
+    """The integers of each question of a split: reserved, distinct, in no other split. The same on every machine."""
     draws = seeds.question_pool("arithmetic 1.0.0")
-    found: dict[Numbers, None] = {}  # a set that keeps its order
+    found: dict[Numbers, None] = {}  # used as an ordered set
     while len(found) < POOL * len(SPLITS):
         numbers = tuple(int(draws.random() * (LARGEST + 1)) for _ in range(6))
         if reserved(numbers):
@@ -36,5 +36,5 @@ def question(split: str, index: int) -> Question:
 
 
 def load(config: TaskConfig, seed: int) -> Task:
-    """The questions that `seed` chooses. Raises UserError when more are asked for than there are."""
+    """Chooses questions by `seed`. Raises UserError if the configuration asks for more than there are."""
     return make_generated_task("arithmetic", config, seed, pool_size=POOL, question=question, prompts=GENERAL)

@@ -1,7 +1,7 @@
-"""The questions a + b * c + d - e * f, and which of them are kept out of the shipped base model's training text.
+"""The questions a + b * c + d - e * f, and which of them are reserved for the arithmetic task.
 
-One question in eight is reserved, by a fixed hash of its six integers: the task draws its training and evaluation
-questions from the reserved ones only, the base model's demonstrations from the others only.
+A fixed hash of the six integers reserves one question in eight. The task draws its training and evaluation questions
+from the reserved ones only. The training data of the base model in the package contains the others only.
 """
 
 import zlib
@@ -12,7 +12,7 @@ RESERVED_ONE_IN = 8
 
 
 def reserved(numbers: Sequence[int]) -> bool:
-    """Whether the question of these six integers is the task's. The same on every machine and in every version."""
+    """Whether the question with these six integers is reserved. The same on every machine and in every version."""
     return zlib.crc32(",".join(str(int(number)) for number in numbers).encode()) % RESERVED_ONE_IN == 0
 
 

@@ -1,4 +1,4 @@
-"""Tasks that make their own questions: each split has a fixed pool, of which a run asks those that its seed chooses."""
+"""Tasks with generated questions: each split has a fixed pool, from which the seed of a run chooses questions."""
 
 from collections.abc import Callable
 
@@ -10,13 +10,13 @@ from mft_jax.tasks.questions import Question, Task, check_enough
 
 SPLITS = ("train", "eval")
 
-MakeQuestion = Callable[[str, int], Question]  # of a split and a place in its pool; always the same question
+MakeQuestion = Callable[[str, int], Question]  # (split, index in its pool) -> question, deterministic
 
 
 def make_generated_task(
     name: str, config: TaskConfig, seed: int, *, pool_size: int, question: MakeQuestion, prompts: Prompts
 ) -> Task:
-    """The questions that `seed` chooses of each split's pool of `pool_size`. Raises UserError when more are asked for."""
+    """Chooses questions by `seed` from the pools of `pool_size` questions. Raises UserError if a pool is too small."""
     check_enough(config.train_questions, pool_size, "task.train_questions", f"the task {name}'s training set")
     check_enough(config.eval_questions, pool_size, "task.eval_questions", f"the task {name}'s evaluation set")
     counts = {"train": config.train_questions, "eval": config.eval_questions}

@@ -1,7 +1,7 @@
-"""math-verify in a process of its own (see mft_jax.worker), so that a comparison that never ends can be stopped.
+"""Runs math-verify in a separate process (see mft_jax.worker), so that a comparison that takes too long can be stopped.
 
-math-verify's own time limit is a signal: it works in the main thread only, and cannot interrupt 9**9**9. Here the limit
-is on the CPU time of the process, so that a repeated run gets the same grades, whatever else the machine does.
+math-verify's own time limit uses a signal: it works in the main thread only, and cannot interrupt 9**9**9. Here the CPU
+time of the process is limited, so that the grades do not depend on the load of the machine.
 """
 
 import json
@@ -9,24 +9,24 @@ import pathlib
 
 from mft_jax.worker import EndedError, LateError, Worker
 
-WALL_FACTOR = 20.0  # wall time for a comparison, as a multiple of its CPU time, in case the process sleeps for ever
-_EQUAL, _UNFINISHED = b"1", b"-"  # answers of grader_worker.py
-_CRASHED = 3  # its exit code
+WALL_FACTOR = 20.0  # limit of the wall time of a comparison, as a multiple of that of its CPU time
+_EQUAL, _UNFINISHED = b"1", b"-"  # the answers of grader_worker.py
+_CRASHED = 3  # the exit code of grader_worker.py after a crash
 
 _SCRIPT = pathlib.Path(__file__).with_name("grader_worker.py")
 
 
 class Grader:
-    """Compares formulas, and counts the comparisons that could not be finished; thread-safe."""
+    """Compares formulas, and counts the comparisons that did not finish. Thread-safe."""
 
     def __init__(self) -> None:
         self._worker = Worker(_SCRIPT)
-        self._unfinished: set[tuple[str, ...]] = set()  # adding to a set, and its length, need no lock
+        self._unfinished: set[tuple[str, ...]] = set()  # `add` and `len` are atomic, so no lock is needed
 
     def same_formula(self, a: str, b: str, cpu_seconds: float) -> bool:
-        """Whether math-verify finds `a` and `b` equal; False if it needs more than `cpu_seconds`, or crashes, twice.
+        """Whether math-verify finds `a` and `b` equal. False if it needs more than `cpu_seconds`, or crashes twice.
 
-        Raises RuntimeError if the process cannot start, or something outside keeps ending it.
+        Raises RuntimeError if the process cannot be started, or is killed from outside twice.
         """
         request = json.dumps([a, b, cpu_seconds]).encode()
         try:
@@ -36,7 +36,7 @@ class Grader:
         except EndedError as error:
             if error.returncode != _CRASHED:
                 raise RuntimeError(
-                    "The grading process was ended from outside, twice: is the machine short of memory?"
+                    "The grading process was killed from outside twice: check that the machine has enough memory."
                 ) from error
             answer = _UNFINISHED
         if answer == _UNFINISHED:
@@ -44,9 +44,9 @@ class Grader:
         return answer == _EQUAL
 
     def timeouts(self) -> int:
-        """How many different comparisons so far ran out of time or memory, or crashed the grading process.
+        """The number of different comparisons so far that ran out of time or memory, or crashed the grading process.
 
-        Their answers count as different, whether they are or not.
+        Their two answers count as different.
         """
         return len(self._unfinished)
 

@@ -1,9 +1,9 @@
-"""The grading process (see grader.py): run as a script, never imported by the package.
+"""The grading process (see grader.py). It is run as a script and never imported by the package.
 
-Its requests are lines [a, b, cpu_seconds], its answers 1 for equal, 0 for different, and - where the comparison ran out
-of time or memory. A child does the comparing; when a comparison uses up its CPU time, it ends the child, and the next
-child takes over. Anything else that ends the child ends the process with CRASHED: a child that was killed from outside
-may not have read a request yet, and an answer to none would be taken for that to the next.
+A request is a line [a, b, cpu_seconds]. The answer is 1 for equal, 0 for different, and - for a comparison that ran out
+of time or memory. A forked child does the comparisons. If a comparison exceeds its CPU time, the child is killed by the
+timer's signal, and a new child takes over. If the child ends for any other reason, this process exits with CRASHED: the
+child may have been killed before it read a request, and an answer sent now would be taken as that of the next request.
 """
 
 import contextlib
@@ -16,21 +16,21 @@ import signal
 import sys
 
 CRASHED = 3  # exit code
-MEMORY = 2 << 30  # bytes of address space: 9**9**9 asks for all there is
+MEMORY = 2 << 30  # bytes of address space; 9**9**9 would use all memory
 
 
 @functools.lru_cache(maxsize=1024)
 def parse_formula(text):
     from math_verify import parse
 
-    # The box tells the parser that all of the text is the answer. No time limit of its own: see `main`.
+    # The box tells the parser that the whole text is the answer. `serve` sets the time limit.
     return parse(rf"\boxed{{{text}}}", fallback_mode="no_fallback", parsing_timeout=0)
 
 
 def same_formula(a, b):
     from math_verify import verify
 
-    # verify is not symmetric: it reads an assignment differently as the right answer and as the candidate.
+    # verify is not symmetric: it treats an assignment differently in the gold answer and in the candidate.
     left, right = parse_formula(a), parse_formula(b)
     return any(verify(gold, target, timeout_seconds=None) for gold, target in ((left, right), (right, left)))
 
@@ -41,15 +41,15 @@ def send(answers, content):
 
 
 def serve(requests, answers):
-    """Answers until the requests end, or a comparison uses up its CPU time, which ends this process."""
+    """Answers all requests. A comparison that exceeds its CPU time ends this process."""
     for line in requests:
         a, b, cpu_seconds = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # SIGPROF, whose default action no computation can hold up
+        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # SIGPROF: its default action ends the process
         try:
             answer = b"1" if same_formula(a, b) else b"0"
         except MemoryError:
             answer = b"-"
-        except Exception:  # RecursionError among them
+        except Exception:  # e.g. RecursionError
             answer = b"0"
         signal.setitimer(signal.ITIMER_PROF, 0)
         send(answers, answer)
@@ -57,16 +57,16 @@ def serve(requests, answers):
 
 def main():
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a library's print must not look like an answer
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that output printed by a library is not taken as an answer
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    same_formula("x+1", "1+x")  # imports math-verify and builds its grammar, which takes longer than a comparison may
+    same_formula("x+1", "1+x")  # imports math-verify and builds its grammar, which takes seconds
     logging.disable(logging.CRITICAL)
     send(answers, b"ready")
-    # A fork takes milliseconds where a new start takes most of a second. There is only one request at a time, so a child
-    # that ends leaves no other unanswered.
+    # A fork takes milliseconds, a new interpreter most of a second. There is only one request at a time, so a child
+    # that is killed leaves only that one unanswered.
     while (child := os.fork()) != 0:
         _, status = os.waitpid(child, 0)
         if status == 0:

@@ -1,6 +1,7 @@
-"""GSM8K, by the builder that tensorflow-datasets has for it: grade school word problems whose answers are numbers.
+"""GSM8K: grade school word problems with numeric answers, prepared by the builder of tensorflow-datasets.
 
-Training questions come from its train split, evaluation questions from its test split. A question's id holds its line.
+Training questions come from its train split, evaluation questions from its test split. The id of a question contains
+its line number.
 """
 
 import hashlib
@@ -21,18 +22,18 @@ from mft_jax.tasks.public import PublicData, check_count, load_records, make_tas
 from mft_jax.tasks.questions import Question, Task
 
 URL = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/"
-# Of the files in the repository above.
+# Of the files in this repository.
 COUNTS = {"train": 7473, "test": 1319}
 CHECKSUMS = {
     "train": "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465",
     "test": "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
 }
-MARK = "#### "  # between the worked solution and the answer
+MARK = "#### "  # separates the worked solution from the answer
 REMEDY = "get the original file again"
 
 
 class MftGsm8k(Gsm8k):
-    """The library's builder, reading local files, without the socratic variants of the same questions."""
+    """The builder of tensorflow-datasets, but it reads local files, and only the main variant of the questions."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = "train.jsonl and test.jsonl"
 
@@ -46,7 +47,7 @@ class MftGsm8k(Gsm8k):
 
 
 def load(config: TaskConfig, seed: int) -> Task:
-    """The questions that `seed` chooses of the data set, which is prepared first where it is missing."""
+    """Chooses questions of the data set by `seed`. Prepares the data set first if necessary."""
     data = PublicData(
         task="gsm8k",
         title="GSM8K",
@@ -72,7 +73,7 @@ def find(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def parse(files: Sequence[pathlib.Path]) -> dict[str, list[Record]]:
-    """Every line of the two files. Raises UserError for a broken line, else for their number, else for other questions."""
+    """Parses both files. Raises UserError for an invalid line, a wrong number of lines, or other questions."""
     return {split: _parse_split(split, path) for split, path in zip(COUNTS, files, strict=True)}
 
 
@@ -80,7 +81,7 @@ def _parse_split(split: str, path: pathlib.Path) -> list[Record]:
     data = read_bytes(path, REMEDY)
     records = [_record(line, f"{path}, line {number}") for number, line in numbered_lines(data)]
     check_count(len(records), COUNTS[split], str(path), f"GSM8K's {split} split")
-    # These are the original's bytes, so that a copy with other line ends or escapes has the same checksum.
+    # The records are written as in the original, so that copies with other line ends or escapes have its checksum.
     digest = hashlib.sha256("".join(json.dumps(record) + "\n" for record in records).encode()).hexdigest()
     if digest != CHECKSUMS[split]:
         raise UserError(

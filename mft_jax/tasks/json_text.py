@@ -1,4 +1,4 @@
-"""JSON that people or downloads may have broken: every mistake is a UserError that names the file and the line."""
+"""Parses JSON files of users and downloads. Every error is a UserError that names the file and the line."""
 
 import decimal
 import json
@@ -11,9 +11,9 @@ from mft_jax.errors import UserError
 
 
 def read_bytes(path: str | pathlib.Path, remedy: str) -> bytes:
-    """The file without a byte order mark."""
+    """Reads a file, without its byte order mark. Raises UserError, ending with `remedy`, if it cannot be read."""
     try:
-        # Path.expanduser raises another error where a user's home is not known.
+        # Path.expanduser would raise RuntimeError if the home directory is unknown.
         return pathlib.Path(os.path.expanduser(path)).read_bytes().removeprefix(b"\xef\xbb\xbf")
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -21,27 +21,27 @@ def read_bytes(path: str | pathlib.Path, remedy: str) -> bytes:
 
 
 def numbered_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line) of the lines that are not blank."""
+    """(line number from 1, line) for each line that is not blank."""
     for number, line in enumerate(data.split(b"\n"), start=1):
         if line.strip():
             yield number, line
 
 
 def parse_object(data: bytes, where: str, remedy: str) -> dict[str, Any]:
-    """One JSON object. A UserError begins with `where`, and ends with `remedy`."""
+    """Parses one JSON object. The message of a UserError begins with `where` and ends with `remedy`."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
     try:
-        # Decimal keeps a number as it is written: 0.1 stays 0.1.
+        # Decimal keeps numbers as written: 0.1 stays 0.1.
         record = json.loads(data.decode(), parse_float=decimal.Decimal, parse_constant=refuse)
-        json.dumps(record, ensure_ascii=False, default=str).encode()  # a lone surrogate could not be written out again
+        json.dumps(record, ensure_ascii=False, default=str).encode()  # raises for a lone surrogate
     except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise UserError(f"{where}: not valid UTF-8 ({error.reason}): save the file as UTF-8.") from error
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        if isinstance(error, json.JSONDecodeError) and error.lineno > 1:  # of a file that is one object
+        if isinstance(error, json.JSONDecodeError) and error.lineno > 1:  # if the whole file is one object
             reason += f" in line {error.lineno}"
         raise UserError(f"{where}: not valid JSON ({reason}): {remedy}.") from error
     if not isinstance(record, dict):
@@ -50,7 +50,7 @@ def parse_object(data: bytes, where: str, remedy: str) -> dict[str, Any]:
 
 
 def text_field(record: dict[str, Any], field: str, where: str, remedy: str) -> str:
-    """A field that must hold text, without the spaces around it."""
+    """The text in a field, stripped of whitespace. Raises UserError if it is missing, not a string, or empty."""
     if field not in record:
         raise UserError(f'{where}: the field "{field}" is missing: {remedy}.')
     value = record[field]
@@ -62,6 +62,6 @@ def text_field(record: dict[str, Any], field: str, where: str, remedy: str) -> s
 
 
 def json_type(value: object) -> str:
-    """The type of a JSON value, as JSON calls it."""
+    """The JSON name of the type of a value."""
     names = {str: "a string", bool: "a boolean", list: "an array", dict: "an object", type(None): "null"}
     return names.get(type(value), "a number")

@@ -1,8 +1,8 @@
-"""People's own questions: a file of {"question": text, "answer": text or number} lines. The answer may be left out.
+"""The user's own questions: a file of {"question": text, "answer": text or number} lines. The answer may be missing.
 
-Blank lines and other fields are ignored. A question that a file repeats is kept once, at its first line, so that it does
-not count double, and with its answer, whichever line has it; two different answers to one question are an error. A
-question's id holds its line number.
+Blank lines and other fields are ignored. If a file repeats a question, the question counts once, with the line number
+of its first line and the answer from any of its lines. Two different answers to one question are an error. The id of a
+question contains its line number.
 """
 
 import dataclasses
@@ -24,9 +24,10 @@ REMEDY = f"write a line such as {EXAMPLE}"
 
 
 def load(config: TaskConfig, seed: int) -> Task:
-    """Reads `train_path`, and `eval_path` or as many held-out lines of `train_path`. Raises UserError for bad files.
+    """Reads training questions from `train_path`, and evaluation questions from `eval_path`.
 
-    With `train_questions` 0 and an `eval_path`, for an evaluation without training, no `train_path` is needed.
+    Without an `eval_path`, questions of `train_path` are held out for evaluation. With `train_questions` 0 and an
+    `eval_path`, no `train_path` is needed. Raises UserError for invalid files, or if there are too few questions.
     """
     if config.train_questions == 0 and config.eval_path is not None:
         train = ()  # an evaluation without training
@@ -54,10 +55,10 @@ def load(config: TaskConfig, seed: int) -> Task:
 
 
 def choose_parser(evaluation: Sequence[Question]) -> Callable[[str], str | None]:
-    """How answers are read: also without a box, as the last number, if every known evaluation answer is a number.
+    """The parser of answers. If all known evaluation answers are numbers, it also takes the last number without a box.
 
-    Training answers have no say: the votes that make the training data depend on the parser, and must be the same with
-    and without them. Without any evaluation answer only a box counts, since an answer may then be of any kind.
+    Otherwise, and if no evaluation answer is known, only a box counts. The answers of training questions are not used:
+    the votes depend on the parser, and must be the same with and without these answers.
     """
     golds = [question.gold for question in evaluation if question.gold is not None]
     numeric = bool(golds) and all(answers.number(gold) is not None for gold in golds)
@@ -67,7 +68,7 @@ def choose_parser(evaluation: Sequence[Question]) -> Callable[[str], str | None]
 def _hold_out(
     questions: tuple[Question, ...], config: TaskConfig, seed: int
 ) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
-    """(evaluation questions, the rest). The first come first, so that they are the same whatever `train_questions` is."""
+    """Returns (evaluation questions, the rest). The evaluation questions do not depend on `train_questions`."""
     asked = config.train_questions + config.eval_questions
     check_enough(asked, len(questions), "task.train_questions + task.eval_questions", str(config.train_path))
     order = seeds.question_order(questions, seed, "jsonl")
@@ -77,10 +78,10 @@ def _hold_out(
 
 
 def read_questions(path: str | pathlib.Path, split: str) -> tuple[Question, ...]:
-    """The questions of one file, in its order. Raises UserError that names the file and the line."""
+    """Reads the questions of a file, in its order. Raises a UserError that names the file and the line."""
     data = read_bytes(path, f"give a file of lines such as {EXAMPLE}")
     kept: dict[str, Question] = {}
-    answered: dict[str, int] = {}  # the line that a question's answer comes from
+    answered: dict[str, int] = {}  # question text -> line number of its answer
     for number, line in numbered_lines(data):
         question = _parse_line(line, f"{path}, line {number}", f"jsonl-{split}-{number:05d}")
         text = normalise(question.text)
@@ -91,8 +92,8 @@ def read_questions(path: str | pathlib.Path, split: str) -> tuple[Question, ...]
             kept[text] = dataclasses.replace(first, gold=question.gold)
         elif not answers.equivalent(first.gold, question.gold):
             raise UserError(
-                f"{path}, line {number}: the answer is {question.gold!r}, but line {answered[text]} has the same question "
-                f"with the answer {first.gold!r}: keep the right one."
+                f"{path}, line {number}: the answer is {question.gold!r}, but line {answered[text]} has the same "
+                f"question with the answer {first.gold!r}: keep the right one."
             )
         answered.setdefault(text, number)
     return tuple(kept.values())
@@ -107,9 +108,10 @@ def _parse_line(line: bytes, where: str, identity: str) -> Question:
 def _parse_gold(answer: Any, where: str) -> str:
     if isinstance(answer, bool) or not isinstance(answer, str | int | decimal.Decimal):
         raise UserError(
-            f'{where}: "answer" is {json_type(answer)}, expected a string or a number: write one, or leave "answer" out.'
+            f'{where}: "answer" is {json_type(answer)}, expected a string or a number: write one, or leave "answer" '
+            "out."
         )
-    # A worked solution that ends in a box is a usual form of gold answer.
+    # Gold answers are often worked solutions that end in a box.
     gold = (
         answers.parse_boxed(answer)
         if isinstance(answer, str) and "boxed{" in answer

@@ -7,29 +7,29 @@ from mft_jax.config import TaskConfig
 from mft_jax.errors import UserError
 from mft_jax.tasks.questions import Task, check_splits
 
-GENERATED = ("arithmetic", "addition")  # make their own questions
-PUBLIC = ("gsm8k", "math", "mmlu")  # need the original files, or a network
+GENERATED = ("arithmetic", "addition")  # generate their questions
+PUBLIC = ("gsm8k", "math", "mmlu")  # need the original files or a network connection
 NAMES = (*GENERATED, *PUBLIC, "jsonl")
 
 
 def load_task(config: TaskConfig, seed: int) -> Task:
-    """The task's questions and its grading; `seed` chooses which of the available questions are used, and their order.
+    """Loads a task. `seed` determines which of the available questions are used, and their order.
 
-    Raises UserError for an unknown name, too few or no questions, files that can be neither read nor downloaded, and a
-    question that is both in the training and in the evaluation set.
+    Raises UserError for an unknown task, too few questions, files that can be neither read nor downloaded, and a
+    question that is both in the training set and in the evaluation set.
     """
     if config.name not in NAMES:
         near = difflib.get_close_matches(config.name, NAMES, n=1, cutoff=0.0)[0]
         raise UserError(f"There is no task {config.name!r} (there are {', '.join(NAMES)}): did you mean {near!r}?")
     _check_unused_files(config)
-    # Imported here, by name: the public data sets import tensorflow-datasets, which takes seconds.
+    # Imported only when needed: the modules of public data sets import tensorflow-datasets, which takes seconds.
     task = importlib.import_module(f"mft_jax.tasks.{config.name}").load(config, seed)
     check_splits(task.train, task.eval)
     return task
 
 
 def _check_unused_files(config: TaskConfig) -> None:
-    """Raises UserError for files that the task does not read."""
+    """Raises UserError if the configuration sets a path that the task does not use."""
     kind = "makes its own questions" if config.name in GENERATED else "has questions of its own"
     for field in ("train_path", "eval_path"):
         value = getattr(config, field)
@@ -42,6 +42,6 @@ def _check_unused_files(config: TaskConfig) -> None:
         return
     where = "reads task.train_path and task.eval_path" if config.name == "jsonl" else kind
     raise UserError(
-        f"task.data_dir is {config.data_dir!r}, but the task {config.name} {where}: leave it out, or set task.cache_dir "
-        "for the directory of prepared data sets."
+        f"task.data_dir is {config.data_dir!r}, but the task {config.name} {where}: leave it out, or set "
+        "task.cache_dir for the directory of prepared data sets."
     )

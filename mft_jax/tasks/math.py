@@ -1,8 +1,8 @@
-"""MATH: problems of mathematics competitions in seven subjects and five levels; the answers are LaTeX expressions.
+"""MATH: problems of mathematics competitions in seven subjects and five levels. The answers are LaTeX expressions.
 
-Training questions come from its train split, evaluation questions from its test split, of levels 1 to 3 unless
-`math_levels` says otherwise. The questions, their order and their ids follow from the problems' text, so that every
-layout in which the data set is distributed gives a run the same ones.
+Training questions come from its train split, evaluation questions from its test split, in the levels of `math_levels`.
+The ids and the order of the questions are determined by the text of the problems, so they are the same for every layout
+in which the data set is distributed.
 """
 
 import hashlib
@@ -26,7 +26,8 @@ from mft_jax.tasks.questions import Question, Task
 
 # The problems of the original archive, MATH.tar, on a mirror that evaluation harnesses use.
 URL = "https://huggingface.co/datasets/EleutherAI/hendrycks_math/resolve/main/"
-SUBJECTS = {  # questions in (train, test) by subject: from that mirror's dataset card; the totals are the paper's
+# Questions in (train, test) by subject, from the dataset card of that mirror. The totals agree with the paper.
+SUBJECTS = {
     "Algebra": (1744, 1187),
     "Counting & Probability": (771, 474),
     "Geometry": (870, 479),
@@ -50,7 +51,7 @@ class MftMath(LineBuilder):
 
 
 def load(config: TaskConfig, seed: int) -> Task:
-    """The questions of `math_levels` that `seed` chooses of the data set, which is prepared first where it is missing."""
+    """Chooses questions of `math_levels` by `seed`. Prepares the data set first if necessary."""
     folders = [subject.lower().replace("&", "and").replace(" ", "_") for subject in SUBJECTS]
     files = [f"{folder}/{split}-00000-of-00001.parquet" for folder in folders for split in SPLITS]
     data = PublicData(
@@ -71,7 +72,7 @@ def load(config: TaskConfig, seed: int) -> Task:
 
 
 def find(directory: pathlib.Path) -> list[pathlib.Path]:
-    """The files of the layout that is there, in the directory or in the folder MATH that the archive unpacks to."""
+    """The original files, in one of three layouts, in the directory or in its folder MATH (as the archive unpacks)."""
     for root in (directory, directory / "MATH"):
         layouts = [[path for split in SPLITS for path in sorted(root.glob(f"{split}{pattern}"))]
                    for pattern in (".jsonl", "/*/*.json")]  # fmt: skip
@@ -83,12 +84,12 @@ def find(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _split_of(path: pathlib.Path) -> str:
-    """train or test: in the layout of folders, the folder above the subject's; else how the file's name begins."""
+    """The split of a file: the name of the folder above that of the subject, or the beginning of the file name."""
     return path.parent.parent.name if path.suffix == ".json" else re.split(r"[.-]", path.name)[0]
 
 
 def parse(files: Sequence[pathlib.Path]) -> dict[str, list[Record]]:
-    """Every problem. Raises UserError for a broken one, else for a wrong number of them."""
+    """Parses all problems. Raises UserError for an invalid problem or a wrong number of problems."""
     found: dict[str, list[Record]] = {split: [] for split in SPLITS}
     for path in files:
         found[_split_of(path)] += [_record(raw, where) for where, raw in _objects(path)]
@@ -99,7 +100,7 @@ def parse(files: Sequence[pathlib.Path]) -> dict[str, list[Record]]:
 
 
 def _objects(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(the place in the file, for error messages; the object) of each problem of a file."""
+    """Yields (location for error messages, JSON object) for each problem of a file."""
     if path.suffix == ".parquet":
         yield from ((f"{path}, row {row}", raw) for row, raw in enumerate(_parquet_rows(path), start=1))
     elif path.suffix == ".json":
@@ -115,13 +116,13 @@ def _parquet_rows(path: pathlib.Path) -> list[dict[str, Any]]:
 
     try:
         return pyarrow.parquet.read_table(path).to_pylist()
-    except (OSError, ValueError) as error:  # pyarrow's own errors are among them
+    except (OSError, ValueError) as error:  # errors of pyarrow are subclasses of these
         raise UserError(f"{path}: not a Parquet file ({' '.join(str(error).split())}): {REMEDY}.") from error
 
 
 def _record(raw: dict[str, Any], where: str) -> Record:
     record = {field: text_field(raw, field, where, REMEDY) for field in FIELDS}
-    # The original has two problems of "Level ?".
+    # Two problems of the original have "Level ?".
     if not re.fullmatch(r"Level [1-5?]", record["level"]):
         raise UserError(f'{where}: "level" is {record["level"]!r}, expected "Level 1" to "Level 5": {REMEDY}.')
     if record["type"] not in SUBJECTS:
@@ -135,12 +136,12 @@ def _expected_counts(split: str) -> Counter[str]:
 
 def _check_counts(split: str, records: Sequence[Record], directory: str) -> None:
     expected, found = _expected_counts(split), Counter(record["type"] for record in records)
-    for subject in SUBJECTS:  # an incomplete subject tells more than the total
+    for subject in SUBJECTS:  # naming the incomplete subject is more useful than the total
         check_count(found[subject], expected[subject], f"{directory}: {subject} of the {split} split", "MATH")
 
 
 def _add_ids(split: str, records: list[Record]) -> None:
-    """Gives every record an id that is a checksum of its text, and sorts the records by it."""
+    """Adds to each record an id made from a checksum of its text, and sorts the records by their ids."""
     repeats: Counter[str] = Counter()
     for record in records:
         digest = hashlib.sha256(f"{record['problem']}\n{record['solution']}".encode()).hexdigest()[:12]
@@ -151,7 +152,7 @@ def _add_ids(split: str, records: list[Record]) -> None:
 
 
 def _questions(records: Sequence[Record], levels: Sequence[int]) -> list[Question]:
-    """The problems of these levels whose solution has its answer in a box: others could not be graded."""
+    """The problems of these levels whose solution has a boxed answer. The others cannot be graded."""
     names = {f"Level {level}" for level in levels}
     chosen = [record for record in records if record["level"] in names]
     golds = [parsing.parse_final(record["solution"]) for record in chosen]

@@ -1,7 +1,8 @@
-"""MMLU: questions with four choices from 57 subjects; the answer is a letter.
+"""MMLU: questions with four choices from 57 subjects. The answer is a letter.
 
-Training questions come from its dev and val splits (its auxiliary training set is other benchmarks' questions),
-evaluation questions from its test split. A question's id holds its subject and its row in the subject's file.
+Training questions come from its dev and val splits, evaluation questions from its test split. Its auxiliary training
+set is not used, because it consists of questions of other benchmarks. The id of a question contains its subject and its
+row in the file of the subject.
 """
 
 import csv
@@ -23,9 +24,9 @@ from mft_jax.tasks.public import LineBuilder, PublicData, check_count, load_reco
 from mft_jax.tasks.questions import Question, Task
 
 URL = "https://people.eecs.berkeley.edu/~hendrycks/data.tar"
-CHECKSUM = "bec563ba4bac1d6aaf04141cd7d1605d7a5ca833e38f994051e818489592989b"  # as other projects pin it
+CHECKSUM = "bec563ba4bac1d6aaf04141cd7d1605d7a5ca833e38f994051e818489592989b"  # the value that other projects use
 ARCHIVE = "data.tar"
-COUNTS = {"dev": 285, "val": 1531, "test": 14042}  # of the archive, from the data set card of cais/mmlu
+COUNTS = {"dev": 285, "val": 1531, "test": 14042}  # from the data set card of cais/mmlu
 CHOICES = ("A", "B", "C", "D")
 LAYOUT = "MMLU's dev, val and test folders of SUBJECT_SPLIT.csv"
 REMEDY = "get the original file again"
@@ -40,7 +41,7 @@ class MftMmlu(LineBuilder):
 
 
 def load(config: TaskConfig, seed: int) -> Task:
-    """The questions that `seed` chooses of the data set, which is prepared first where it is missing."""
+    """Chooses questions of the data set by `seed`. Prepares the data set first if necessary."""
     data = PublicData(
         task="mmlu",
         title="MMLU",
@@ -67,7 +68,7 @@ def load(config: TaskConfig, seed: int) -> Task:
 
 
 def find(directory: pathlib.Path) -> list[pathlib.Path]:
-    """The files of all subjects, in the directory or in the folder data that the archive unpacks to."""
+    """The files of all subjects in the directory, or in its folder data, into which the archive unpacks."""
     for root in (directory, directory / "data"):
         files = {split: sorted((root / split).glob(f"*_{split}.csv")) for split in COUNTS}
         if all(files.values()):
@@ -76,12 +77,12 @@ def find(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def unpack(directory: pathlib.Path) -> None:
-    """Unpacks the three splits of the downloaded archive, and not its auxiliary training set, which is most of it."""
+    """Unpacks the three splits of the downloaded archive, without its large auxiliary training set."""
     with tarfile.open(directory / ARCHIVE) as archive:
         for member in archive:
             place = pathlib.PurePosixPath(member.name)
             source = archive.extractfile(member) if place.suffix == ".csv" and place.parent.name in COUNTS else None
-            if source is not None:  # by its last two names only: nothing can be written elsewhere
+            if source is not None:  # only the last two names are used, so nothing is written outside `directory`
                 target = directory / place.parent.name / place.name
                 target.parent.mkdir(exist_ok=True)
                 with source, open(target, "wb") as file:
@@ -89,7 +90,7 @@ def unpack(directory: pathlib.Path) -> None:
 
 
 def parse(files: Sequence[pathlib.Path]) -> dict[str, list[Record]]:
-    """Every row. Raises UserError for a broken one, else for a wrong number of them."""
+    """Parses all rows. Raises UserError for an invalid row or a wrong number of rows."""
     found: dict[str, list[Record]] = {split: [] for split in COUNTS}
     for path in files:
         found[path.parent.name] += _rows(path)

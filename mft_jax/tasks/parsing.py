@@ -1,16 +1,16 @@
-r"""Reads the answer in a text where it is not just a number: numbers with units, expressions, choices.
+r"""Parsers of answers for the public data sets: numbers with units, expressions, and choices.
 
-Each parser reads the last box first, and has a fallback for texts without one (method, section 3). All take linear time:
-a text may be 100,000 characters of anything.
+Each parser takes the content of the last box, and has a fallback for texts without a box (method, section 3). All take
+linear time, because a text may have 100,000 characters.
 """
 
 import re
 
 from mft_jax.tasks.answers import MAX_LENGTH, boxed, canonical, number, number_of_quantity, parse_numeric
 
-_MARK = "####"  # of GSM8K's own solutions
+_MARK = "####"  # marks the answer in the solutions of GSM8K
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s*(\\[dt]?frac\s*\d\s*\d|[^\s{}$\\]+)")
-# "the answer is", "Answer:"; what comes next is the answer.
+# "the answer is" or "Answer:". The answer follows.
 _ANNOUNCED = re.compile(r"\banswer(?:\s+is|\s*:)(?:\s|:|\*|option\b|choice\b)*", re.IGNORECASE)
 _FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\(((?:[^\\]|\\[^()])+)\\\)")
 _SENTENCE_END = re.compile(r"\.(?:\s|$)|[\n;!?]|,\s+[a-z]{2,}")
@@ -19,12 +19,12 @@ _STYLE = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|rm|bf)\b|[{}$*]
 _WHOLE_CHOICE = re.compile(r"\(?([A-Da-d])[).:]?")
 _FIRST_CHOICE = re.compile(r"\(?([A-D])[).:]")
 _ANNOUNCED_CHOICE = re.compile(r"[\s*$]*\(?([A-D])(?![\w'])")
-# The first alternative matches, and so skips, an article: an "A" that begins a sentence, before a word.
+# The first alternative skips the article "A" at the beginning of a sentence.
 _CHOICE = re.compile(r"(?:^|[.!?:\n])[ \t]{0,4}A\s(?=[a-z])|(?<![\w'\\])([A-D])(?![\w'])")
 
 
 def parse_number(text: str) -> str | None:
-    """For GSM8K: the number in the last box, else after the last "####", else the last number; units are removed."""
+    """For GSM8K: the number in the last box, or after the last "####", or the last number. Units are removed."""
     content = boxed(text)
     if content is not None:
         return _number_in(content) if re.search(r"\d", content) else None
@@ -34,7 +34,7 @@ def parse_number(text: str) -> str | None:
 
 
 def _number_in(content: str) -> str | None:
-    """The number of a quantity with its unit, or at the end of an equation; the canonical form of anything else."""
+    """The number of a quantity with a unit, or on the right of an equation; otherwise the canonical form."""
     form = canonical(content)
     for candidate in (form, canonical(content.rpartition("=")[2]), canonical(_TEXT.sub(" ", content))):
         if candidate is not None and number(candidate) is not None:
@@ -46,7 +46,7 @@ def _number_in(content: str) -> str | None:
 
 
 def parse_final(text: str) -> str | None:
-    r"""The answer in the last box, which may be without braces (\boxed 5), as in a few of MATH's solutions; else None."""
+    r"""The answer in the last box, also without braces (\boxed 5) as in a few solutions of MATH; None if no box."""
     content = boxed(text)
     if content is None and (bare := _last_match(_BARE_BOX, text)):
         content = bare[1]
@@ -54,7 +54,7 @@ def parse_final(text: str) -> str | None:
 
 
 def parse_expression(text: str) -> str | None:
-    r"""For MATH: the last box; else what follows "the answer is", else the last formula or number."""
+    r"""For MATH: the last box, or the text after "the answer is", or the last formula, or the last number."""
     if (final := parse_final(text)) is not None:
         return final
     if announced := _last_match(_ANNOUNCED, text):
@@ -67,7 +67,7 @@ def parse_expression(text: str) -> str | None:
 
 
 def parse_choice(text: str) -> str | None:
-    """For MMLU: the letter in the last box, else after "the answer is", else the last letter A to D that stands alone."""
+    """For MMLU: the letter in the last box, or after "the answer is", or the last single letter A to D."""
     content = boxed(text)
     if content is None:
         return _choice_in_prose(text)

@@ -1,8 +1,8 @@
-"""Data sets of tensorflow-datasets in the user's cache directory: built once, then read without TensorFlow.
+"""Builds data sets with tensorflow-datasets in the user's cache directory, once, and reads them without TensorFlow.
 
-One process builds a data set while the others wait for it. A damaged data set is replaced only once a new one has been
-built beside it and read without an error, so nothing is deleted that cannot be built again. Every host of a run builds
-its own.
+One process builds a data set while others wait for it. A damaged data set is replaced only after a new one has been
+built beside it and read without an error, so a failed build deletes nothing. Each host of a run builds its own data
+sets.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ Originals = Callable[[pathlib.Path], None]  # fills a directory with the files t
 
 
 class DamagedError(Exception):
-    """The data set on disk is not the one this version builds."""
+    """The data set on disk is damaged, or differs from what this version builds."""
 
 
 class MissingError(DamagedError):
@@ -37,14 +37,14 @@ class MissingError(DamagedError):
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Where a data set is kept, and what builds it."""
+    """The directory of a data set and its builder."""
 
     directory: pathlib.Path
     builder: type[Builder]
 
     @property
     def path(self) -> pathlib.Path:
-        """Where tensorflow-datasets puts it; says nothing about whether it is there."""
+        """The path at which tensorflow-datasets stores it. It may not exist yet."""
         return self.directory / self.builder.name / str(self.builder.VERSION)
 
     def make_builder(self) -> Builder:
@@ -52,7 +52,7 @@ class Prepared:
 
 
 def cache_dir(config: TaskConfig) -> pathlib.Path:
-    """The directory of prepared data sets: the configuration's, else one in the user's cache directory."""
+    """The directory of prepared data sets: `config.cache_dir`, or else one in the user's cache directory."""
     if config.cache_dir is None:
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
         return (cache if cache.is_absolute() else pathlib.Path(os.path.expanduser("~/.cache"))) / "mft_jax" / "datasets"
@@ -62,18 +62,18 @@ def cache_dir(config: TaskConfig) -> pathlib.Path:
 def local_directory(field: str, value: str) -> pathlib.Path:
     if "://" in value:
         raise UserError(f"task.{field} is {value!r}, expected a local directory: every host prepares its own data.")
-    return pathlib.Path(os.path.expanduser(value))  # Path.expanduser raises where a user's home is not known
+    return pathlib.Path(os.path.expanduser(value))  # Path.expanduser raises if the home directory is unknown
 
 
 def load_prepared(task: str, data: Prepared, read: Callable[[Builder], T], originals: Originals) -> T:
-    """What `read` makes of the data set, which is built first where it is missing or damaged.
+    """Reads a data set with `read`, and builds it first if it is missing or damaged.
 
-    `read` may raise DamagedError, or whatever the readers of a data set's files make of broken bytes. `originals` fills
-    a directory with the files that the builder finds in its download manager's `manual_dir`. Raises UserError when the
-    data set can be neither read nor built; it keeps the reason of both.
+    `read` may raise DamagedError, or any error of the library that reads the files. `originals` writes the files that
+    the builder reads from the `manual_dir` of its download manager into a directory. Raises UserError if the data set
+    can be neither read nor built; the message contains both reasons.
     """
     try:
-        return _read_whole(data, read)
+        return _read_undamaged(data, read)
     except DamagedError as error:
         damage = error
     except OSError as error:
@@ -95,37 +95,37 @@ def read_records(builder: Builder, split: str) -> list[Record]:
     return [{name: value.decode() for name, value in record.items()} for record in records]
 
 
-def _read_whole(data: Prepared, read: Callable[[Builder], T]) -> T:
-    """Raises DamagedError, or OSError (or MemoryError) where the machine keeps a data set from being read, damaged or not."""
+def _read_undamaged(data: Prepared, read: Callable[[Builder], T]) -> T:
+    """Reads a data set. Raises DamagedError if it is damaged, OSError or MemoryError if the system cannot read it."""
     if not data.path.is_dir():
         raise MissingError("there is no data set")
     try:
         return read(data.make_builder())
     except (DamagedError, MemoryError):
         raise
-    except Exception as error:  # whatever the readers of its several files make of broken bytes
-        _check_files_readable(data.path)  # they raise RuntimeError for a denied permission, too
+    except Exception as error:  # the libraries raise various errors for damaged files
+        _check_files_readable(data.path)  # because they raise RuntimeError also if a permission is missing
         raise DamagedError(f"it cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _check_files_readable(directory: pathlib.Path) -> None:
-    """Raises OSError for a file that the system cannot read, whatever is in it."""
+    """Raises OSError if the system cannot read a file, whatever its content."""
     for file in filter(pathlib.Path.is_file, directory.iterdir()):
         file.read_bytes()
 
 
 def _read_or_rebuild(data: Prepared, read: Callable[[Builder], T], originals: Originals) -> T:
-    """Under the lock: puts a new data set in the place of the damaged or missing one, once it has been built and read."""
+    """Builds a new data set, reads it, and only then replaces the damaged or missing one. Call it under the lock."""
     with contextlib.suppress(DamagedError):
-        return _read_whole(data, read)  # another process has built it meanwhile
+        return _read_undamaged(data, read)  # another process may have built it in the meantime
     new = dataclasses.replace(data, directory=data.directory / "new")
     try:
-        found = _read_whole(new, read)  # a process that built it was killed before it could put it in place
+        found = _read_undamaged(new, read)  # a killed process may have built it completely
     except DamagedError:
         if new.directory.exists():
             shutil.rmtree(new.directory)
         _build(new, originals)
-        found = _read_whole(new, read)
+        found = _read_undamaged(new, read)
     if data.path.exists():
         os.replace(data.path, new.directory / "damaged")
     data.path.parent.mkdir(exist_ok=True)
@@ -148,7 +148,7 @@ def _explain_failure(task: str, data: Prepared, error: Exception, damage: Damage
 
 @contextlib.contextmanager
 def _locked(directory: pathlib.Path, task: str) -> Generator[None]:
-    """Holds a lock that the system drops with the process, so a kill leaves none behind."""
+    """Holds a file lock during the block. The system releases it if the process is killed."""
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / f"{task}.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -156,9 +156,9 @@ def _locked(directory: pathlib.Path, task: str) -> Generator[None]:
 
 
 def _build(data: Prepared, originals: Originals) -> None:
-    """Whole or not at all: tensorflow-datasets writes into a temporary directory that it renames at the end."""
+    """Builds a data set. tensorflow-datasets writes to a temporary directory and renames it at the end."""
     tfds.disable_progress_bar()
-    # Nothing is downloaded here, but the library makes a directory for downloads, by default in the home, and prints.
+    # Nothing is downloaded, but the library prints, and creates a download directory, by default in the home directory.
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
         manual = pathlib.Path(scratch) / "originals"
         manual.mkdir()

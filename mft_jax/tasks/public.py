@@ -1,7 +1,7 @@
-"""Public data sets: prepared from their original files, which the user gives or which are downloaded.
+"""Public data sets, prepared from their original files, which the user provides or which are downloaded.
 
-The files are read completely and verified before anything is stored. A prepared data set is stored under the checksum
-of its original files, so that it is never taken for one of other files.
+All files are read and verified before anything is stored. The directory name of a prepared data set contains a checksum
+of its original files, so data sets from different files are never confused.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from mft_jax.tasks.prepared import (
 )
 from mft_jax.tasks.questions import Question, Task, check_enough, normalise
 
-TIMEOUT = 10.0  # seconds without a byte: without a network the user should be told soon
+TIMEOUT = 10.0  # seconds without received data; short, so that a missing network is reported soon
 
 
 class LineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -64,25 +64,25 @@ class PublicData:
     task: str
     title: str
     layout: str
-    """What a directory of its original files holds, in words, for error messages."""
+    """A description of its original files, for error messages."""
     builder: type[Builder]
     """Reads one record from each line of SPLIT.jsonl in its download manager's `manual_dir`, in order."""
     counts: Mapping[str, int]
-    """Questions in each split."""
+    """Number of questions in each split."""
     find: Callable[[pathlib.Path], Sequence[pathlib.Path]]
-    """The original files in a directory. Raises UserError where one is missing."""
+    """Finds the original files in a directory. Raises UserError if one is missing."""
     parse: Callable[[Sequence[pathlib.Path]], Records]
-    """All records of these files, verified. Raises UserError that names the file, and the line where there is one."""
+    """Parses and verifies these files. Raises a UserError that names the file and, if possible, the line."""
     urls: Mapping[str, str]
-    """Where each file is downloaded from, by its path in the directory."""
+    """The URL of each file, by the path of the file in the directory."""
     checksums: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """SHA-256 of each file whose checksum is known, by its path in the directory."""
+    """The SHA-256 of the files whose checksum is known, by the path of the file in the directory."""
     unpack: Callable[[pathlib.Path], None] = lambda directory: None
     """Unpacks downloaded archives in a directory, before `find` looks for the original files there."""
 
 
 def load_records(config: TaskConfig, data: PublicData) -> dict[str, list[Record]]:
-    """Every record of every split, from the cache directory where they have been prepared before."""
+    """All records of each split. They are read from the cache directory, and prepared there first if necessary."""
     given = None if config.data_dir is None else local_directory("data_dir", config.data_dir)
     if given is not None and not given.is_dir():
         raise UserError(
@@ -116,10 +116,10 @@ def make_task(
     parse: Callable[[str], str | None],
     prompts: Prompts,
 ) -> Task:
-    """The questions that `seed` chooses of the two pools.
+    """Chooses questions by `seed` from the pools `train` and `evaluation`.
 
-    Public data sets repeat questions, even across their splits. The evaluation pool stays as it was published; a
-    training question that repeats an earlier one, or one of the evaluation pool, is left out.
+    Public data sets contain duplicate questions, even across their splits. The evaluation pool stays as published. A
+    training question is left out if it repeats an earlier one or one of the evaluation pool.
     """
     evaluated = {normalise(question.text) for question in evaluation}
     kept: dict[str, Question] = {}
@@ -143,8 +143,8 @@ def make_task(
 def check_count(found: int, expected: int, where: str, of: str) -> None:
     if found != expected:
         raise UserError(
-            f"{where} has {found:,} questions, expected the {expected:,} of {of}: get the complete original again, or use "
-            "the task jsonl for questions of your own."
+            f"{where} has {found:,} questions, expected the {expected:,} of {of}: get the complete original again, or "
+            "use the task jsonl for questions of your own."
         )
 
 
@@ -154,7 +154,7 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def _official_key(data: PublicData) -> str:
-    """The key of the published files: that of a user's own copy of them where all checksums are known."""
+    """The key of the published files. If all checksums are known, a user's copy of the files has the same key."""
     return _combined_key(data.checksums) if set(data.checksums) == set(data.urls) else "public"
 
 
@@ -163,7 +163,8 @@ def _key_of_files(directory: pathlib.Path, files: Sequence[pathlib.Path]) -> str
         return _combined_key({path.relative_to(directory).as_posix(): sha256(path) for path in files})
     except OSError as error:
         raise UserError(
-            f"Cannot read the questions {error.filename} ({error.strerror}): give a directory of files that can be read."
+            f"Cannot read the questions {error.filename} ({error.strerror}): give a directory of files that can be "
+            "read."
         ) from error
 
 
@@ -173,7 +174,7 @@ def _combined_key(checksums: Mapping[str, str]) -> str:
 
 
 def _download(data: PublicData, directory: pathlib.Path) -> Records:
-    """Raises UserError that says what went wrong with the download, and how to do without it."""
+    """Downloads and parses the original files. On failure, raises a UserError with the reason and the alternatives."""
     for name, url in data.urls.items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a task is: questions to train on, held-out ones to evaluate on, and how their answers are read and compared."""
+"""A task: training questions, held-out evaluation questions, and how answers are parsed and compared."""
 
 import dataclasses
 import unicodedata
@@ -12,10 +12,10 @@ from mft_jax.tasks import answers
 @dataclasses.dataclass(frozen=True)
 class Question:
     id: str
-    """Unique within the task and the same in every run: the random keys of a row and of a vote are made from it."""
+    """Unique within the task and the same in every run. Random keys are derived from it."""
     text: str
     gold: str | None
-    """The right answer in canonical form, None where it is not known: only for measuring accuracy, never for training
+    """The right answer in canonical form, or None if it is unknown. Used only to measure accuracy, never for training
     (method, section 1)."""
 
 
@@ -25,29 +25,29 @@ class Task:
     train: tuple[Question, ...]
     eval: tuple[Question, ...]
     parse: Callable[[str], str | None]
-    """The answer in a complete text, in canonical form; None where there is none, which counts as wrong and casts no
+    """Parses the answer in a complete text, in canonical form. None if there is none: it counts as wrong, and has no
     vote."""
     equivalent: Callable[[str, str], bool]
     """Whether two answers are mathematically the same."""
     prompts: Prompts
-    """What its agents and the summarizer are told."""
+    """The prompts of the agents and of the summaries."""
 
     def answer(self, text: str, complete: bool) -> str | None:
-        r"""The answer in a sampled text, in canonical form; None where there is none.
+        r"""The answer in a sampled text, in canonical form; None if there is none.
 
-        A text that was cut by a token limit (`complete` False) has an answer only if it holds a whole, non-empty
-        \boxed{...}: its last number, say, may be an intermediate result, or half of a number.
+        A text that was cut by a token limit (`complete` False) has an answer only if it contains a complete, non-empty
+        \boxed{...}. Its last number, for example, may be an intermediate result or a part of a number.
         """
         return self.parse(text) if complete or answers.boxed(text) is not None else None
 
 
 def normalise(text: str) -> str:
-    """A question's text without case, spacing and Unicode composition: texts that are equal then are one question."""
+    """Normalizes case, spacing and Unicode composition. Texts with equal results are the same question."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def check_enough(asked: int, available: int, field: str, source: str) -> None:
-    """Raises UserError unless `source` has as many questions as the configuration's `field` asks for."""
+    """Raises UserError if `source` has fewer questions than the configuration's `field` asks for, or none."""
     if available == 0:
         raise UserError(f"{source} has no questions: give at least one.")
     if asked > available:
@@ -55,7 +55,7 @@ def check_enough(asked: int, available: int, field: str, source: str) -> None:
 
 
 def check_splits(train: Sequence[Question], evaluation: Sequence[Question]) -> None:
-    """Raises UserError for an empty evaluation set, and for a question in both sets, whose answer could be memorized."""
+    """Raises UserError if the evaluation set is empty, or if a question is in both sets."""
     if not evaluation:
         raise UserError("task.eval_questions gives no questions: set it to at least 1.")
     trained = {normalise(question.text): question for question in train}

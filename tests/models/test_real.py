@@ -71,7 +71,8 @@ def test_greedy_decoding_equals_transformers(model, reference, chat, one_device,
 
     config, graphdef, base = model
     asked = [long_prompt(chat, length) for length in lengths]
-    settings = SamplingConfig(temperature=0.0, max_new_tokens=NEW, rows=2, prefill_rows=2)
+    rows = len(lengths)
+    settings = SamplingConfig(temperature=0.0, max_new_tokens=NEW, rows=rows, prefill_rows=rows)
     programs = Programs(graphdef, config, one_device)
     sampler = Sampler(programs, base, settings, stop_ids=chat.stop_ids, lanes=1)
     completions, _ = sampler.sample([Request(None, prompt, row_key(i)) for i, prompt in enumerate(asked)])

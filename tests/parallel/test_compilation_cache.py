@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import filelock
 import pytest
 
 from mft_jax.parallel.compilation_cache import MAX_BYTES, default_directory, keep_compiled_programs
@@ -67,3 +68,16 @@ print(len(hits))
     first, second = run(), run()
     assert (first.stdout, second.stdout) == ("0\n", "1\n"), first.stderr + second.stderr
     assert "warn" not in (first.stderr + second.stderr).lower()
+
+
+def test_programs_that_a_killed_process_was_storing_are_deleted(fresh, tmp_path):
+    """Without this, JAX warns at every start and stores nothing: it reads the access time of every program."""
+    directory = keep_compiled_programs()
+    (directory / "whole-cache").write_bytes(b"program")
+    (directory / "whole-atime").write_bytes(b"\0" * 8)
+    (directory / "torn-cache").write_bytes(b"prog")
+    with filelock.FileLock(directory / ".lockfile"):  # while another process is storing, nothing is deleted
+        keep_compiled_programs()
+    assert (directory / "torn-cache").exists()
+    keep_compiled_programs()
+    assert sorted(path.name for path in directory.glob("*-*")) == ["whole-atime", "whole-cache"]

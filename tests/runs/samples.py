@@ -4,7 +4,7 @@ import json
 
 from mft_jax.metrics.ledger import Cost
 from mft_jax.prompts import GENERAL
-from mft_jax.runs.stages import StageFile
+from mft_jax.runs.stage_file import StageFile
 from mft_jax.runs.store import Store
 from mft_jax.tasks import Question, Task
 

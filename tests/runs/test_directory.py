@@ -12,6 +12,7 @@ from mft_jax.errors import UserError
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.environment import git_revision
 from mft_jax.runs.lock import InUse
+from mft_jax.runs.store import DamagedFile
 from tests.runs.disk import FAULTS, Stopped, fail_with, stopped_before
 from tests.runs.samples import own_task
 
@@ -219,12 +220,60 @@ def test_the_questions_of_a_run_are_kept_and_compared(tmp_path):
     assert run.questions_file.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("text", [b"{", b"[]", b'{"train": ["t1", "t2"]}', b"\xff", b"[" * 9000])
-def test_kept_questions_that_are_damaged(tmp_path, text):
+@pytest.mark.parametrize("text", [b"{", b"[]", b'{"train": ["t1", "t2"]}', b"\xff", b"[" * 9000, "flipped"])
+def test_kept_questions_that_are_damaged_are_set_aside_and_replaced(tmp_path, text):
     run, _ = taken(tmp_path / "run")
-    run.questions_file.write_bytes(text)
-    with pytest.raises(UserError, match=r"questions\.json cannot be read .*delete it, and the run resumes without"):
-        run.keep_questions(own_task())
+    run.keep_questions(own_task())
+    whole = run.questions_file.read_bytes()
+    damaged = whole.replace(b'"t1"', b'"t9"') if text == "flipped" else text
+    run.questions_file.write_bytes(damaged)
+    heard = []
+    run.keep_questions(own_task(), heard.append)
+    assert run.questions_file.read_bytes() == whole
+    assert (run.path / "damaged" / "questions.json").read_bytes() == damaged
+    assert len(heard) == 1
+    assert str(run.questions_file) in heard[0]
+
+
+@pytest.mark.parametrize("damage", ["emptied", "truncated", "bit", "edited", "not utf-8"])
+def test_a_damaged_configuration_is_restored_from_the_manifest(tmp_path, damage):
+    """An emptied config.yaml would otherwise read as a run with every setting at its default."""
+    run, _ = taken(tmp_path / "run")
+    run.release()
+    whole = run.config_file.read_bytes()
+    damaged = {
+        "emptied": b"",
+        "truncated": whole[: whole.index(b"sampling:")],
+        "bit": whole.replace(b"seed: 5", b"seed: 4"),
+        "edited": whole.replace(b"temperature: 1.0", b"temperature: 0.5"),
+        "not utf-8": b"\xff" + whole,
+    }[damage]
+    assert damaged != whole
+    run.config_file.write_bytes(damaged)
+    with pytest.raises(
+        DamagedFile, match=r"config\.yaml is damaged or was edited .*start the run again, which restores"
+    ):
+        RunDirectory(run.path).config()
+    heard = []
+    again = RunDirectory(run.path)
+    assert again.take(CONFIG, heard.append) == "resumed"
+    assert run.config_file.read_bytes() == whole
+    assert (run.path / "damaged" / "config.yaml").read_bytes() == damaged
+    assert "restored from run.json" in heard[0]
+    assert again.manifest()["changes"] == []
+
+
+def test_a_configuration_without_a_copy_to_restore_it_from(tmp_path):
+    run, _ = taken(tmp_path / "run")
+    run.release()
+    run.config_file.write_bytes(b"")
+    run.manifest_file.write_bytes(b"")
+    before = files(tmp_path)
+    with pytest.raises(
+        DamagedFile, match=r"config\.yaml is damaged .* and run\.json, which has a copy, is damaged .* too"
+    ):
+        RunDirectory(run.path).take(CONFIG)
+    assert files(tmp_path) == before
 
 
 def test_a_kill_while_the_run_is_created(tmp_path):
@@ -363,9 +412,8 @@ def test_a_run_of_another_version_is_left_alone(tmp_path):
 def test_a_configuration_that_is_damaged_is_one_sentence(tmp_path, text):
     again(tmp_path / "run")
     (tmp_path / "run" / "config.yaml").write_bytes(text)
-    with pytest.raises(UserError, match=r"run/config\.yaml"):
-        taken(tmp_path / "run")
-    assert not RunDirectory(tmp_path / "run").store.is_held()
+    with pytest.raises(DamagedFile, match=r"run/config\.yaml is damaged or was edited \(.*\): start the run again"):
+        RunDirectory(tmp_path / "run").config()
 
 
 def test_a_second_process_is_kept_out_until_the_first_ends(tmp_path):

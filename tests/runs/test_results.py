@@ -11,7 +11,7 @@ from mft_jax.runs import layout
 from mft_jax.runs.checkpoints import Checkpoints
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.results import read_results, write_results
-from mft_jax.runs.stages import StageFile
+from mft_jax.runs.stage_file import StageFile
 from mft_jax.runs.training_sets import write_training_sets
 from tests.runs.disk import FAULTS, fail_with
 from tests.runs.samples import SPENT, own_task, transcript, write_stage
@@ -199,6 +199,20 @@ def test_evaluations_on_other_tasks_are_included_by_their_label(run):
     assert heard[0].startswith("The results of the evaluation damaged are left out. ")
 
 
+def test_results_of_an_evaluation_that_were_changed_later_are_left_out(run):
+    nested = run.evaluation("other")
+    nested.take(CONFIG)
+    nested.create(CONFIG)
+    write_stage(nested.store, layout.evaluation("own_ft", 1), [[SPLIT] * 4])
+    nested.publish(CONFIG, TASK)
+    nested.finish()
+    assert [result.task for result in run.publish(CONFIG, TASK)] == ["own", "own", "own", "other"]
+    nested.results_file.write_text(nested.results_file.read_text().replace('"n": 4', '"n": 5'))
+    heard = []
+    assert [result.task for result in run.publish(CONFIG, TASK, heard.append)] == ["own"] * 3
+    assert f"The checksum of {nested.results_file} is wrong" in heard[0]
+
+
 def test_an_evaluation_publishes_its_results_unless_the_run_is_at_work(run):
     before = run.publish(CONFIG, TASK)
     nested = run.evaluation("other")
@@ -209,7 +223,9 @@ def test_an_evaluation_publishes_its_results_unless_the_run_is_at_work(run):
     nested.finish()
     elsewhere, heard = RunDirectory(run.path), []
     elsewhere.publish_evaluations(heard.append)
-    assert heard == [f"{run.results_file} is updated when the run at work there next writes its results."]
+    assert heard == [
+        f"{run.results_file} is in use by another process: the run adds these results when it writes its own."
+    ]
     assert read_results(run.results_file) == before
     run.stop("interrupted", "")
     with pytest.raises(RuntimeError, match="not held by this process"):

@@ -11,7 +11,7 @@ from mft_jax.metrics.ledger import Cost
 from mft_jax.runs import layout
 from mft_jax.runs.checkpoints import Checkpoints
 from mft_jax.runs.directory import RunDirectory
-from mft_jax.runs.stages import StageFile
+from mft_jax.runs.stage_file import StageFile
 from mft_jax.runs.status import StageStatus, read_status
 from tests.runs.samples import SPENT, own_task, transcript, write_stage
 

@@ -77,7 +77,7 @@ def test_a_set_that_is_gone_is_said(store):
     store.delete(f"{FOLDER}/reviewer.jsonl")
     heard = []
     assert read_training_sets(store, 2, NAMES, heard.append) is None
-    assert "reviewer.jsonl is damaged (it is missing): the training sets are chosen again" in heard[0]
+    assert "reviewer.jsonl is damaged (it is missing): the training sets are selected again" in heard[0]
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -10,7 +10,7 @@ import pytest
 
 from mft_jax.errors import UserError
 from mft_jax.metrics.ledger import Cost
-from mft_jax.runs.stages import StageFile, find_chunks, journal_name, read_stage
+from mft_jax.runs.stage_file import StageFile, find_chunks, journal_name, read_stage
 from mft_jax.runs.store import Store
 from tests.runs.disk import FAULTS, Stopped, fail_with, stopped_before
 
@@ -137,7 +137,7 @@ def test_kill_9(tmp_path):
     script = """
 import sys
 from mft_jax.metrics.ledger import Cost
-from mft_jax.runs.stages import StageFile
+from mft_jax.runs.stage_file import StageFile
 from mft_jax.runs.store import Store
 store = Store(sys.argv[1])
 store.hold()
