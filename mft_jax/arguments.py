@@ -17,6 +17,7 @@ USAGE = """Multiagent finetuning: agents over one base model debate, vote, and f
   mft eval RUN_DIR --task NAME
   mft export RUN_DIR --to peft|merged|chat-jsonl OUT
   mft import-adapters RUN_DIR PEFT_DIR... --config YAML
+  mft bench CONFIG.yaml [--json OUT] [--compare OLD.json]
   mft --version
 
 mft COMMAND --help explains every option of a command."""
@@ -111,8 +112,30 @@ class ImportAdapters:
     debate: DebateConfig
 
 
-Command = Run | Status | Eval | Export | ImportAdapters
-NAMES = ("run", "status", "eval", "export", "import-adapters")  # tyro derives them from the names of the classes
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Measures the speed of sampling, finetuning, scoring and grading on the present devices, and writes no run."""
+
+    config: Annotated[str, Positional, arg(metavar="CONFIG.yaml")]
+    """File with the settings to measure, for example configs/quickstart.yaml; the options below override them."""
+    json: str | None = None
+    """File for the report as JSON; None: it is only printed."""
+    compare: str | None = None
+    """Earlier report, written with --json, to compare with."""
+    repeats: int = 3
+    """Number of runs of each measurement; the median counts."""
+    settings: Annotated[ExperimentConfig, arg(name="")]
+
+
+Command = Run | Status | Eval | Export | ImportAdapters | Bench
+NAMES = (
+    "run",
+    "status",
+    "eval",
+    "export",
+    "import-adapters",
+    "bench",
+)  # tyro derives them from the names of the classes
 
 
 def read_arguments(arguments: Sequence[str]) -> Command:
@@ -137,7 +160,7 @@ def _configuration_file(arguments: Sequence[str]) -> str | None:
         command = tyro.cli(_commands(ExperimentConfig()), args=without_help, console_outputs=False)
     except SystemExit:
         return None
-    return command.config if isinstance(command, Run | ImportAdapters) else None
+    return command.config if isinstance(command, Run | ImportAdapters | Bench) else None
 
 
 def _commands(config: ExperimentConfig) -> Any:
@@ -146,5 +169,10 @@ def _commands(config: ExperimentConfig) -> Any:
     importing = ImportAdapters(
         run_dir=tyro.MISSING, adapters=tyro.MISSING, config=tyro.MISSING, model=config.model, debate=config.debate
     )
-    with_defaults = Annotated[Run, subcommand(default=run)] | Annotated[ImportAdapters, subcommand(default=importing)]
+    measuring = Bench(config=tyro.MISSING, settings=config)
+    with_defaults = (
+        Annotated[Run, subcommand(default=run)]
+        | Annotated[ImportAdapters, subcommand(default=importing)]
+        | Annotated[Bench, subcommand(default=measuring)]
+    )
     return with_defaults | Status | Eval | Export

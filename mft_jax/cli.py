@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from mft_jax import __version__, signals
-from mft_jax.arguments import NAMES, USAGE, Command, Eval, Export, ImportAdapters, Run, Status, read_arguments
+from mft_jax.arguments import NAMES, USAGE, Bench, Command, Eval, Export, ImportAdapters, Run, Status, read_arguments
 from mft_jax.config import load_config, validate
 from mft_jax.errors import UserError
 from mft_jax.parallel.compilation_cache import keep_compiled_programs
@@ -89,12 +89,28 @@ def import_command(options: ImportAdapters, console: Console) -> None:
     console.print(literal(f"{adapters} are in {options.run_dir}: {next_command} starts from them."), soft_wrap=True)
 
 
+def bench_command(options: Bench, console: Console) -> None:
+    validate(options.settings, "command line")
+    from mft_jax.bench import run_bench
+    from mft_jax.bench.measurement import read_report, write_report
+    from mft_jax.bench.table import render_bench
+
+    before = read_report(options.compare) if options.compare else None  # before minutes of work
+    say = lambda text: console.print(literal(f"measuring {text}"), soft_wrap=True)
+    with signals.raising():
+        report = run_bench(options.settings, repeats=options.repeats, say=say)
+    if options.json:
+        write_report(report, options.json)
+    console.print(render_bench(report, before))
+
+
 COMMANDS: dict[type, Callable[[Any, Console], None]] = {
     Run: run_command,
     ImportAdapters: import_command,
     Status: status_command,
     Eval: eval_command,
     Export: export_command,
+    Bench: bench_command,
 }
 
 

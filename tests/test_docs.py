@@ -18,8 +18,9 @@ import tyro
 import mft_jax
 from mft_jax import cli
 from mft_jax.arguments import NAMES, Eval, ImportAdapters, Run, read_arguments
-from mft_jax.config import Change, ExperimentConfig, from_dict, to_yaml, validate
+from mft_jax.config import Change, ExperimentConfig, TaskConfig, from_dict, to_yaml, validate
 from tests.config.settings import FIELDS
+from tests.small_run import SMALL
 
 ROOT = pathlib.Path(__file__).parent.parent
 README, *DOCS = DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -260,11 +261,8 @@ def test_the_chart_shows_the_table():
 
 # Python
 
-SMALL = {
-    "task": {"name": "arithmetic", "train_questions": 4, "eval_questions": 4},
-    "sampling": {"max_new_tokens": 96, "rows": 4, "prefill_rows": 4, "chunk_questions": 4},
-    "finetuning": {"batch_rows": 1, "row_tokens": 384},
-}
+# Few questions, with the shapes of tests.small_run, whose programs are then in the compilation cache.
+FEW = dataclasses.replace(SMALL, task=TaskConfig(train_questions=4, eval_questions=4))
 
 
 def run_blocks(path, directory):
@@ -284,7 +282,7 @@ def readme(tmp_path_factory):
     """Runs the README's Python unchanged, in a directory where configs/quickstart.yaml is a small experiment."""
     directory = tmp_path_factory.mktemp("readme")
     (directory / "configs").mkdir()
-    (directory / "configs" / "quickstart.yaml").write_text(to_yaml(from_dict(SMALL)))
+    (directory / "configs" / "quickstart.yaml").write_text(to_yaml(FEW))
     names, printed = run_blocks(README, directory)
     return directory, names, printed
 
@@ -376,7 +374,7 @@ def test_the_files_of_a_run(readme):
     named, run = documented_files(), readme[0] / "runs/notebook"
     occasional = {f"{layout.INITIAL}/", f"{layout.EVALUATIONS}/LABEL/", f"{DAMAGED}/"}
     assert occasional <= set(named)
-    fill = lambda name: name.replace("METHOD", "debate").replace("K", "1").replace("NAME", "critic_2")
+    fill = lambda name: name.replace("METHOD", "debate").replace("K", "1").replace("NAME", "critic_1")
     assert [name for name in named if name not in occasional and not (run / fill(name)).exists()] == []
     patterns = [re.sub("METHOD|NAME|LABEL", r"\\w+", name.replace("K", r"\d+")) for name in named]
     transcripts = [pattern for pattern in patterns if re.search(r"(eval|train)\.jsonl$", pattern)]

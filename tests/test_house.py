@@ -25,6 +25,7 @@ LAYERS = [
     ("runs",),
     ("report",),
     ("stages",),
+    ("bench",),
     ("experiment",),
     ("exchange",),
     ("arguments",),

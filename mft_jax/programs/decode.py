@@ -35,8 +35,8 @@ def decode(
         step, slots = carry
         return step + 1, decode_token(model, adapters, slots, settings)
 
-    slots = jax.lax.while_loop(unfinished, advance, (jnp.int32(0), slots))[1]
-    return slots, View(slots.active, slots.count, slots.output, slots.log_probs, slots.failed)
+    steps, slots = jax.lax.while_loop(unfinished, advance, (jnp.int32(0), slots))
+    return slots, View(slots.active, slots.count, slots.output, slots.log_probs, slots.failed, steps)
 
 
 def decode_token(model: Decoder, adapters: Adapter | None, slots: Slots, settings: Settings) -> Slots:

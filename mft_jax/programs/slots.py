@@ -53,6 +53,7 @@ class View(NamedTuple):
     output: Int[Array, "A B M"]
     log_probs: Float[Array, "A B M"]
     failed: Bool[Array, "A B"]
+    steps: Int[Array, ""]  # tokens per row that the call decoded
 
 
 class Prompts(NamedTuple):

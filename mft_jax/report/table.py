@@ -51,6 +51,11 @@ def short_count(count: float) -> str:
     return str(count)
 
 
+def percent(share: float) -> str:
+    """Formats a share in percent: 7.3 %, 81 %."""
+    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %"
+
+
 def _cells(result: "Result") -> tuple[str, ...]:
     has_accuracy = result.accuracy is not None and result.stderr is not None
     return (

@@ -46,6 +46,8 @@ class Usage:
     lengths: tuple[tuple[int, int], ...]  # (prompt tokens, new tokens) of every row
     # Time from the dispatch of the compiled programs to their results, without compilation, times the number of devices.
     device_seconds: float
+    prefilled_tokens: int = 0  # tokens that `prefill` computed, padding and empty places included
+    slot_steps: int = 0  # tokens that `decode` computed, those of free slots included
 
 
 class Sampling(Protocol):

@@ -92,7 +92,8 @@ class Sampler:
                 grid = _Grid(self, config, society if adapted else None, requests, own, log_probs, on_progress)
                 completions.update(grid.run())
                 lengths = tuple((len(requests[i].prompt), completions[i].new_tokens) for i in own)
-                usages.append(Usage(adapted, lengths, grid.clock.seconds * self.programs.mesh.size))
+                seconds = grid.clock.seconds * self.programs.mesh.size
+                usages.append(Usage(adapted, lengths, seconds, grid.prefilled_tokens, grid.slot_steps))
         return [completions[index] for index in range(len(requests))], usages
 
 
@@ -115,6 +116,7 @@ class _Grid:
         self.adapters, self.speakers = self._stack_lanes(society, [requests[i] for i in own], sampler.lanes)
         self.rows = [self._make_row(place, index, requests[index]) for place, index in enumerate(own)]
         self.clock = BusyClock(self.programs)
+        self.prefilled_tokens = self.slot_steps = 0  # as in Usage
 
     def run(self) -> dict[int, Completion]:
         """Samples all requests and returns their completions by the index of the request.
@@ -187,6 +189,7 @@ class _Grid:
             slots, view = self.programs.decode(self.base, self.adapters, slots, settings)
             view = jax.device_get(view)
             self.clock.stop()
+            self.slot_steps += owner.size * int(view.steps)
             finished = self._collect_finished(view, rows, owner)
             completions.update((row.index, completion) for row, completion in finished)
             if self.on_progress:
@@ -216,6 +219,7 @@ class _Grid:
                 values = (len(row.tokens), slot, row.new, row.limit, row.key)
                 for array, value in zip(prompts[1:], values, strict=True):
                     array[lane, place] = value
+        self.prefilled_tokens += prompts.tokens.size
         prompts = jax.device_put(prompts, sharding(self.mesh, "agent", "batch"))
         self.clock.start()
         return self.programs.prefill(self.base, self.adapters, slots, prompts, np.bool_(long))

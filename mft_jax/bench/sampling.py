@@ -1,0 +1,94 @@
+"""Sampling as fast as the devices can: all rows filled, and every row samples the same number of tokens."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from mft_jax.bench.device import size_of
+from mft_jax.bench.measurement import Limits, Measurement, Work, measure
+from mft_jax.bench.stopwatch import timed
+from mft_jax.metrics.flops import context_of, forward_flops
+from mft_jax.models.society import Society
+from mft_jax.sampling import Request, Sampler
+from mft_jax.seeds import row_key
+from mft_jax.setup import Setup
+
+NEW_TOKENS = 64  # sampled by every row, unless sampling.max_new_tokens is smaller
+
+
+def measure_sampling(
+    setup: Setup, society: Society, speakers: Sequence[str | None], rows: int, limits: Limits, repeats: int, case: str
+) -> list[Measurement]:
+    """Samples `rows` answers of every speaker, all together. Measures prefill, decode, and both with the host's work.
+
+    The prompts are those of the task's questions in the first round. None is the base model as a speaker.
+    """
+    new_tokens = min(NEW_TOKENS, setup.config.sampling.max_new_tokens)
+    data = setup.session.mesh.shape["data"]
+    rows = -(-rows // data) * data
+    config = dataclasses.replace(
+        setup.config.sampling,
+        max_new_tokens=new_tokens,
+        rows=rows,
+        prefill_rows=min(setup.config.sampling.prefill_rows, rows),
+        steps_per_dispatch=new_tokens,
+    )
+    questions = itertools.cycle((*setup.task.train, *setup.task.eval))
+    prompts = [setup.session.chat.prompt([setup.task.prompts.first(next(questions).text)]) for _ in range(rows)]
+    requests = [
+        Request(speaker, prompt, row_key("bench", number, place))
+        for number, prompt in enumerate(prompts)
+        for place, speaker in enumerate(speakers)
+    ]
+    prefill, decode, whole = [], [], []
+    calls = 0
+    for attempt in range(1 + repeats):  # the first is the warm-up
+        programs, reads, writes = timed(setup.session.programs)
+        # Without stop ids, every row samples `new_tokens` tokens.
+        sampler = Sampler(programs, setup.session.base, config, stop_ids=(), lanes=len(speakers))
+        started = time.perf_counter()
+        completions, _ = sampler.sample(requests, society)
+        elapsed = time.perf_counter() - started
+        if any(completion.new_tokens != new_tokens for completion in completions):
+            raise RuntimeError("a row ended early, so the number of sampled tokens is not as planned")
+        if attempt:
+            prefill.append(reads.seconds)
+            decode.append(writes.seconds)
+            whole.append(elapsed)
+            calls = reads.calls
+    adapted = any(speaker is not None for speaker in speakers)
+    lengths = [len(request.prompt) for request in requests]
+    reading = prefill_work(setup, lengths, calls, adapted)
+    writing = decode_work(setup, society, lengths, new_tokens, adapted)
+    both = Work(tokens=writing.tokens, flops=reading.flops + writing.flops, bytes=reading.bytes + writing.bytes)
+    return [
+        measure("prefill", case, reading, limits, prefill),
+        measure("decode", case, writing, limits, decode),
+        measure("sample", case, both, limits, whole),
+    ]
+
+
+def prefill_work(setup: Setup, lengths: Sequence[int], calls: int, adapted: bool) -> Work:
+    """The work of computing the KV cache of prompts in `calls` calls. The last token of each is left to `decode`."""
+    model, lora = setup.session.model, setup.config.lora if adapted else None
+    tokens = sum(length - 1 for length in lengths)
+    context = sum(context_of(model, length - 1) for length in lengths)
+    flops = forward_flops(model, lora, tokens=tokens, context=context, logits=0)
+    return Work(tokens=sum(lengths), flops=flops, bytes=calls * size_of(setup.session.base))
+
+
+def decode_work(setup: Setup, society: Society, lengths: Sequence[int], new_tokens: int, adapted: bool) -> Work:
+    """The work of decoding `new_tokens` tokens after each prompt, one token of every row at a time."""
+    model, lora = setup.session.model, setup.config.lora if adapted else None
+    tokens = len(lengths) * new_tokens
+    context = sum(context_of(model, length - 1 + new_tokens, length - 1) for length in lengths)
+    weights = size_of(setup.session.base) + (size_of(society.stacked.weights) if adapted else 0)
+    column = 2 * model.kv_heads * model.head_dim * np.dtype(setup.session.programs.dtype).itemsize
+    return Work(
+        tokens=tokens,
+        flops=forward_flops(model, lora, tokens=tokens, context=context, logits=tokens),
+        bytes=new_tokens * weights + context * column,
+    )
