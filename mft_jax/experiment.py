@@ -5,9 +5,10 @@ finished work from the run directory and continues from there. A run that was st
 command: it repeats no finished work and gives the same results.
 """
 
+import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Literal, cast
 
 from mft_jax.config import ExperimentConfig, TaskConfig, validate
@@ -26,6 +27,7 @@ from mft_jax.runs.results import Result, read_results
 from mft_jax.runs.stage_file import StageFile
 from mft_jax.runs.store import Store
 from mft_jax.runs.training_sets import read_training_sets, write_training_sets
+from mft_jax.sampling import NonFiniteLogits
 from mft_jax.session import Session
 from mft_jax.setup import Setup, prepare
 from mft_jax.signals import deferred
@@ -68,7 +70,8 @@ class Experiment:
         """Runs the debate on the training questions; its transcripts are the training data of this iteration."""
         method, file = self.setup.method, layout.debate(iteration)
         name, title = f"{method.name}/train/{iteration}", f"iteration {iteration}: debate"
-        return self._run_debate_stage(method.protocol, society, name, self.setup.task.train, file, title)
+        with self._remedy_for_broken_weights(iteration - 1):
+            return self._run_debate_stage(method.protocol, society, name, self.setup.task.train, file, title)
 
     def select(self, iteration: int, transcripts: Sequence[Transcript]) -> Mapping[str, list[Example]]:
         """The training examples of each adapter. They are selected once, written to disk, and read from there later."""
@@ -102,7 +105,8 @@ class Experiment:
         file = layout.evaluation(method.name, iteration)
         name = f"{method.name}/eval/{iteration}"
         title = f"iteration {iteration}: evaluation" if iteration else f"{method.name} (untuned)"
-        transcripts = self._run_debate_stage(method.evaluation, society, name, self.setup.task.eval, file, title)
+        with self._remedy_for_broken_weights(iteration):
+            transcripts = self._run_debate_stage(method.evaluation, society, name, self.setup.task.eval, file, title)
         self.directory.publish(self.config, self.setup.task)  # silent: each stage reports and repairs its own damage
         return transcripts
 
@@ -112,6 +116,23 @@ class Experiment:
         debate = self.setup.debate(society, name, rules)
         stage = StageFile(self.directory.store, file, self.reporter.say)
         return run_debate(debate, questions, stage, self.setup, self.reporter, title)
+
+    @contextlib.contextmanager
+    def _remedy_for_broken_weights(self, iteration: int) -> Generator[None]:
+        """If the society that `iteration` finetuned gives logits that are not finite, says how to finetune it again.
+
+        Its weights can be finite, but so large that the logits are not.
+        """
+        checkpoint = self.directory.checkpoint(iteration)
+        try:
+            yield
+        except NonFiniteLogits as error:
+            if not checkpoint.exists():  # imported adapters, or the base model
+                raise
+            raise NonFiniteLogits(
+                f"{error} To finetune iteration {iteration} again, delete {checkpoint} and run the same command with a "
+                "lower learning_rate of these adapters."
+            ) from error
 
 
 def run(config: ExperimentConfig, reporter: Reporter | None = None, session: Session | None = None) -> list[Result]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from mft_jax.config import (
@@ -17,12 +18,14 @@ from mft_jax.config import (
     to_yaml,
 )
 from mft_jax.errors import UserError
-from mft_jax.experiment import run
+from mft_jax.experiment import Experiment, run
 from mft_jax.runs import layout
 from mft_jax.runs.checkpoint_info import latest_info
 from mft_jax.runs.checkpoints import Checkpoints
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.stage_file import StageFile
+from mft_jax.sampling import NonFiniteLogits
+from mft_jax.setup import prepare
 from tests.small_run import SMALL, Remarks, lines, run_files, without_seconds
 
 
@@ -94,6 +97,25 @@ def test_a_non_finite_loss_stops_and_the_run_is_resumed_with_a_lower_rate(tmp_pa
         ("finetuning.weight_decay", 1000.0, 0.0),
     ]
     assert all("the last checkpoint" in change["takes_effect"] for change in changes)
+
+
+def test_finetuned_weights_without_finite_logits_can_be_finetuned_again(copied, shipped):
+    """Weights can be finite, but so large that the logits are not: the sentence says how to repeat the finetuning."""
+    directory, config = copied
+    shutil.rmtree(directory.evaluation_file(2).parent)
+    directory.take(config)
+    experiment = Experiment(prepare(config, shipped), directory, Remarks())
+    society = experiment.setup.fresh_society()
+    huge = jax.tree.map(lambda leaf: leaf + 1e30, society.stacked.weights)
+    broken = dataclasses.replace(society, adapters=society.stacked._replace(weights=huge))
+    with pytest.raises(
+        NonFiniteLogits, match=r"generator_0 are NaN .* finetune iteration 2 again, delete .*iteration_2/ch"
+    ):
+        experiment.evaluate(experiment.setup.method, 2, broken)
+    shutil.rmtree(directory.checkpoint(2))
+    with pytest.raises(NonFiniteLogits, match=r"finetune with a lower learning rate\.$"):
+        experiment.evaluate(experiment.setup.method, 2, broken)
+    directory.release()
 
 
 def test_a_run_is_resumed_with_other_settings_of_speed_and_memory(finished, tmp_path, shipped, monkeypatch):
