@@ -11,29 +11,30 @@ MAX_BYTES = 4 << 30  # if the cache is larger, JAX removes the least recently us
 MIN_SECONDS = 0.1  # programs that compile faster are not stored
 
 
-def keep_compiled_programs() -> pathlib.Path | None:
+def keep_compiled_programs() -> pathlib.Path | str | None:
     """Enables JAX's persistent compilation cache through environment variables, and returns its directory.
 
-    Call it before JAX is imported. Variables that are already set are not changed. Returns None if the directory cannot
-    be created; then every start compiles.
+    Call it before JAX is imported. A cache that the user has set with JAX_COMPILATION_CACHE_DIR is used as it is. Our own
+    directory is bounded. Returns None if it cannot be created; then every start compiles.
     """
-    directory = pathlib.Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or default_directory())
-    if "://" not in str(directory):
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            _delete_unfinished(directory)
-        except OSError:
-            return None
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(directory))
-    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(MAX_BYTES))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(MIN_SECONDS))
+    if chosen := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return chosen
+    directory = default_directory()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _delete_unfinished(directory)
+    except OSError:
+        return None
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(directory)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(MAX_BYTES))
     return directory
 
 
 def _delete_unfinished(directory: pathlib.Path) -> None:
     """Deletes the programs that a killed process was storing, which make JAX warn and store nothing more.
 
-    JAX writes KEY-cache, then KEY-atime, while it holds the lock .lockfile.
+    In a bounded cache, JAX writes KEY-cache, then KEY-atime, while it holds the lock .lockfile.
     """
     unfinished = [path for path in directory.glob("*-cache") if not _access_time(path).exists()]
     if not unfinished:

@@ -35,12 +35,17 @@ def test_the_directory_is_in_the_users_cache_and_bounded(fresh, tmp_path):
     assert os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] == str(MAX_BYTES)
 
 
-def test_existing_variables_are_not_changed(fresh, tmp_path):
+def test_a_cache_that_the_user_has_set_is_used_as_it_is(fresh, tmp_path):
+    """It is not bounded, and nothing in it is deleted: other programs write entries without an access time there."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "other-cache").write_bytes(b"program")
     fresh.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "mine"))
-    fresh.setenv("JAX_COMPILATION_CACHE_MAX_SIZE", "5")
-    assert keep_compiled_programs() == tmp_path / "mine"
+    fresh.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "5")
+    assert keep_compiled_programs() == str(tmp_path / "mine")
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "mine")
-    assert os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] == "5"
+    assert os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "5"
+    assert "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["other-cache"]
 
 
 def test_no_cache_if_its_directory_cannot_be_created(fresh, tmp_path):
@@ -70,6 +75,12 @@ print(len(hits))
     assert "warn" not in (first.stderr + second.stderr).lower()
 
 
+def start_anew(environment):
+    """As another process does, which has none of the variables that this one has set."""
+    environment.delenv("JAX_COMPILATION_CACHE_DIR")
+    keep_compiled_programs()
+
+
 def test_programs_that_a_killed_process_was_storing_are_deleted(fresh, tmp_path):
     """Without this, JAX warns at every start and stores nothing: it reads the access time of every program."""
     directory = keep_compiled_programs()
@@ -77,7 +88,7 @@ def test_programs_that_a_killed_process_was_storing_are_deleted(fresh, tmp_path)
     (directory / "whole-atime").write_bytes(b"\0" * 8)
     (directory / "torn-cache").write_bytes(b"prog")
     with filelock.FileLock(directory / ".lockfile"):  # while another process is storing, nothing is deleted
-        keep_compiled_programs()
+        start_anew(fresh)
     assert (directory / "torn-cache").exists()
-    keep_compiled_programs()
+    start_anew(fresh)
     assert sorted(path.name for path in directory.glob("*-*")) == ["whole-atime", "whole-cache"]
