@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -60,11 +60,12 @@ def measure_finetuning(
     The dialogues are those of a debate before finetuning, right or wrong. No measurement if all are too long for a row.
     """
     lessons, names = setup.method.lessons, setup.method.adapters
-    together = _time_steps(setup, lessons, society, transcripts, repeats)
+    examples = {name: _dialogues(transcripts, place) for place, name in enumerate(names)}
+    together = _time_steps(setup, lessons, society, examples, repeats)
     if together is None:
         return []
     alone = [
-        _time_steps(setup, [lesson], _only(society, name), transcripts, repeats)
+        _time_steps(setup, [lesson], _only(society, name), examples, repeats)
         for lesson, name in zip(lessons, names, strict=True)
     ]
     work, seconds = together
@@ -99,11 +100,14 @@ def measure_scoring(
 
 
 def _time_steps(
-    setup: Setup, lessons: Sequence[Lesson], society: Society, transcripts: Sequence[Transcript], repeats: int
+    setup: Setup,
+    lessons: Sequence[Lesson],
+    society: Society,
+    examples: Mapping[str, Sequence[Example]],
+    repeats: int,
 ) -> tuple[Work, list[float]] | None:
-    """The work of the first `repeats` + 1 steps but one, the warm-up, and the seconds of each; None without dialogues."""
+    """The work of the first optimizer step, and its seconds in each of several runs; None if there are no examples."""
     session, tuning = setup.session, setup.config.finetuning
-    examples = {lesson.adapter: _dialogues(transcripts, place) for place, lesson in enumerate(lessons)}
     plan = make_plan(session.chat, lessons, examples, tuning, seed=setup.config.seed, iteration=1)
     if not plan.total:
         return None

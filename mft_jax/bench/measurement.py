@@ -77,10 +77,9 @@ def measure(name: str, case: str, work: Work, limits: Limits, seconds: list[floa
     )
 
 
-def time_runs(call: Callable[[], Any], repeats: int, warm_up: bool = True) -> list[float]:
+def time_runs(call: Callable[[], Any], repeats: int) -> list[float]:
     """The seconds of each of `repeats` calls, after one that is not timed. Waits for the arrays that a call returns."""
-    if warm_up:
-        jax.block_until_ready(call())
+    jax.block_until_ready(call())
     seconds = []
     for _ in range(repeats):
         started = time.perf_counter()

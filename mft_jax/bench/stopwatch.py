@@ -11,7 +11,10 @@ from mft_jax.programs.program import Program
 
 
 class TimedProgram(Program):
-    """A program that waits for its result and counts its calls and their seconds, without compilation."""
+    """A program that waits for its result and counts its calls and their seconds.
+
+    Only for shapes that the program has been compiled for: it would not add to the program's `compile_seconds`.
+    """
 
     def __init__(self, program: Program):
         self.__dict__.update(program.__dict__)  # shares the executables

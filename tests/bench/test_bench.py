@@ -11,6 +11,7 @@ from rich.console import Console
 from mft_jax.bench import Limits, run_bench, sampling
 from mft_jax.bench.measurement import Work, measure, read_report, write_report
 from mft_jax.bench.sampling import decode_work, prefill_work
+from mft_jax.bench.stopwatch import timed
 from mft_jax.bench.table import render_bench
 from mft_jax.config import TaskConfig
 from mft_jax.errors import UserError
@@ -86,6 +87,19 @@ def test_the_work_of_sampling_is_that_of_the_ledger(shipped):
     column = 2 * 4 * shipped.model.layers * shipped.model.kv_heads * shipped.model.head_dim
     context = sum(range(17, 26)) + sum(range(30, 39)) + sum(range(5, 14))
     assert decode_work(setup, society, lengths, 9, False).bytes == 9 * weights + context * column
+
+
+def test_compilation_is_counted_by_the_session(shipped, monkeypatch):
+    """Not by the copies of its programs that are timed, whose seconds nobody reads."""
+    copies = []
+    monkeypatch.setattr(sampling, "timed", lambda programs: copies.append(timed(programs)) or copies[-1])
+    monkeypatch.setattr(sampling, "NEW_TOKENS", 8)  # a shape that no other test has compiled
+    setup, before = prepare(CONFIG, shipped), shipped.programs.compile_seconds
+    sampling.measure_sampling(setup, setup.fresh_society(), (None,), 2, LIMITS, 1, "x")
+    assert shipped.programs.compile_seconds > before
+    ((programs, prefill, decode),) = copies
+    assert (prefill.calls, decode.calls) == (1, 1)
+    assert programs.compile_seconds == shipped.programs.compile_seconds
 
 
 def test_a_measurement_by_hand():

@@ -199,13 +199,19 @@ def test_evaluations_on_other_tasks_are_included_by_their_label(run):
     assert heard[0].startswith("The results of the evaluation damaged are left out. ")
 
 
-def test_results_of_an_evaluation_that_were_changed_later_are_left_out(run):
+def finished_evaluation(run) -> RunDirectory:
+    """An evaluation of the run on the task "other"."""
     nested = run.evaluation("other")
     nested.take(CONFIG)
     nested.create(CONFIG)
     write_stage(nested.store, layout.evaluation("own_ft", 1), [[SPLIT] * 4])
     nested.publish(CONFIG, TASK)
     nested.finish()
+    return nested
+
+
+def test_results_of_an_evaluation_that_were_changed_later_are_left_out(run):
+    nested = finished_evaluation(run)
     assert [result.task for result in run.publish(CONFIG, TASK)] == ["own", "own", "own", "other"]
     nested.results_file.write_text(nested.results_file.read_text().replace('"n": 4', '"n": 5'))
     heard = []
@@ -215,12 +221,7 @@ def test_results_of_an_evaluation_that_were_changed_later_are_left_out(run):
 
 def test_an_evaluation_publishes_its_results_unless_the_run_is_at_work(run):
     before = run.publish(CONFIG, TASK)
-    nested = run.evaluation("other")
-    nested.take(CONFIG)
-    nested.create(CONFIG)
-    write_stage(nested.store, layout.evaluation("own_ft", 1), [[SPLIT] * 4])
-    nested.publish(CONFIG, TASK)
-    nested.finish()
+    finished_evaluation(run)
     elsewhere, heard = RunDirectory(run.path), []
     elsewhere.publish_evaluations(heard.append)
     assert heard == [
