@@ -37,7 +37,8 @@ class Setup:
         if not society.names:
             rules = dataclasses.replace(rules, speakers=((None,) * rules.agents,) * rules.rounds)
         return Debate(
-            sampler=self.session.sampler(self.sampling, rules.agents),
+            # The same lanes for every method, so that they all share their compiled programs.
+            sampler=self.session.sampler(self.sampling, self.config.debate.agents),
             chat=self.session.chat,
             task=self.task,
             protocol=rules,

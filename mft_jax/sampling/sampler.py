@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -42,9 +43,10 @@ class NonFiniteLogits(UserError):
 class Sampler:
     """Samples completions from one base model and any adapters of a society.
 
-    The grid of slots has a leading axis of lanes with `config.rows` slots each. Every adapter has its own lane; requests
-    to the base model are spread over `lanes` lanes. The number of lanes is rounded up to a multiple of the mesh's agent
-    axis. The compiled programs are shared with other samplers.
+    The grid of slots has a leading axis of lanes with `config.rows` slots each. There are `lanes` lanes, or as many as
+    there are adapters if these are more, rounded up to a multiple of the mesh's agent axis. Each lane belongs to one
+    adapter. Where there are more lanes than adapters, and for the base model, a speaker has several lanes. The compiled
+    programs are shared with other samplers.
     """
 
     def __init__(
@@ -114,7 +116,7 @@ class _Grid:
         self.stop_ids, self.on_progress, self.log_probs = sampler.stop_ids, on_progress, log_probs
         self.mesh, self.model = sampler.programs.mesh, sampler.programs.model
         self.adapters, self.speakers = self._stack_lanes(society, [requests[i] for i in own], sampler.lanes)
-        self.rows = [self._make_row(place, index, requests[index]) for place, index in enumerate(own)]
+        self.rows = self._make_rows(requests, own)
         self.clock = BusyClock(self.programs)
         self.prefilled_tokens = self.slot_steps = 0  # as in Usage
 
@@ -149,34 +151,46 @@ class _Grid:
     ) -> tuple[Adapter | None, tuple[str, ...]]:
         """The stacked adapters of the lanes, and the names of the lanes' speakers.
 
-        The number of lanes is padded to a multiple of the mesh's agent axis. Raises KeyError for an unknown speaker.
+        Raises KeyError for an unknown speaker.
         """
         multiple = self.mesh.shape["agent"]
-        if society is None:
-            return None, ("the base model",) * (-(-lanes // multiple) * multiple)
         asked = {request.speaker for request in requests}
-        speakers = tuple(name for name in society.names if name in asked)
+        speakers = () if society is None else tuple(name for name in society.names if name in asked)
+        count = -(-max(lanes, len(speakers)) // multiple) * multiple
+        if society is None:
+            return None, ("the base model",) * count
         unknown = sorted(str(name) for name in asked.difference(speakers))
         if unknown:
             society.index(unknown[0])  # raises KeyError
-        padded = speakers + speakers[:1] * (-len(speakers) % multiple)
-        return society.stack(padded), padded
+        taken = tuple(itertools.islice(itertools.cycle(speakers), count))
+        return society.stack(taken), taken
 
-    def _make_row(self, place: int, index: int, request: Request) -> _Row:
-        lane = place % len(self.speakers) if self.adapters is None else self.speakers.index(str(request.speaker))
-        limit = min(self.config.max_new_tokens, self.model.max_positions - len(request.prompt))
-        return _Row(index, lane, request.prompt, (), 0, limit, request.key)
+    def _make_rows(self, requests: Sequence[Request], own: Sequence[int]) -> list[_Row]:
+        """The rows of the requests `own`, those of each speaker spread evenly over its lanes."""
+        lanes: dict[str, list[int]] = {}
+        for lane, name in enumerate(self.speakers):
+            lanes.setdefault(name, []).append(lane)
+        turns = {name: itertools.cycle(own) for name, own in lanes.items()}
+        rows = []
+        for index in own:
+            request = requests[index]
+            lane = next(turns[self.speakers[0] if self.adapters is None else str(request.speaker)])
+            limit = min(self.config.max_new_tokens, self.model.max_positions - len(request.prompt))
+            rows.append(_Row(index, lane, request.prompt, (), 0, limit, request.key))
+        return rows
 
     def _sample_rows(self, rows: Sequence[_Row], *, long: bool) -> dict[int, Completion]:
         """Samples rows in the grid of slots until each has stopped or reached its limit. Returns completions by index."""
         if not rows:
             return {}
         config, lanes = self.config, len(self.speakers)
-        length = bucket(max(len(row.tokens) for row in rows))
-        columns = bucket(max(len(row.tokens) - row.new + row.limit for row in rows))
+        length, new_tokens = bucket(max(len(row.tokens) for row in rows)), bucket(config.max_new_tokens)
+        # Of the two ways to round up the one with fewer columns, because every step of decode reads all of them.
+        longest = max(len(row.tokens) - row.new + row.limit for row in rows)
+        columns = min(length + new_tokens, bucket(longest))
         slots = empty_slots(
-            self.model, self.mesh, agents=lanes, rows=config.rows, columns=columns,
-            new_tokens=bucket(config.max_new_tokens), dtype=self.programs.dtype, log_probs=self.log_probs,
+            self.model, self.mesh, agents=lanes, rows=config.rows, columns=columns, new_tokens=new_tokens,
+            dtype=self.programs.dtype, log_probs=self.log_probs,
         )  # fmt: skip
         queues = [Queue(n for n in range(len(rows)) if rows[n].lane == lane) for lane in range(lanes)]
         owner = np.full((lanes, config.rows), -1)  # index of the row in each slot; -1: free

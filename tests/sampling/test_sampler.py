@@ -175,12 +175,20 @@ def test_meshes_sample_the_same_tokens_on_sharded_slots(tiny, programs, requests
 
 
 def test_lanes_fill_the_agent_axis_of_a_mesh(tiny, requests, sampled):
-    """Three speakers on two devices: the fourth lane is empty."""
+    """Three speakers on two devices: the first speaker has the fourth lane too."""
     mesh = make_mesh(MeshConfig(agent=2))
     meshed = Programs(tiny.graphdef, tiny.config, mesh)
     sampler = make_sampler(dataclasses.replace(tiny, base=place_base(mesh, tiny.base)), meshed)
     placed = dataclasses.replace(tiny.society, mesh=mesh)
     assert sampler.sample(requests[:7], placed)[0] == sampled[:7]
+
+
+def test_one_speaker_fills_all_lanes(sampler, tiny, requests, sampled):
+    places = [place for place, request in enumerate(requests) if request.speaker == "bob"]
+    completions, (usage,) = sampler.sample([requests[place] for place in places], tiny.society)
+    assert completions == [sampled[place] for place in places]
+    assert len(places) == 10  # all are decoded together in the 3 x 4 slots
+    assert usage.slot_steps == 12 * max(completion.new_tokens for completion in completions)
 
 
 def test_a_prompt_that_fills_the_context_is_unanswerable(sampler, tiny, requests, sampled):
