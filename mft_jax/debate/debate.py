@@ -1,7 +1,9 @@
 """Runs the debates on many questions together: the next texts of all debates are sampled in one call of the sampler."""
 
+import concurrent.futures
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from mft_jax.debate.protocol import Protocol
 from mft_jax.debate.question_debate import QuestionDebate, SampledText
@@ -10,7 +12,9 @@ from mft_jax.models.chat import Chat
 from mft_jax.models.society import Society
 from mft_jax.sampling import Progress, Request, Sampling, Usage
 from mft_jax.seeds import row_key
-from mft_jax.tasks import Question, Task
+from mft_jax.tasks import Question, Task, grader
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +48,7 @@ class Debate:
         usages: list[Usage] = []
         while waiting := [debate for debate in debates if debate.pending()]:
             usages += self._sample_pending(waiting, on_progress)
-        return [debate.transcript() for debate in debates], usages
+        return _map_in_threads(QuestionDebate.transcript, debates), usages
 
     def _sample_pending(self, debates: Sequence[QuestionDebate], on_progress: Progress | None) -> list[Usage]:
         """Samples the next texts of all debates in one call, and advances each debate by its texts."""
@@ -63,6 +67,18 @@ class Debate:
             SampledText(self.chat.text(completion.ids), Turn.of(len(request.prompt), completion))
             for request, completion in zip(requests, completions, strict=True)
         )
-        for debate, own in zip(debates, pending, strict=True):
-            debate.advance([next(sampled) for _ in own])
+        texts = [[next(sampled) for _ in own] for own in pending]
+        _map_in_threads(QuestionDebate.advance, debates, texts)
         return usages
+
+
+def _map_in_threads(function: Callable[..., T], *arguments: Iterable[object]) -> list[T]:
+    """Applies a function that compares answers to each debate, like `map`, and returns the results in order.
+
+    A thread that compares formulas waits for a grading process, so several threads keep several processes busy.
+    """
+    threads = grader.useful_threads()
+    if threads == 1:
+        return list(map(function, *arguments))
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(function, *arguments))

@@ -181,7 +181,7 @@ def equivalent(a: str, b: str) -> bool:
     if len(first) == len(second) == 1 and first.isupper() and second.isupper():
         return False  # two choices; math-verify gives the same result, but is slower
     (brackets, left), (others, right) = _split_elements(first), _split_elements(second)
-    # math-verify takes 40 ms for a pair of points, so short points are compared here. Longer points are left to
+    # math-verify is much slower for a pair of points, so short points are compared here. Longer points are left to
     # math-verify, because each pair of elements compared here may take CPU_SECONDS.
     if brackets and brackets == others and len(left) == len(right) <= MAX_ELEMENTS:
         return all(equivalent(a, b) for a, b in zip(left, right, strict=True))

@@ -7,10 +7,11 @@ child may have been killed before it read a request, and an answer sent now woul
 """
 
 import contextlib
-import functools
+import importlib.util
 import json
 import logging
 import os
+import pathlib
 import resource
 import signal
 import sys
@@ -19,20 +20,16 @@ CRASHED = 3  # exit code
 MEMORY = 2 << 30  # bytes of address space; 9**9**9 would use all memory
 
 
-@functools.lru_cache(maxsize=1024)
-def parse_formula(text):
-    from math_verify import parse
+def load_engine():
+    """Imports formulas/engine.py without `mft_jax`, whose imports this process does not need.
 
-    # The box tells the parser that the whole text is the answer. `serve` sets the time limit.
-    return parse(rf"\boxed{{{text}}}", fallback_mode="no_fallback", parsing_timeout=0)
-
-
-def same_formula(a, b):
-    from math_verify import verify
-
-    # verify is not symmetric: it treats an assignment differently in the gold answer and in the candidate.
-    left, right = parse_formula(a), parse_formula(b)
-    return any(verify(gold, target, timeout_seconds=None) for gold, target in ((left, right), (right, left)))
+    The folder of `formulas` cannot be added to the search path, because its other modules would hide modules of Python.
+    """
+    folder = pathlib.Path(__file__).with_name("formulas")
+    spec = importlib.util.spec_from_file_location("formulas", folder / "__init__.py")
+    assert spec is not None
+    sys.modules["formulas"] = importlib.util.module_from_spec(spec)
+    return importlib.import_module("formulas.engine")
 
 
 def send(answers, content):
@@ -40,7 +37,7 @@ def send(answers, content):
     answers.flush()
 
 
-def serve(requests, answers):
+def serve(requests, answers, same_formula):
     """Answers all requests. A comparison that exceeds its CPU time ends this process."""
     for line in requests:
         a, b, cpu_seconds = json.loads(line)
@@ -62,7 +59,9 @@ def main():
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    same_formula("x+1", "1+x")  # imports math-verify and builds its grammar, which takes seconds
+    engine = load_engine()
+    engine.install()
+    engine.warm_up()
     logging.disable(logging.CRITICAL)
     send(answers, b"ready")
     # A fork takes milliseconds, a new interpreter most of a second. There is only one request at a time, so a child
@@ -74,7 +73,7 @@ def main():
         if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGPROF:
             sys.exit(CRASHED)
         send(answers, b"-")
-    serve(sys.stdin.buffer, answers)
+    serve(sys.stdin.buffer, answers, engine.same_formula)
 
 
 if __name__ == "__main__":

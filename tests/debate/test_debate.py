@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import threading
+import time
 
 import pytest
 
 from mft_jax.config import DebateConfig, ExperimentConfig
 from mft_jax.debate import Protocol, Transcript, everyone, turn_counts
 from mft_jax.methods import make_method
+from mft_jax.tasks import grader
 from tests.debate.scripted import make_debate, questions
 
 SHAPES = [(n, m) for n in (1, 2, 3, 5) for m in (1, 2, 3)]
@@ -196,6 +199,42 @@ def test_a_debate_that_all_agents_have_left():
     debate, _ = make_debate(script, protocol_of(2, 3))
     ((transcript,), _) = debate.run(questions(1))
     assert (len(transcript.votes), transcript.vote, transcript.correct) == (2, None, False)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_number_of_threads_that_compare_answers_changes_no_transcript(monkeypatch, threads):
+    """Also if the comparisons for the first question take the longest."""
+    monkeypatch.setattr(grader, "useful_threads", lambda: threads)
+    main, used = threading.get_ident(), set()
+
+    def equivalent(a, b):
+        used.add(threading.get_ident())
+        time.sleep(0.02 if "is 0?" in a else 0)
+        return a.lower() == b.lower()
+
+    script = lambda asked: f"{asked.speaker}={asked.question}{asked.speaker if asked.round == 1 else ''}"
+    debate, sampler = make_debate(script, protocol_of(3, 2))
+    other, other_sampler = make_debate(script, protocol_of(3, 2))
+    debate = dataclasses.replace(debate, task=dataclasses.replace(debate.task, equivalent=equivalent))
+    transcripts, usages = debate.run(questions(6))
+    assert (used == {main}) if threads == 1 else (main not in used)
+    expected, expected_usages = other.run(questions(6))
+    assert transcripts == expected
+    assert usages == expected_usages
+    assert sampler.asked == other_sampler.asked
+    assert [transcript.id for transcript in transcripts] == [f"q{number}" for number in range(6)]
+
+
+def test_an_error_in_a_thread_is_raised(monkeypatch):
+    monkeypatch.setattr(grader, "useful_threads", lambda: 2)
+
+    def fail(a, b):
+        raise RuntimeError("no grading process")
+
+    debate, _ = make_debate(distinct, protocol_of(2, 1))
+    debate = dataclasses.replace(debate, task=dataclasses.replace(debate.task, equivalent=fail))
+    with pytest.raises(RuntimeError, match="no grading process"):
+        debate.run(questions(3))
 
 
 def test_turns_record_prompt_and_new_tokens():

@@ -1,14 +1,17 @@
 """Reading and comparing answers."""
 
+import concurrent.futures
 import contextlib
 import os
 import pathlib
+import queue
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import types
 from fractions import Fraction
 
 import pytest
@@ -216,9 +219,58 @@ def test_the_grading_process_may_be_used_from_any_thread():
     assert results == {index: [True] * 3 for index in range(4)}
 
 
+def test_threads_are_useful_only_after_many_formulas(monkeypatch):
+    monkeypatch.setattr(grader, "PROCESSES", 3)
+    mine = grader.Grader()
+    monkeypatch.setattr(mine, "_free", queue.SimpleQueue())
+    mine._free.put(types.SimpleNamespace(ask=lambda request, seconds: b"1"))
+    threads = []
+    for number in range(4 * grader.FORMULAS_PER_PROCESS):
+        threads.append(mine.useful_threads())
+        assert mine.same_formula(f"x+{number}", "x", 5)
+    assert threads == sorted(threads)
+    assert threads.count(1) == threads.count(2) == grader.FORMULAS_PER_PROCESS
+    assert max(threads) == 3
+
+
+def test_threads_use_different_processes_and_one_thread_only_one(monkeypatch):
+    monkeypatch.setattr(grader, "PROCESSES", 2)
+    mine = grader.Grader()
+    running = lambda: [worker._process is not None for worker in mine._workers]
+    try:
+        assert all(mine.same_formula(f"x+{number}", f"{number}+x", 5) for number in range(3))
+        assert running() == [True, False]
+        both = threading.Barrier(2, timeout=60)
+
+        def compare(n):
+            both.wait()
+            return mine.same_formula(f"x+{n}", f"{n + n % 2}+x", 5)
+
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(compare, range(10)))
+        assert found == [n % 2 == 0 for n in range(10)]
+        assert running() == [True, True]
+    finally:
+        mine.close()
+
+
+def test_a_forked_process_can_compare_formulas_while_threads_of_its_parent_do():
+    code = """
+        import os
+        from mft_jax.tasks import grader
+        for _ in grader._GRADER._workers:
+            grader._GRADER._free.get()  # as the threads would
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if grader.same_formula("x+1", "1+x", 5) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=120)
+
+
 @pytest.fixture
 def mine():
-    """A grader with a process of its own."""
+    """A grader with processes of its own."""
     found = grader.Grader()
     yield found
     found.close()
@@ -237,7 +289,7 @@ def processes(group):
 def test_a_grading_process_that_was_killed_is_replaced(mine, killed):
     """Also where only the child was killed, between two requests: no answer may be taken for that to another request."""
     assert mine.same_formula("a+b", "b+a", 5)
-    first = mine._worker._process.pid
+    first = mine._workers[0]._process.pid
     (child,) = set(processes(first)) - {first}
     for process in (first, child) if killed == "both" else (child,):
         os.kill(process, signal.SIGKILL)
@@ -262,15 +314,19 @@ def test_comparisons_that_could_not_be_finished_are_counted_once_each(mine):
 def test_a_comparison_that_crashes_its_process_or_takes_all_memory_is_counted_too(mine, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(f"""
-import importlib.util, os
+import importlib.util, os, types
 spec = importlib.util.spec_from_file_location("worker", {str(grader._SCRIPT)!r})
 worker = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(worker)
 work = {{"crash": os.abort, "memory": lambda: bytearray(worker.MEMORY), "x+1": lambda: True}}
-worker.same_formula = lambda a, b: work[a]()
+nothing = lambda: None
+worker.load_engine = lambda: types.SimpleNamespace(
+    install=nothing, warm_up=nothing, same_formula=lambda a, b: work[a]()
+)
 worker.main()
 """)
-    mine._worker = Worker(script)
+    mine._workers = [Worker(script)]
+    mine._free_all()
     assert [mine.same_formula(a, "1+x", 5) for a in ("x+1", "crash", "memory", "crash", "x+1")] == [
         True,
         *[False] * 3,
@@ -293,9 +349,9 @@ def test_no_process_is_left_when_python_is_killed():
         import os, signal
         from mft_jax.tasks import answers, grader
         answers.equivalent("5", "6.0")
-        assert grader._GRADER._worker._process is None, "numbers must not cost a process"
+        assert grader._GRADER._workers[0]._process is None, "numbers must not cost a process"
         answers.equivalent("x+1", "x+2")
-        print(grader._GRADER._worker._process.pid, flush=True)
+        print(grader._GRADER._workers[0]._process.pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
