@@ -31,23 +31,26 @@ class Prompts:
     solve: str
     """Follows the question in round 1."""
     check: str
-    """Follows the summary or the answers of the other agents in rounds 2..M."""
+    """Follows the summary or the answers of the other agents in rounds 2..M of a debate."""
+    join: str
+    """Follows them in rounds 2..M if the agents cooperate instead."""
     again: str
     """The complete message of rounds 2..M if there is nothing to show to the agent."""
     summarize: str
     """Follows the question and the answers of the other agents in the request for a summary."""
 
-    def first(self, question: str) -> Message:
-        """The message to an agent in round 1."""
-        return user(f"{question}\n{self.solve}")
+    def first(self, question: str, name: str | None = None) -> Message:
+        """The message to an agent in round 1. With `name`, it starts by telling the agent its name."""
+        text = f"{question}\n{self.solve}"
+        return user(text if name is None else f"{name}\n{text}")
 
-    def later(self, summary: str) -> Message:
+    def later(self, summary: str, *, cooperate: bool = False) -> Message:
         """The message to an agent in rounds 2..M: a summary of the other agents' answers."""
-        return user(f"Other solvers say:\n{summary}\n{self.check}")
+        return user(f"Other solvers say:\n{summary}\n{self.join if cooperate else self.check}")
 
-    def later_direct(self, answers: Sequence[str]) -> Message:
+    def later_direct(self, answers: Sequence[str], *, cooperate: bool = False) -> Message:
         """The message to an agent in rounds 2..M without summaries: the other agents' answers, in agent order."""
-        return self.later(_number(answers))
+        return self.later(_number(answers), cooperate=cooperate)
 
     def reconsider(self) -> Message:
         """The message to an agent in rounds 2..M if there is nothing to show to it."""
@@ -66,6 +69,7 @@ def _number(answers: Sequence[str]) -> str:
 GENERAL = Prompts(
     solve=r"Reason step by step and end with the answer in \boxed{}.",
     check=r"Check their steps and yours and end with the answer in \boxed{}.",
+    join=r"Build on what is right in their steps and yours, agree on one solution, and end with the answer in \boxed{}.",
     again=r"Check your steps, correct any mistake, and end with the answer in \boxed{}.",
     summarize="Summarize their steps, their answers, and where they differ.",
 )
@@ -74,6 +78,7 @@ GENERAL = Prompts(
 ADDITION = Prompts(
     solve="Add the numbers and write the sum in one short line.",
     check="Add the numbers again, compare, and write the right sum in one short line.",
+    join="Agree with them on one sum and write it in one short line.",
     again="Add the numbers again and write the right sum in one short line.",
     summarize="Say in one short line which sums they found.",
 )
@@ -82,6 +87,8 @@ GSM8K = Prompts(
     solve=r"Work it out step by step, then give the final number, without a unit, in \boxed{}.",
     check=r"Use what is right in them, find the mistakes in theirs and in your own solution, and give the final "
     r"number, without a unit, in \boxed{}.",
+    join=r"Build on what is right in their solutions and yours, agree with them on one solution, and give the final number, "
+    r"without a unit, in \boxed{}.",
     again=r"Go through your solution step by step, correct what is wrong, and give the final number, without a unit, "
     r"in \boxed{}.",
     summarize="Summarize how each solver reasons, which number each one finds, and where they differ. Do not solve it "
@@ -91,6 +98,8 @@ GSM8K = Prompts(
 MATH = Prompts(
     solve=r"Reason step by step, then give the final answer as a simplified LaTeX expression in \boxed{}.",
     check=r"Use what is right in them, find the mistakes in theirs and in your own solution, and give the final answer "
+    r"as a simplified LaTeX expression in \boxed{}.",
+    join=r"Build on what is right in their solutions and yours, agree with them on one solution, and give the final answer "
     r"as a simplified LaTeX expression in \boxed{}.",
     again=r"Go through your solution step by step, correct what is wrong, and give the final answer as a simplified "
     r"LaTeX expression in \boxed{}.",
@@ -102,6 +111,8 @@ MMLU = Prompts(
     solve=r"Say why the choices are right or wrong, then give only the letter of the right one in \boxed{}.",
     check=r"Weigh their reasons against yours, correct your choice if it is wrong, and give only the letter of the "
     r"right one in \boxed{}.",
+    join=r"Build on their reasons and yours, agree with them on one choice, and give only the letter of that choice in "
+    r"\boxed{}.",
     again=r"Go through your reasons, correct your choice if it is wrong, and give only the letter of the right one in "
     r"\boxed{}.",
     summarize="Summarize which choice each solver takes, for which reasons, and where they differ. Do not choose "

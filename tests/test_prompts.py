@@ -37,12 +37,16 @@ def test_every_prompt_asks_for_an_answer_and_contains_its_input(name):
         "why?": asked.first("why?"),
         "they say x": asked.later("they say x"),
         "Solver 1: first\nSolver 2: second": asked.later_direct(["first", "second"]),
+        "they say y": asked.later("they say y", cooperate=True),
+        "Solver 1: first": asked.later_direct(["first"], cooperate=True),
         "": asked.reconsider(),
     }
     for text, message in shown.items():
         assert message["role"] == "user"
         assert text in message["content"]
         assert message["content"].count(form) == 1
+    assert asked.later("x", cooperate=True) != asked.later("x")
+    assert asked.first("why?", "Agent 2") == prompts.user("Agent 2\n" + asked.first("why?")["content"])
     summary = asked.summary("why?", ["first", "second"])["content"]
     assert summary.startswith("why?\nSolver 1: first\nSolver 2: second\n")
     assert "boxed" not in summary
@@ -50,6 +54,7 @@ def test_every_prompt_asks_for_an_answer_and_contains_its_input(name):
 
 def test_the_tasks_ask_for_different_kinds_of_answers():
     assert len({asked.solve for asked in ALL.values()}) == len(ALL) == 5
+    assert len({asked.join for asked in ALL.values()}) == len(ALL)
     assert "letter" in prompts.MMLU.solve
     assert "number" in prompts.GSM8K.solve
     assert "LaTeX" in prompts.MATH.solve

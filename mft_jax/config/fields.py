@@ -94,6 +94,8 @@ class DebateConfig:
     """N: number of agents in a debate. Multiagent finetuning has N generators and N critics."""
     rounds: Count = 2
     """M: number of rounds; in each round after the first, an agent is shown the other agents' answers."""
+    stop_at_agreement: Literal["never", "training", "evaluation", "always"] = "never"
+    """End the debate on a question after the first round in which all agents agree: in which debates."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

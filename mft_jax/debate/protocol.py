@@ -18,6 +18,12 @@ class Protocol:
 
     summary: a summary of the other agents' answers in the previous round, written by the base model. answers: these
     answers themselves. nothing: only a prompt to reconsider its own answer."""
+    spirit: Literal["debate", "cooperate"] = "debate"
+    """What the agents are asked to do with what they are shown.
+
+    debate: to find the mistakes in it and in their own answer. cooperate: to build on it and agree on one solution."""
+    named: bool = False
+    """Whether the first message to agent n (from 0) starts with its name, "Agent n + 1"."""
     stops: Literal["never", "agreement"] = "never"
     """agreement: the debate on a question ends after the first round in which all agents give equivalent answers."""
 

@@ -67,8 +67,9 @@ class QuestionDebate:
         self._summaries: list[list[str | None]] = []  # [round - 2][agent]
         self._summary_turns: list[list[Turn | None]] = []
         self._votes: list[str | None] = []
-        for agent in self._agents:
-            agent.shown = task.prompts.first(question.text)
+        self._cooperate = protocol.spirit == "cooperate"
+        for n, agent in enumerate(self._agents, start=1):
+            agent.shown = task.prompts.first(question.text, f"Agent {n}" if protocol.named else None)
         self._pending = self._request_answers(1)
 
     def pending(self) -> list[TextRequest]:
@@ -118,7 +119,8 @@ class QuestionDebate:
         others = {n: self._other_answers(n) for n, agent in enumerate(self._agents) if not agent.has_left}
         prompts, shows = self.task.prompts, self.protocol.shows
         for n, texts in others.items():
-            shown = prompts.later_direct(texts) if texts and shows == "answers" else prompts.reconsider()
+            direct = texts and shows == "answers"
+            shown = prompts.later_direct(texts, cooperate=self._cooperate) if direct else prompts.reconsider()
             self._agents[n].shown = shown
         if shows != "summary" or not any(others.values()):
             return self._request_answers(round)
@@ -140,7 +142,8 @@ class QuestionDebate:
             self._summary_turns[-1][request.agent] = summary.turn
             if summary.turn.end != "unanswerable":  # otherwise the agent keeps the prompt to reconsider
                 self._summaries[-1][request.agent] = summary.text
-                self._agents[request.agent].shown = self.task.prompts.later(summary.text)
+                shown = self.task.prompts.later(summary.text, cooperate=self._cooperate)
+                self._agents[request.agent].shown = shown
 
     def _record_answers(self, requested: Sequence[TextRequest], sampled: Sequence[SampledText]) -> None:
         by_agent = {request.agent: answer for request, answer in zip(requested, sampled, strict=True)}

@@ -74,6 +74,19 @@ def multiagent_ft_no_critic(config: ExperimentConfig) -> Method:
     )
 
 
+def cooperative(config: ExperimentConfig) -> Method:
+    """`multiagent_ft` with agents that build on each other's answers to agree on one solution, instead of debating."""
+    full = multiagent_ft(config)
+    protocol = dataclasses.replace(full.protocol, spirit="cooperate")
+    return dataclasses.replace(full, name="cooperative", protocol=protocol)
+
+
+def unique_id(config: ExperimentConfig) -> Method:
+    """`single_agent_ft` with prompts that tell each agent its name, so that one model can play different agents."""
+    shared = single_agent_ft(config)
+    return dataclasses.replace(shared, name="unique_id", protocol=dataclasses.replace(shared.protocol, named=True))
+
+
 def single_agent_ft(config: ExperimentConfig) -> Method:
     """One model speaks for all agents of the debate and learns from the first answers that agree with the final vote."""
     rules = config.debate

@@ -9,7 +9,7 @@ from mft_jax.prompts import Prompts
 from mft_jax.sampling import Completion, Usage
 from mft_jax.tasks import Question, Task
 
-PROMPTS = Prompts(solve="solve", check="check", again="again", summarize="summarize")
+PROMPTS = Prompts(solve="solve", check="check", join="join", again="again", summarize="summarize")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from mft_jax.config import DebateConfig, ExperimentConfig, FinetuningConfig, RoleConfig
@@ -75,7 +76,12 @@ def test_the_ablations_of_multiagent_finetuning():
 
 @pytest.mark.parametrize(
     ("name", "rounds", "evaluated"),
-    [("single_agent_ft", 3, (2, 3)), ("single_agent_ft_no_debate", 3, (1, 1)), ("majority_ft", 1, (2, 1))],
+    [
+        ("single_agent_ft", 3, (2, 3)),
+        ("unique_id", 3, (2, 3)),
+        ("single_agent_ft_no_debate", 3, (1, 1)),
+        ("majority_ft", 1, (2, 1)),
+    ],
 )
 def test_methods_that_finetune_one_model(name, rounds, evaluated):
     method = make_method(name, CONFIG)
@@ -84,6 +90,52 @@ def test_methods_that_finetune_one_model(name, rounds, evaluated):
     assert (method.evaluation.agents, method.evaluation.rounds) == evaluated
     assert {speaker for row in method.evaluation.speakers for speaker in row} == {"agent"}
     assert method.lessons[0].select == PooledFirstAnswers(2)
+
+
+def test_agents_of_the_cooperative_method_are_asked_to_join_the_others():
+    method, full = make_method("cooperative", CONFIG), make_method("multiagent_ft", CONFIG)
+    assert (method.lessons, method.protocol.speakers) == (full.lessons, full.protocol.speakers)
+    debate, sampler = make_debate(lambda asked: "summary" if asked.is_summary else "x=1", method.protocol)
+    debate.run(questions(1))
+    later = [asked.messages[-1]["content"] for asked in sampler.asked if not asked.is_summary and asked.round > 1]
+    assert later == ["Other solvers say:\nsummary\njoin"] * 4
+
+
+def test_one_model_is_told_its_names():
+    method, shared = make_method("unique_id", CONFIG), make_method("single_agent_ft", CONFIG)
+    assert (method.lessons, method.protocol.speakers) == (shared.lessons, shared.protocol.speakers)
+    debate, sampler = make_debate(lambda asked: "summary" if asked.is_summary else "x=1", method.protocol)
+    (transcript,), _ = debate.run(questions(1))
+    first = [asked.messages[0]["content"] for asked in sampler.asked if asked.round == 1 and not asked.is_summary]
+    assert first == ["Agent 1\nWhat is 0?\nsolve", "Agent 2\nWhat is 0?\nsolve"]
+    examples = method.lessons[0].select([transcript], str.__eq__, np.random.default_rng(0))
+    assert [example["messages"][0]["content"] for example in examples] == first  # it learns with the same names
+
+
+@pytest.mark.parametrize(
+    ("where", "training", "evaluation"),
+    [
+        ("never", "never", "never"), ("training", "agreement", "never"), ("evaluation", "never", "agreement"),
+        ("always", "agreement", "agreement"),
+    ],
+)  # fmt: skip
+def test_debates_can_end_at_agreement(where, training, evaluation):
+    debate = dataclasses.replace(CONFIG.debate, stop_at_agreement=where)
+    method = make_method("multiagent_ft", dataclasses.replace(CONFIG, debate=debate))
+    assert (method.protocol.stops, method.evaluation.stops) == (training, evaluation)
+    plain = make_method("multiagent_ft", CONFIG)
+    assert dataclasses.replace(method.protocol, stops="never") == plain.protocol
+    no_debate = make_method("single_agent_ft_no_debate", dataclasses.replace(CONFIG, debate=debate))
+    assert (no_debate.protocol.stops, no_debate.evaluation.rounds) == (training, 1)
+
+
+def test_majority_at_k_is_a_vote_over_k_answers():
+    method = make_method("majority@7", CONFIG)
+    assert (method.name, method.protocol.agents, method.protocol.rounds, method.adapters) == ("majority@7", 7, 1, ())
+    assert make_method("majority@2", CONFIG).protocol == make_method("majority", CONFIG).protocol
+    for name in ("majority@0", "majority@", "majority@x", "debate@3", "majority@10000"):
+        with pytest.raises(UserError, match=f"Unknown method '{name}', expected one of base, .*majority@K"):
+            make_method(name, CONFIG)
 
 
 def test_pooled_first_answers_are_those_of_all_agents_that_agree_with_the_vote():
