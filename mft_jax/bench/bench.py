@@ -17,18 +17,19 @@ from mft_jax.setup import prepare
 from mft_jax.tasks import grader
 from mft_jax.tasks.answers import CPU_SECONDS
 
-# Pairs of formulas, most of them different, as in the answers of competition mathematics.
+# Pairs of formulas, most of them different, as in the answers of competition mathematics. N becomes another number each time,
+# because a grading process remembers formulas that it has read.
 FORMULAS = (
-    (r"\frac{3}{4}", r"\frac{4}{3}"),
-    (r"2\sqrt{3}", r"3\sqrt{2}"),
-    (r"x^2-2x+1", r"x^2-2x-1"),
-    (r"(x-1)^2", r"x^2-2x+1"),
-    (r"\frac{\pi}{6}", r"\frac{\pi}{3}"),
-    (r"\{1,2,3\}", r"\{3,2,4\}"),
-    (r"[0,1)", r"[0,1]"),
-    (r"\frac{1+\sqrt{5}}{2}", r"\frac{1-\sqrt{5}}{2}"),
-    (r"x\ge 2", r"x>2"),
-    (r"\sin(x)\cos(x)", r"\frac{\sin(2x)}{2}"),
+    (r"\frac{3}{N}", r"\frac{N}{3}"),
+    (r"2\sqrt{N}", r"3\sqrt{N}"),
+    (r"x^2-Nx+1", r"x^2-Nx-1"),
+    (r"(x-N)^2", r"x^2-2\cdot Nx+N^2"),
+    (r"\frac{\pi}{N}", r"\frac{2\pi}{N}"),
+    (r"\{1,2,N\}", r"\{N,1,4\}"),
+    (r"[0,N)", r"[0,N]"),
+    (r"\frac{1+\sqrt{N}}{2}", r"\frac{1-\sqrt{N}}{2}"),
+    (r"x\ge N", r"x>N"),
+    (r"\sin(Nx)\cos(Nx)", r"\frac{\sin(2\cdot Nx)}{2}"),
 )
 
 
@@ -108,9 +109,10 @@ def measure_grading(repeats: int) -> dict[str, float]:
     """Pairs of formulas per second, in one process."""
     grader.same_formula("x", "x+1", CPU_SECONDS)  # starts the process
     rates = []
-    for _ in range(repeats):
+    for number in range(repeats):
+        pairs = [[formula.replace("N", str(11 + 6 * number)) for formula in pair] for pair in FORMULAS]
         started = time.perf_counter()
-        for a, b in FORMULAS:
+        for a, b in pairs:
             grader.same_formula(a, b, CPU_SECONDS)
-        rates.append(len(FORMULAS) / (time.perf_counter() - started))
+        rates.append(len(pairs) / (time.perf_counter() - started))
     return {"pairs_per_second": statistics.median(rates)}
