@@ -133,6 +133,17 @@ def shipped():
     return open_session(ModelSource(), MeshConfig())
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Compiles with few optimizations, which takes about half the time, for modules whose programs run only a few times.
+
+    These modules must not compile programs of `shipped` or `programs`: other modules would run them.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def one_device():
     return make_mesh(MeshConfig())

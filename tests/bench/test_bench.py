@@ -13,9 +13,10 @@ from mft_jax.bench.measurement import Work, measure, read_report, write_report
 from mft_jax.bench.sampling import decode_work, prefill_work
 from mft_jax.bench.stopwatch import timed
 from mft_jax.bench.table import render_bench
-from mft_jax.config import TaskConfig
+from mft_jax.config import MeshConfig, ModelSource, TaskConfig
 from mft_jax.errors import UserError
 from mft_jax.metrics.flops import sampling_flops
+from mft_jax.session import open_session
 from mft_jax.setup import prepare
 from tests.small_run import SMALL
 
@@ -24,13 +25,18 @@ LIMITS = Limits(flops_per_second=1e9, bytes_per_second=1e8)
 
 
 @pytest.fixture(scope="module")
-def report(shipped, tmp_path_factory):
+def session(quick_compilation):
+    return open_session(ModelSource(), MeshConfig())
+
+
+@pytest.fixture(scope="module")
+def report(session, tmp_path_factory):
     """A report, and what it said it measures. The shapes are those of tests.small_run, to compile little."""
     said = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling, "NEW_TOKENS", SMALL.sampling.max_new_tokens)
         patch.chdir(tmp_path_factory.mktemp("empty"))
-        found = run_bench(CONFIG, repeats=1, say=said.append, session=shipped)
+        found = run_bench(CONFIG, repeats=1, say=said.append, session=session)
     return found, said
 
 
@@ -73,33 +79,33 @@ def test_shares_and_ratios_are_possible_and_agree_with_the_measurements(report):
     assert shares[1] < 1
 
 
-def test_the_work_of_sampling_is_that_of_the_ledger(shipped):
+def test_the_work_of_sampling_is_that_of_the_ledger(session):
     """Prefill and decode together need the FLOPs that results.json counts."""
-    setup = prepare(CONFIG, shipped)
+    setup = prepare(CONFIG, session)
     society, lengths = setup.fresh_society(), [17, 30, 5]
     for adapted in (False, True):
         both = [prefill_work(setup, lengths, 1, adapted), decode_work(setup, society, lengths, 9, adapted)]
         lora = setup.config.lora if adapted else None
-        expected = sum(sampling_flops(shipped.model, lora, prompt_tokens=p, new_tokens=9) for p in lengths)
+        expected = sum(sampling_flops(session.model, lora, prompt_tokens=p, new_tokens=9) for p in lengths)
         assert sum(own.flops for own in both) == expected
         assert [own.tokens for own in both] == [52, 27]
-    weights = 4 * sum(leaf.size for leaf in jax.tree.leaves(shipped.base))
-    column = 2 * 4 * shipped.model.layers * shipped.model.kv_heads * shipped.model.head_dim
+    weights = 4 * sum(leaf.size for leaf in jax.tree.leaves(session.base))
+    column = 2 * 4 * session.model.layers * session.model.kv_heads * session.model.head_dim
     context = sum(range(17, 26)) + sum(range(30, 39)) + sum(range(5, 14))
     assert decode_work(setup, society, lengths, 9, False).bytes == 9 * weights + context * column
 
 
-def test_compilation_is_counted_by_the_session(shipped, monkeypatch):
+def test_compilation_is_counted_by_the_session(session, monkeypatch):
     """Not by the copies of its programs that are timed, whose seconds nobody reads."""
     copies = []
     monkeypatch.setattr(sampling, "timed", lambda programs: copies.append(timed(programs)) or copies[-1])
     monkeypatch.setattr(sampling, "NEW_TOKENS", 8)  # a shape that no other test has compiled
-    setup, before = prepare(CONFIG, shipped), shipped.programs.compile_seconds
+    setup, before = prepare(CONFIG, session), session.programs.compile_seconds
     sampling.measure_sampling(setup, setup.fresh_society(), (None,), 2, LIMITS, 1, "x")
-    assert shipped.programs.compile_seconds > before
+    assert session.programs.compile_seconds > before
     ((programs, prefill, decode),) = copies
     assert (prefill.calls, decode.calls) == (1, 1)
-    assert programs.compile_seconds == shipped.programs.compile_seconds
+    assert programs.compile_seconds == session.programs.compile_seconds
 
 
 def test_a_measurement_by_hand():
@@ -136,10 +142,10 @@ def test_a_file_that_is_no_report(tmp_path, text):
         read_report(tmp_path / "old.json")
 
 
-def test_what_cannot_be_measured(shipped, tmp_path):
+def test_what_cannot_be_measured(session, tmp_path):
     with pytest.raises(UserError, match="repeats is 0, expected at least 1"):
-        run_bench(CONFIG, repeats=0, session=shipped)
+        run_bench(CONFIG, repeats=0, session=session)
     with pytest.raises(UserError, match="The method debate finetunes no adapters: choose one that does"):
-        run_bench(dataclasses.replace(CONFIG, method="debate"), session=shipped)
+        run_bench(dataclasses.replace(CONFIG, method="debate"), session=session)
     with pytest.raises(UserError, match=r"nowhere\.json cannot be read \(No such file or directory\): give a file"):
         read_report(tmp_path / "nowhere.json")

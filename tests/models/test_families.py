@@ -16,7 +16,7 @@ from mft_jax.seeds import row_key
 from tests.models.families import FAMILIES, LONGROPE, make_pair, random_tokens
 from tests.models.test_peft import assert_peft_agrees
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("quick_compilation")]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
