@@ -34,6 +34,8 @@ class _Row:
 
 
 Queue = collections.deque[int]  # indices of rows
+# Prompts are padded to at least this many tokens: a smaller program saves less time than its compilation takes.
+SHORTEST = 32
 
 
 class NonFiniteLogits(UserError):
@@ -184,20 +186,23 @@ class _Grid:
         if not rows:
             return {}
         config, lanes = self.config, len(self.speakers)
-        length, new_tokens = bucket(max(len(row.tokens) for row in rows)), bucket(config.max_new_tokens)
+        new_tokens = bucket(config.max_new_tokens)
         # Of the two ways to round up the one with fewer columns, because every step of decode reads all of them.
         longest = max(len(row.tokens) - row.new + row.limit for row in rows)
-        columns = min(length + new_tokens, bucket(longest))
+        prompts = bucket(max(len(row.tokens) for row in rows), SHORTEST)
+        columns = min(prompts + new_tokens, bucket(longest, SHORTEST))
         slots = empty_slots(
             self.model, self.mesh, agents=lanes, rows=config.rows, columns=columns, new_tokens=new_tokens,
             dtype=self.programs.dtype, log_probs=self.log_probs,
         )  # fmt: skip
-        queues = [Queue(n for n in range(len(rows)) if rows[n].lane == lane) for lane in range(lanes)]
+        # The longest first, so that prompts that are prefilled together have similar lengths and need little padding.
+        order = sorted(range(len(rows)), key=lambda n: -len(rows[n].tokens))
+        queues = [Queue(n for n in order if rows[n].lane == lane) for lane in range(lanes)]
         owner = np.full((lanes, config.rows), -1)  # index of the row in each slot; -1: free
         completions: dict[int, Completion] = {}
         while any(queues) or (owner >= 0).any():
             while _can_prefill(owner, queues, config.prefill_rows):
-                slots = self._prefill_slots(slots, rows, queues, owner, length, long)
+                slots = self._prefill_slots(slots, rows, queues, owner, long)
             settings = self._make_settings(queues, long)
             self.clock.start()
             slots, view = self.programs.decode(self.base, self.adapters, slots, settings)
@@ -212,27 +217,29 @@ class _Grid:
         return completions
 
     def _prefill_slots(
-        self, slots: Slots, rows: Sequence[_Row], queues: Sequence[Queue], owner: np.ndarray, length: int, long: bool
+        self, slots: Slots, rows: Sequence[_Row], queues: Sequence[Queue], owner: np.ndarray, long: bool
     ) -> Slots:
         """Prefills up to `prefill_rows` free slots of every lane in one call, with the next rows of its queue.
 
-        Updates `queues` and `owner`.
+        Updates `queues` and `owner`. The prompts are padded to the length bucket of the longest.
         """
-        size, config = (len(queues), self.config.prefill_rows), self.config
+        config, taken = self.config, []
+        for lane, queue in enumerate(queues):
+            free = np.flatnonzero(owner[lane] < 0)
+            for place, slot in enumerate(free[: config.prefill_rows][: len(queue)]):
+                owner[lane, slot] = number = queue.popleft()
+                taken.append((lane, place, slot, rows[number]))
+        size, length = (len(queues), config.prefill_rows), bucket(max(len(row.tokens) for *_, row in taken), SHORTEST)
         prompts = Prompts(
             tokens=np.zeros((*size, length), np.int32), lengths=np.ones(size, np.int32),
             into=np.full(size, config.rows, np.int32), counts=np.zeros(size, np.int32),
             limits=np.zeros(size, np.int32), keys=np.zeros((*size, 2), np.uint32),
         )  # fmt: skip
-        for lane, queue in enumerate(queues):
-            free = np.flatnonzero(owner[lane] < 0)
-            for place, slot in enumerate(free[: config.prefill_rows][: len(queue)]):
-                owner[lane, slot] = number = queue.popleft()
-                row = rows[number]
-                prompts.tokens[lane, place, : len(row.tokens)] = row.tokens
-                values = (len(row.tokens), slot, row.new, row.limit, row.key)
-                for array, value in zip(prompts[1:], values, strict=True):
-                    array[lane, place] = value
+        for lane, place, slot, row in taken:
+            prompts.tokens[lane, place, : len(row.tokens)] = row.tokens
+            values = (len(row.tokens), slot, row.new, row.limit, row.key)
+            for array, value in zip(prompts[1:], values, strict=True):
+                array[lane, place] = value
         self.prefilled_tokens += prompts.tokens.size
         prompts = jax.device_put(prompts, sharding(self.mesh, "agent", "batch"))
         self.clock.start()
