@@ -59,14 +59,14 @@ def test_a_second_process_compiles_nothing(fresh, tmp_path):
     script = """
 from mft_jax.parallel.compilation_cache import keep_compiled_programs
 keep_compiled_programs()
-import jax, jax.numpy as jnp
+import jax, jax.numpy as jnp, numpy as np
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if event.endswith("cache_hits") else None)
 def wide(x):
     for _ in range(60):
         x = jnp.sin(x @ x) + jnp.cumsum(x, axis=0)
     return x
-jax.block_until_ready(jax.jit(wide)(jnp.ones((64, 64))))
+jax.block_until_ready(jax.jit(wide)(np.ones((64, 64), np.float32)))  # jnp.ones would be another program
 print(len(hits))
 """
     run = lambda: subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
