@@ -17,8 +17,8 @@ from mft_jax.setup import prepare
 from mft_jax.tasks import grader
 from mft_jax.tasks.answers import CPU_SECONDS
 
-# Pairs of formulas, most of them different, as in the answers of competition mathematics. N becomes another number each time,
-# because a grading process remembers formulas that it has read.
+# Pairs of formulas, most of them different, as in the answers of competition mathematics. N becomes another number each
+# time, because a grading process remembers formulas that it has read.
 FORMULAS = (
     (r"\frac{3}{N}", r"\frac{N}{3}"),
     (r"2\sqrt{N}", r"3\sqrt{N}"),

@@ -95,7 +95,7 @@ class DebateConfig:
     rounds: Count = 2
     """M: number of rounds; in each round after the first, an agent is shown the other agents' answers."""
     stop_at_agreement: Literal["never", "training", "evaluation", "always"] = "never"
-    """End the debate on a question after the first round in which all agents agree: in which debates."""
+    """Which debates end, on a question, after the first round in which all agents agree."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

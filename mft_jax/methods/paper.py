@@ -1,6 +1,7 @@
 """The methods of Subramaniam et al. 2025 (arXiv 2501.05707), each made from a configuration."""
 
 import dataclasses
+from typing import Any
 
 from mft_jax.config import ExperimentConfig
 from mft_jax.debate.protocol import Protocol, everyone
@@ -57,9 +58,7 @@ def multiagent_ft(config: ExperimentConfig) -> Method:
 
 def multiagent_ft_no_summary(config: ExperimentConfig) -> Method:
     """The ablation without summaries: in rounds 2..M an agent is shown the other agents' answers themselves."""
-    full = multiagent_ft(config)
-    protocol = dataclasses.replace(full.protocol, shows="answers")
-    return dataclasses.replace(full, name="multiagent_ft_no_summary", protocol=protocol)
+    return _with_other_rules("multiagent_ft_no_summary", multiagent_ft(config), shows="answers")
 
 
 def multiagent_ft_no_critic(config: ExperimentConfig) -> Method:
@@ -76,15 +75,12 @@ def multiagent_ft_no_critic(config: ExperimentConfig) -> Method:
 
 def cooperative(config: ExperimentConfig) -> Method:
     """`multiagent_ft` with agents that build on each other's answers to agree on one solution, instead of debating."""
-    full = multiagent_ft(config)
-    protocol = dataclasses.replace(full.protocol, spirit="cooperate")
-    return dataclasses.replace(full, name="cooperative", protocol=protocol)
+    return _with_other_rules("cooperative", multiagent_ft(config), spirit="cooperate")
 
 
 def unique_id(config: ExperimentConfig) -> Method:
     """`single_agent_ft` with prompts that tell each agent its name, so that one model can play different agents."""
-    shared = single_agent_ft(config)
-    return dataclasses.replace(shared, name="unique_id", protocol=dataclasses.replace(shared.protocol, named=True))
+    return _with_other_rules("unique_id", single_agent_ft(config), named=True)
 
 
 def single_agent_ft(config: ExperimentConfig) -> Method:
@@ -115,3 +111,8 @@ def _one_model(name: str, config: ExperimentConfig, protocol: Protocol) -> Metho
         field="finetuning.generator", stream=0,
     )  # fmt: skip
     return Method(name=name, protocol=protocol, lessons=(lesson,), restart=tuning.restart_from_base)
+
+
+def _with_other_rules(name: str, method: Method, **rules: Any) -> Method:
+    """`method` under another name, with some fields of its protocol changed."""
+    return dataclasses.replace(method, name=name, protocol=dataclasses.replace(method.protocol, **rules))

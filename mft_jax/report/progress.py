@@ -79,20 +79,21 @@ class TerminalReporter:
         )  # fmt: skip
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
             bar = progress.add_task(clean(name), total=total, completed=done, unit=unit, rate="", note="")
-            stage = _Bar(progress, bar)
+            stage = _Bar(progress, bar, done)
             yield stage
-        self.say(f"{name}: {total} {unit}, {stage.summary}")
+        self.say(f"{name}: {stage.done} {unit}, {stage.summary}")  # fewer than `total` if debates ended early
 
     def say(self, text: str) -> None:
         self.console.print(literal(text), soft_wrap=True)
 
 
 class _Bar:
-    def __init__(self, progress: Progress, bar: TaskID):
-        self.progress, self.bar = progress, bar
+    def __init__(self, progress: Progress, bar: TaskID, done: int):
+        self.progress, self.bar, self.done = progress, bar, done
         self.started, self.tokens, self.remark = time.perf_counter(), 0, ""
 
     def advance(self, done: int, tokens: int) -> None:
+        self.done += done
         self.tokens += tokens
         self.progress.update(self.bar, advance=done, rate=self.rate)
 
