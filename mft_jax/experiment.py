@@ -69,7 +69,7 @@ class Experiment:
     def debate(self, iteration: int, society: Society) -> list[Transcript]:
         """Runs the debate on the training questions; its transcripts are the training data of this iteration."""
         method, file = self.setup.method, layout.debate(iteration)
-        name, title = f"{method.name}/train/{iteration}", f"iteration {iteration}: debate"
+        name, title = f"train/{iteration}", f"iteration {iteration}: debate"
         with self._remedy_for_broken_weights(iteration - 1):
             return self._run_debate_stage(method.protocol, society, name, self.setup.task.train, file, title)
 
@@ -103,10 +103,9 @@ class Experiment:
     def evaluate(self, method: Method, iteration: int, society: Society) -> list[Transcript]:
         """Evaluates a method on the held-out questions, with the society after `iteration` (0: before finetuning)."""
         file = layout.evaluation(method.name, iteration)
-        name = f"{method.name}/eval/{iteration}"
         title = f"iteration {iteration}: evaluation" if iteration else f"{method.name} (untuned)"
         with self._remedy_for_broken_weights(iteration):
-            transcripts = self._run_debate_stage(method.evaluation, society, name, self.setup.task.eval, file, title)
+            transcripts = self._run_debate_stage(method.evaluation, society, "eval", self.setup.task.eval, file, title)
         self.directory.publish(self.config, self.setup.task)  # silent: each stage reports and repairs its own damage
         return transcripts
 

@@ -303,7 +303,7 @@ def test_its_first_debate_is_theirs(imported, shipped):
     """The base model, which fresh adapters are, says other things to the same questions."""
     said = imported[0][1].debate_file(1).read_text().splitlines()
     setup = prepare(dataclasses.replace(TO_COME, lora=LORA), shipped)
-    fresh = setup.debate(setup.fresh_society(), name="multiagent_ft/train/1")
+    fresh = setup.debate(setup.fresh_society(), name="train/1")
     untuned = [transcript.to_json() for transcript in fresh.run(setup.task.train)[0]]
     assert [json.loads(json.dumps(line)) for line in untuned] != [json.loads(line) for line in said]
 

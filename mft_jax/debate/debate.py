@@ -31,7 +31,12 @@ class Debate:
     society: Society
     seed: int
     name: str
-    """Part of every random key, e.g. "multiagent_ft/train/1". Debates with different names draw differently."""
+    """Part of every random key: "train/1" for the training debates of iteration 1, "eval" for every evaluation.
+
+    The method is not part of it. Methods with the same speakers therefore give the same texts, which need to be sampled
+    only once, and methods that are compared on the same questions share their random numbers, which makes the
+    comparison more precise (common random numbers).
+    """
 
     def samples(self, questions: int) -> int:
         """The maximum number of texts that are sampled for this number of questions."""
