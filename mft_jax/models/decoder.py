@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mft_jax.models.attention import causal_attention, transposed
 from mft_jax.models.config import ModelConfig
-from mft_jax.models.lora import Adapter, LowRank, projection_shapes
+from mft_jax.models.lora import Adapter, LowRank, low_rank_product, projection_shapes
 from mft_jax.models.rotary import rotate, rotation
 
 # Called by every block with (index of the block, q, k, v). Returns the attention output, and may store k and v in a cache.
@@ -34,8 +34,7 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "... in"], lora: LowRank | None = None) -> Float[Array, "... out"]:
         y = x @ self.kernel[...].astype(x.dtype)
         if lora is not None:
-            delta = ((x @ lora.a.astype(x.dtype)) @ lora.b.astype(x.dtype)) * lora.scale.astype(x.dtype)
-            y = delta + y  # delta first: XLA then fuses the sum into the base matmul
+            y = low_rank_product(x, lora) + y  # the product first: XLA then fuses the sum into the base matmul
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

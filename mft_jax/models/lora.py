@@ -26,6 +26,37 @@ class LowRank(NamedTuple):
     scale: Float[Array, ""]
 
 
+def low_rank_product(x: Float[Array, "... in"], lora: LowRank) -> Float[Array, "... out"]:
+    """scale * (x @ a) @ b, in the dtype of x. It has no gradient with respect to the scale."""
+    return _low_rank_product(x, lora.a.astype(x.dtype), lora.b.astype(x.dtype), lora.scale.astype(x.dtype))
+
+
+@jax.custom_vjp
+def _low_rank_product(x: Array, a: Array, b: Array, scale: Array) -> Array:
+    return ((x @ a) * scale) @ b
+
+
+def _forward(x: Array, a: Array, b: Array, scale: Array) -> tuple[Array, tuple[Array, ...]]:
+    narrow = (x @ a) * scale
+    return narrow @ b, (x, a, b, scale, narrow)
+
+
+def _backward(saved: tuple[Array, ...], dy: Array) -> tuple[Array, ...]:
+    """The products that autodiff derives too, but each sum over tokens has the narrow factor first.
+
+    XLA's CPU compiler transposes the first factor of such a sum. Autodiff puts x and dy first, whose transposition took
+    a fifth of a training step.
+    """
+    x, a, b, scale, narrow = saved
+    d_narrow = (dy @ b.T) * scale
+    tokens = tuple(range(x.ndim - 1))
+    d_a = jnp.tensordot(d_narrow, x, (tokens, tokens)).T
+    return d_narrow @ a.T, d_a, jnp.tensordot(narrow, dy, (tokens, tokens)), jnp.zeros_like(scale)
+
+
+_low_rank_product.defvjp(_forward, _backward)
+
+
 class Adapter(NamedTuple):
     """An adapter and its scale, alpha / rank. The scale is an array, so one compiled program serves adapters of any scale."""
 

@@ -1,0 +1,35 @@
+"""The low-rank product and its hand-written gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mft_jax.models.lora import LowRank, low_rank_product
+
+
+def plain(x, a, b, scale):
+    return scale * (x @ a @ b)
+
+
+def test_the_gradient_of_the_low_rank_product_is_that_of_autodiff():
+    """For two agents that share x, in rows of tokens, as in a training step."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    x, a, b, weight = draw(3, 5, 8), draw(2, 8, 4), draw(2, 4, 6), draw(3, 5, 6)
+    scale = jnp.asarray([2.0, 0.3])
+
+    def gradients(product):
+        loss = lambda x, a, b, scale: jnp.sum(weight * jnp.sin(product(x, a, b, scale)))
+        return jax.vmap(jax.grad(loss, argnums=(0, 1, 2)), in_axes=(None, 0, 0, 0))(x, a, b, scale)
+
+    ours = gradients(lambda x, a, b, scale: low_rank_product(x, LowRank(a, b, scale)))
+    for mine, theirs in zip(ours, gradients(plain), strict=True):
+        assert jnp.abs(theirs).max() > 1
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_product_is_computed_in_the_dtype_of_x():
+    pair = LowRank(jnp.ones((8, 2)), jnp.ones((2, 3)), jnp.float32(0.5))
+    y = low_rank_product(jnp.ones((4, 8), jnp.bfloat16), pair)
+    assert y.dtype == jnp.bfloat16
+    assert y.tolist() == [[8.0] * 3] * 4
