@@ -132,7 +132,7 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail(130, "interrupted; run the same command again to continue.")
     except signals.Terminated:
-        _fail(143, "terminated; run the same command again to continue.")
+        _fail(signals.START_AGAIN, "terminated; run the same command again to continue.")
 
 
 def _run_command(command: Command) -> None:

@@ -15,11 +15,17 @@ from types import FrameType
 from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# The exit code of a command that SIGTERM stopped after it had saved its work, as when a cloud takes a machine back: the
+# same command continues. It is EX_TEMPFAIL of sysexits.h; no shell and no other error of `mft` uses it.
+START_AGAIN = 75
 _PAUSE = 0.01  # seconds; long enough for a destructor or a callback of the garbage collector to end
 
 
 class Terminated(SystemExit):
-    """SIGTERM arrived. Like KeyboardInterrupt it is no Exception. If it is not caught, the exit code is 143."""
+    """SIGTERM arrived. Like KeyboardInterrupt it is no Exception. If it is not caught, the exit code is 143.
+
+    The `mft` command catches it, and exits with START_AGAIN.
+    """
 
     def __init__(self) -> None:
         super().__init__(exit_code(signal.SIGTERM))
@@ -70,20 +76,20 @@ def raising() -> Generator[None]:
 
 
 @contextlib.contextmanager
-def deferred() -> Generator[None]:
+def deferred() -> Generator[list[int]]:
     """Delays SIGINT and SIGTERM that arrive in a block until its end. Then the previous handlers receive them.
 
-    Blocks may be nested. Outside the main thread this does nothing, because Python runs handlers only in the main
-    thread.
+    Yields the list of the signals that have arrived so far. Blocks may be nested. Outside the main thread this does
+    nothing, because Python runs handlers only in the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield []
         return
     recorder = _Recorder()
     try:
         for signum in recorder.before:
             signal.signal(signum, recorder)
-        yield
+        yield recorder.received
     finally:
         recorder.is_recording = False
         for signum, handler in recorder.before.items():

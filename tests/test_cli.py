@@ -316,7 +316,7 @@ def test_names_are_shown_literally(calls, mft, config_file, end):
     [
         (UserError("It is broken:\nmend it."), 1, "mft: It is broken: mend it.\n"),
         (KeyboardInterrupt(), 130, "mft: interrupted; run the same command again to continue.\n"),
-        (cli.signals.Terminated(), 143, "mft: terminated; run the same command again to continue.\n"),
+        (cli.signals.Terminated(), 75, "mft: terminated; run the same command again to continue.\n"),
     ],
 )
 def test_whatever_stops_a_command_is_one_line(calls, mft, config_file, raised, code, said):

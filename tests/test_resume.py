@@ -228,7 +228,7 @@ def test_damaged_training_data_and_checkpoints_are_made_again_before_they_are_us
     assert any("The checkpoint" in text and "resumes from step" in text for text in remarks.said)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_leaves_a_run_that_says_so(tmp_path, number, status):
     config = tmp_path / "small.yaml"
     config.write_text(to_yaml(SMALL))

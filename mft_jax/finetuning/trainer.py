@@ -1,5 +1,6 @@
 """The training loop of a finetuning stage. The caller saves checkpoints and logs metrics in callbacks."""
 
+import contextlib
 from collections.abc import Callable
 
 import jax
@@ -12,6 +13,7 @@ from mft_jax.finetuning.packing import Plan
 from mft_jax.parallel.mesh import sharding
 from mft_jax.programs.program import BusyClock, Program
 from mft_jax.programs.train import Batch, Hyper, Metrics, TrainState
+from mft_jax.signals import deferred
 
 
 class NonFiniteLoss(UserError):
@@ -41,22 +43,26 @@ def train(
     copy the state if it keeps it, because the next step reuses its buffers. A run that is resumed from this state with
     `start=done` gives the same bytes.
 
+    After SIGINT or SIGTERM, the step in progress is finished and saved before the signal takes effect. During the first
+    step, which may have to be compiled for minutes, it takes effect at once: no step would be lost.
+
     Raises NonFiniteLoss if the loss, the gradient or the updated state of an adapter is not finite. `on_save` gets only
     states after finite steps.
     """
     pending, busy = None, BusyClock(step)
     for index in range(start, plan.total):
-        batch = place_batch(plan.batch(index), mesh)
-        busy.start()
-        state, metrics = step(base, state, batch, np.asarray(index, np.int32), hyper)
-        if pending is not None:
-            _report_step(*pending, plan, on_step)
-        pending = (index, metrics)
-        if index + 1 == plan.total or (save_every and (index + 1) % save_every == 0):
-            _report_step(*pending, plan, on_step)
-            pending = None
-            busy.stop()
-            on_save(index + 1, state, busy.seconds)
+        with contextlib.nullcontext([]) if index == start else deferred() as arrived:
+            batch = place_batch(plan.batch(index), mesh)
+            busy.start()
+            state, metrics = step(base, state, batch, np.asarray(index, np.int32), hyper)
+            if pending is not None:
+                _report_step(*pending, plan, on_step)
+            pending = (index, metrics)
+            if index + 1 == plan.total or (save_every and (arrived or (index + 1) % save_every == 0)):
+                _report_step(*pending, plan, on_step)
+                pending = None
+                busy.stop()
+                on_save(index + 1, state, busy.seconds)
     return state
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from mft_jax.finetuning.trainer import NonFiniteLoss, train
 from mft_jax.parallel.mesh import make_mesh
 from mft_jax.programs.program import Program
 from mft_jax.programs.train import Metrics, TrainState, init_state
+from mft_jax.signals import Terminated, raising
 from tests.finetuning.conftest import CONFIG, LESSONS, example, plan_of
 
 
@@ -87,6 +89,31 @@ def test_resuming_from_a_saved_state_reproduces_the_same_bytes(run, complete_run
     again, reported_again, _ = run(saved[3][0], start=3)
     assert same_bytes(again, result)
     assert same_bytes([metrics for _, metrics in reported_again], [metrics for _, metrics in reported[3:]])
+
+
+@pytest.mark.parametrize(("arrives_at", "saves"), [(0, []), (4, [3, 5]), (5, [3, 6])])
+def test_sigterm_saves_the_step_in_progress(
+    train_step, tiny, long_plan, one_device, run, complete_run, arrives_at, saves
+):
+    """Except in the first step, which changes nothing yet. Steps are counted from 0, saves by the steps done."""
+
+    def interrupted(base, state, batch, index, hyper):
+        if index == arrives_at:
+            signal.raise_signal(signal.SIGTERM)
+        return train_step(base, state, batch, index, hyper)
+
+    reported, saved = [], {}
+    with raising(), pytest.raises(Terminated):
+        train(
+            Scripted(interrupted), tiny.base, init_state(jax.tree.map(jnp.array, tiny.weights)), long_plan,
+            hyper_of(long_plan, CONFIG, tiny.lora.scale), save_every=3, mesh=one_device,
+            on_step=lambda done, _: reported.append(done),
+            on_save=lambda done, state, busy: saved.update({done: jax.device_get(state)}),
+        )  # fmt: skip
+    assert list(saved) == saves
+    assert reported == list(range(1, max(saves, default=0) + 1))
+    if saves:
+        assert same_bytes(run(saved[saves[-1]], start=saves[-1])[0], complete_run[0])
 
 
 def test_no_steps_left(run, complete_run, long_plan):
