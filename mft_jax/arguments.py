@@ -18,6 +18,7 @@ USAGE = """Multiagent finetuning: agents over one base model debate, vote, and f
   mft export RUN_DIR --to peft|merged|chat-jsonl OUT
   mft import-adapters RUN_DIR PEFT_DIR... --config YAML
   mft bench CONFIG.yaml [--json OUT] [--compare OLD.json]
+  mft plan CONFIG.yaml --topology v5e-8 [--fit] [--json]
   mft --version
 
 mft COMMAND --help explains every option of a command."""
@@ -127,7 +128,26 @@ class Bench:
     settings: Annotated[ExperimentConfig, arg(name="")]
 
 
-Command = Run | Status | Eval | Export | ImportAdapters | Bench
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Estimates memory, time and price of a run on a TPU slice, without a TPU and without the weights of the model."""
+
+    config: Annotated[str, Positional, arg(metavar="CONFIG.yaml")]
+    """File with the settings of the run, for example configs/llama3_math.yaml; the options below override them."""
+    topology: str
+    """The slice, such as v5e-8, v5p-16 or v6e-8; here: the present devices."""
+    json: bool = False
+    """Prints a JSON object instead of tables."""
+    lengths_from: str | None = None
+    """Directory of a run whose texts have the lengths to plan with; None: lengths that are assumed for the task."""
+    price: float | None = None
+    """Dollars for a chip and hour; None: from a table of prices on demand."""
+    layers: tuple[int, int] = (2, 4)
+    """The two numbers of layers that are compiled of a deeper model; the others are counted as their difference."""
+    settings: Annotated[ExperimentConfig, arg(name="")]
+
+
+Command = Run | Status | Eval | Export | ImportAdapters | Bench | Plan
 NAMES = (
     "run",
     "status",
@@ -135,6 +155,7 @@ NAMES = (
     "export",
     "import-adapters",
     "bench",
+    "plan",
 )  # tyro derives them from the names of the classes
 
 
@@ -160,7 +181,7 @@ def _configuration_file(arguments: Sequence[str]) -> str | None:
         command = tyro.cli(_commands(ExperimentConfig()), args=without_help, console_outputs=False)
     except SystemExit:
         return None
-    return command.config if isinstance(command, Run | ImportAdapters | Bench) else None
+    return command.config if isinstance(command, Run | ImportAdapters | Bench | Plan) else None
 
 
 def _commands(config: ExperimentConfig) -> Any:
@@ -170,9 +191,11 @@ def _commands(config: ExperimentConfig) -> Any:
         run_dir=tyro.MISSING, adapters=tyro.MISSING, config=tyro.MISSING, model=config.model, debate=config.debate
     )
     measuring = Bench(config=tyro.MISSING, settings=config)
+    planning = Plan(config=tyro.MISSING, topology=tyro.MISSING, settings=config)
     with_defaults = (
         Annotated[Run, subcommand(default=run)]
         | Annotated[ImportAdapters, subcommand(default=importing)]
         | Annotated[Bench, subcommand(default=measuring)]
+        | Annotated[Plan, subcommand(default=planning)]
     )
     return with_defaults | Status | Eval | Export

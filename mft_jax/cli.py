@@ -13,7 +13,19 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from mft_jax import __version__, signals
-from mft_jax.arguments import NAMES, USAGE, Bench, Command, Eval, Export, ImportAdapters, Run, Status, read_arguments
+from mft_jax.arguments import (
+    NAMES,
+    USAGE,
+    Bench,
+    Command,
+    Eval,
+    Export,
+    ImportAdapters,
+    Plan,
+    Run,
+    Status,
+    read_arguments,
+)
 from mft_jax.config import load_config, validate
 from mft_jax.errors import UserError
 from mft_jax.parallel.compilation_cache import keep_compiled_programs
@@ -104,6 +116,27 @@ def bench_command(options: Bench, console: Console) -> None:
     console.print(render_bench(report, before))
 
 
+def plan_command(options: Plan, console: Console) -> None:
+    validate(options.settings, "command line")
+    from mft_jax.plan.topology import prepare_environment
+
+    prepare_environment(options.topology)  # before JAX is imported
+    from mft_jax.plan.lengths import measured_lengths
+    from mft_jax.plan.plan import make_plan
+    from mft_jax.plan.table import plan_as_json, render_plan
+    from mft_jax.plan.target import find_target
+
+    progress = Console(stderr=True)
+    say = lambda text: progress.print(literal(f"compiling {text}"), soft_wrap=True)
+    lengths = measured_lengths(options.lengths_from) if options.lengths_from else None
+    target = find_target(options.topology, options.price)
+    plan = make_plan(options.settings, target, lengths=lengths, few_layers=options.layers, say=say)
+    if options.json:
+        print(plan_as_json(plan))
+    else:
+        console.print(render_plan(plan))
+
+
 COMMANDS: dict[type, Callable[[Any, Console], None]] = {
     Run: run_command,
     ImportAdapters: import_command,
@@ -111,6 +144,7 @@ COMMANDS: dict[type, Callable[[Any, Console], None]] = {
     Eval: eval_command,
     Export: export_command,
     Bench: bench_command,
+    Plan: plan_command,
 }
 
 

@@ -8,6 +8,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import atexit
+import importlib.util
 import shutil
 import signal
 import tempfile
@@ -50,12 +51,19 @@ def pytest_configure():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LIBTPU = importlib.util.find_spec("libtpu") is not None
+
+
+def pytest_report_header():
+    return None if LIBTPU else "tests marked tpu are deselected: libtpu is not installed (pip install 'jax[tpu]')"
+
+
 def pytest_collection_modifyitems(config, items):
-    """Deselects the tests marked `real` if no model is given."""
-    if config.getoption("--real-model") is None:
-        real = [item for item in items if item.get_closest_marker("real")]
-        config.hook.pytest_deselected(items=real)
-        items[:] = [item for item in items if item not in real]
+    """Deselects the tests marked `real` if no model is given, and those marked `tpu` if there is no compiler for TPUs."""
+    missing = {"real": config.getoption("--real-model") is None, "tpu": not LIBTPU}
+    left_out = [item for item in items if any(item.get_closest_marker(name) for name in missing if missing[name])]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ LAYERS = [
     ("report",),
     ("stages",),
     ("bench",),
+    ("plan",),
     ("experiment",),
     ("exchange",),
     ("arguments",),

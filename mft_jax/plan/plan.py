@@ -1,0 +1,170 @@
+"""`mft plan`: whether a configuration fits some devices, how long a run takes on them, and what it costs."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from mft_jax.config import ExperimentConfig, validate
+from mft_jax.errors import UserError
+from mft_jax.methods import Method, make_method
+from mft_jax.models.config import ModelConfig
+from mft_jax.models.lora import resolve_targets
+from mft_jax.parallel.mesh import make_mesh
+from mft_jax.plan import layers
+from mft_jax.plan.cases import Cases, Sizes
+from mft_jax.plan.compiled import DoesNotFit
+from mft_jax.plan.estimate import Clock, StageEstimate
+from mft_jax.plan.figures import Case, Figures, measure
+from mft_jax.plan.lengths import Lengths, assumed_lengths
+from mft_jax.plan.memory import Phase, advice, phases_of
+from mft_jax.plan.models import read_model
+from mft_jax.plan.target import Target, check_mesh
+from mft_jax.plan.workload import all_texts, cache_columns, padded_prompt, row_targets, stages_of
+from mft_jax.setup import limit_slots
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramPlan:
+    """One program on one device."""
+
+    name: str
+    case: str  # its shapes, in words
+    tokens: int  # that one run of it processes or samples, over all devices
+    seconds: float  # estimated
+    bound: str  # what takes most of the time: compute, memory or links
+    figures: Figures
+
+    def tokens_per_second(self, devices: int) -> float:
+        """Tokens per second and device."""
+        return self.tokens / self.seconds / devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The result of `mft plan`. All times are estimates."""
+
+    config: ExperimentConfig
+    target: Target
+    layers: tuple[int, ...]  # the numbers of layers that were compiled
+    lengths: Lengths
+    programs: tuple[ProgramPlan, ...]
+    phases: tuple[Phase, ...]
+    advice: dict[str, str]  # for each phase that does not fit: what to change
+    stages: tuple[StageEstimate, ...]
+    compile_seconds: float  # of all programs of a run, as on the machine that made the plan
+
+    @property
+    def fits(self) -> bool:
+        return all(phase.fits for phase in self.phases)
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages in compiled programs."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def device_hours(self) -> float:
+        return len(self.target.devices) * (self.seconds + self.compile_seconds) / 3600
+
+
+def make_plan(
+    config: ExperimentConfig,
+    target: Target,
+    *,
+    lengths: Lengths | None = None,
+    few_layers: tuple[int, int] = layers.FEW,
+    say: Callable[[str], None] = lambda text: None,
+) -> Plan:
+    """Compiles the programs of a configuration for the target, from shapes alone, and estimates a run.
+
+    `lengths` are those of the texts (default: assumed for the task). `few_layers` are the numbers of layers that are
+    compiled of a deep model. `say` is called with the name of what is compiled. Raises UserError for a configuration that
+    cannot run on the target; one that does not fit its memory gives a plan that says so.
+    """
+    validate(config)
+    model, stored = read_model(config.model)
+    check_mesh(config, model, target)
+    config = dataclasses.replace(
+        config, lora=dataclasses.replace(config.lora, targets=resolve_targets(model, config.lora.targets))
+    )
+    lengths, method = lengths or assumed_lengths(config), make_method(config.method, config)
+    mesh = make_mesh(config.mesh, target.devices)
+    sizes = sizes_of(config, method, lengths, mesh)
+    cases = Cases(config, method, mesh, stored, sizes)
+
+    def figures(name: str, make: Callable[[ModelConfig], Case]) -> Figures:
+        def measured(model: ModelConfig) -> Figures:
+            say(f"{name}, {model.layers} layers")
+            try:
+                return measure(make(model), target.speeds, target.name)
+            except DoesNotFit as error:
+                raise DoesNotFit(error.needed, error.available, f"{name} with {model.layers} layers") from error
+
+        return layers.of_all_layers(model, measured, few_layers)
+
+    decode, prefill = figures("decode", cases.decode), figures("prefill", cases.prefill)
+    train = figures("train", cases.train) if method.lessons else None
+    stages = stages_of(config, lengths)
+    clock = Clock(config, lengths, sizes, target.speeds, decode, prefill, train)
+    phases = phases_of(method, decode, prefill, train, sizes.lanes, target.memory)
+    return Plan(
+        config=config,
+        target=target,
+        layers=layers.compiled_layers(model, few_layers),
+        lengths=lengths,
+        programs=tuple(_programs(config, target, sizes, method, decode, prefill, train)),
+        phases=tuple(phases),
+        advice={
+            own.name: advice(own, config, sizes.rows, model.heads % (2 * config.mesh.model) == 0)
+            for own in phases
+            if not own.fits
+        },
+        stages=tuple(clock.stage(stage) for stage in stages),
+        compile_seconds=_compile_seconds(config, lengths, decode, prefill, train),
+    )
+
+
+def sizes_of(config: ExperimentConfig, method: Method, lengths: Lengths, mesh: Any) -> Sizes:
+    """The sizes of the programs for texts of these lengths: those of the longest texts that are expected."""
+    rules, agent = config.debate, mesh.shape["agent"]
+    texts = list(all_texts(stages_of(config, lengths)))
+    if not texts:
+        raise UserError("The run has no stages: give it baselines, or a method that finetunes.")
+    speakers = max(rules.agents, max(own.speakers for own in texts))
+    limited = limit_slots(config.sampling, max(config.task.train_questions, config.task.eval_questions), mesh)
+    longest = max(own.prompt for own in texts)
+    return Sizes(
+        lanes=-(-speakers // agent) * agent,
+        rows=limited.rows,
+        prefill_rows=limited.prefill_rows,
+        columns=cache_columns(lengths.longest * longest, config),
+        prompt_tokens=padded_prompt(longest),
+        row_targets=row_targets(config, method, lengths) if method.lessons else 0,
+    )
+
+
+def _programs(config, target, sizes, method, decode, prefill, train):
+    tuning, tokens = config.finetuning, sizes.lanes * sizes.prefill_rows * sizes.prompt_tokens
+    rows = sizes.lanes * sizes.rows
+    found = [
+        ("prefill", f"{sizes.lanes} x {sizes.prefill_rows} prompts of {sizes.prompt_tokens} tokens", tokens, prefill),
+        ("decode", f"{sizes.lanes} x {sizes.rows} rows, {sizes.columns} columns", rows, decode),
+    ]
+    if train is not None:
+        count = len(method.lessons)
+        tokens = count * tuning.batch_rows * tuning.row_tokens
+        found.append(("train", f"{count} x {tuning.batch_rows} rows of {tuning.row_tokens} tokens", tokens, train))
+    for name, case, tokens, figures in found:
+        counts = figures.counts
+        yield ProgramPlan(name, case, tokens, counts.step_seconds(target.speeds), counts.bound(target.speeds), figures)
+
+
+def _compile_seconds(
+    config: ExperimentConfig, lengths: Lengths, decode: Figures, prefill: Figures, train: Figures | None
+) -> float:
+    """The time to compile what a run needs: a prefill and a decode for each length, with adapters and without, and train."""
+    texts = list(all_texts(stages_of(config, lengths)))
+    prompts = {(own.adapted, padded_prompt(own.prompt)) for own in texts}
+    caches = {(own.adapted, cache_columns(lengths.longest * own.prompt, config)) for own in texts}
+    total = len(prompts) * prefill.compile_seconds + len(caches) * decode.compile_seconds
+    return total + (train.compile_seconds if train else 0.0)

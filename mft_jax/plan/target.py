@@ -1,0 +1,95 @@
+"""What a plan is for: devices, their speeds, their memory and their price."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from mft_jax.config import ExperimentConfig, MeshConfig
+from mft_jax.errors import UserError
+from mft_jax.models.config import ModelConfig
+from mft_jax.parallel.mesh import make_mesh
+from mft_jax.plan.chips import SPOT_SHARE
+from mft_jax.plan.counting import Speeds
+from mft_jax.plan.topology import HERE, find_slice, slice_devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Devices that a run may use, all of one kind."""
+
+    name: str
+    devices: Sequence[Any]
+    speeds: Speeds  # of one device
+    memory: float  # bytes of one device
+    on_demand: float  # dollars for a device and hour; 0: not known
+    spot: float
+
+
+def find_target(topology: str, price: float | None = None) -> Target:
+    """The target with this name. `price` replaces the price on demand, in dollars for a chip and hour.
+
+    Raises UserError for a topology that does not exist, and if the TPU compiler is missing.
+    """
+    if topology == HERE:
+        return _present_devices(price or 0.0)
+    chosen = find_slice(topology)
+    chip = chosen.chip
+    prices = (chip.on_demand, chip.spot) if price is None else (price, SPOT_SHARE * price)
+    return Target(topology, slice_devices(chosen), chip.speeds, chip.memory, *prices)
+
+
+def _present_devices(price: float) -> Target:
+    """The present devices, with speeds that are measured now."""
+    from mft_jax.bench.device import measure_limits
+
+    devices = jax.devices()
+    limits = measure_limits(make_mesh(MeshConfig(), devices), "float32" if devices[0].platform == "cpu" else "bfloat16")
+    stats = devices[0].memory_stats() if devices[0].platform != "cpu" else None
+    share = 1 / len(devices) if devices[0].platform == "cpu" else 1.0  # devices of a CPU share its cores and memory
+    memory = stats["bytes_limit"] if stats else share * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    bandwidth = share * limits.bytes_per_second
+    speeds = Speeds(
+        flops=share * limits.flops_per_second, memory_bytes=bandwidth, link_bytes=bandwidth, cycles=1e9, hop_seconds=0.0
+    )
+    return Target(HERE, devices, speeds, memory, price, SPOT_SHARE * price)
+
+
+def check_mesh(config: ExperimentConfig, model: ModelConfig, target: Target) -> None:
+    """Raises UserError if the mesh leaves devices unused, or splits heads."""
+    mesh, count = config.mesh, len(target.devices)
+    size = mesh.agent * mesh.data * mesh.model
+    shape = f"mesh {mesh.agent}x{mesh.data}x{mesh.model} (agent x data x model)"
+    if size != count and target.name != HERE:
+        raise UserError(
+            f"The {shape} has {size} devices, but {target.name} has {count} chips, which are all paid for: choose axes whose "
+            f"product is {count}, such as {' or '.join(fitting_meshes(config, model, count)) or 'those of another slice'}."
+        )
+    if model.heads % mesh.model:
+        raise UserError(
+            f"The {shape} splits the weights over {mesh.model} devices, but the model has {model.heads} attention heads: "
+            f"choose a mesh.model that divides {model.heads}."
+        )
+
+
+def fitting_meshes(config: ExperimentConfig, model: ModelConfig, count: int) -> list[str]:
+    """The options that give meshes of `count` devices which divide agents, rows and heads."""
+    return [
+        f"--mesh.agent {own.agent} --mesh.data {own.data} --mesh.model {own.model}"
+        for own in meshes(config, model, count)
+    ][:3]
+
+
+def meshes(config: ExperimentConfig, model: ModelConfig, count: int) -> list[MeshConfig]:
+    """All meshes of `count` devices that divide agents, rows and heads, those with the largest model axis first."""
+    found = []
+    rows = math.gcd(config.sampling.rows, config.sampling.prefill_rows, config.finetuning.batch_rows)
+    for split in sorted((own for own in range(1, count + 1) if count % own == 0), reverse=True):
+        for agent in (own for own in range(1, count // split + 1) if count // split % own == 0):
+            data = count // split // agent
+            if model.heads % split == 0 and config.debate.agents % agent == 0 and rows % data == 0:
+                found.append(MeshConfig(agent=agent, data=data, model=split))
+    return found
