@@ -148,7 +148,7 @@ def test_pytest_accepts_the_command(pytestconfig):
 
 def test_pip_installs_an_extra_that_exists():
     extras = [extra for words in commands("pip") for word in words for extra in re.findall(r"\.\[(\w+)\]", word)]
-    assert set(extras) == {"test", "tpu"}
+    assert set(extras) == {"test", "tpu", "cuda12"}
     assert all(f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text() for extra in extras)
 
 
