@@ -37,12 +37,12 @@ def run_command(options: Run, console: Console) -> None:
     validate(options.settings, "command line")
     from mft_jax.experiment import run
     from mft_jax.report.progress import TerminalReporter
-    from mft_jax.report.table import results_table
+    from mft_jax.report.table import render_results
 
     with signals.raising():
         results = run(options.settings, TerminalReporter(console))
     title = f"{options.settings.task.name}, {results[0].n} held-out questions" if results else None
-    console.print(results_table(results, title))
+    console.print(render_results(results, title))
     console.print(literal(f"Everything is in {options.settings.run_dir}."), soft_wrap=True)
 
 
@@ -56,7 +56,7 @@ def status_command(options: Status, console: Console) -> None:
 def eval_command(options: Eval, console: Console) -> None:
     from mft_jax.experiment import evaluate
     from mft_jax.report.progress import TerminalReporter
-    from mft_jax.report.table import results_table
+    from mft_jax.report.table import render_results
     from mft_jax.runs.directory import RunDirectory
 
     config = RunDirectory(options.run_dir).config()
@@ -66,7 +66,7 @@ def eval_command(options: Eval, console: Console) -> None:
         result = evaluate(
             options.run_dir, task, iteration=options.iteration, label=options.label, reporter=TerminalReporter(console)
         )
-    console.print(results_table([result], f"{result.task}, {result.n} questions"))
+    console.print(render_results([result], f"{result.task}, {result.n} questions"))
 
 
 def export_command(options: Export, console: Console) -> None:

@@ -6,8 +6,8 @@ versions:
   promised to stay the same in later versions.
 - JAX: the PRNG implementation is pinned here (threefry2x32, partitionable) instead of following the environment. JAX
   does not promise that all versions derive the same values from it.
-- numpy: a `Generator` may give other numbers in another version of numpy (NEP 19), so `example_choice`, `packing` and
-  `demonstration_stream` are reproducible with the same version only.
+- numpy: a `Generator` may give other numbers in another version of numpy (NEP 19), so `example_choice`, `packing`,
+  `demonstration_stream` and `bootstrap` are reproducible with the same version only.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import numpy as np
 T = TypeVar("T")
 
 JAX_IMPLEMENTATION = "threefry2x32"
-_EXAMPLES, _PACKING = 0, 1  # part of the seeds of the two kinds of training streams
+_EXAMPLES, _PACKING, _BOOTSTRAP = 0, 1, 2  # part of the seeds of the kinds of numpy streams
 
 
 def pin_jax() -> None:
@@ -101,3 +101,8 @@ def example_choice(seed: int, iteration: int, agent: int) -> np.random.Generator
 def packing(seed: int, iteration: int, adapter: int, epoch: int) -> np.random.Generator:
     """The generator that shuffles an adapter's examples before packing. `adapter` is its index in the society."""
     return np.random.default_rng([seed % 2**64, iteration, adapter, _PACKING, epoch])
+
+
+def bootstrap(seed: int) -> np.random.Generator:
+    """The generator that resamples questions for the interval of a difference between two methods."""
+    return np.random.default_rng([seed % 2**64, 0, 0, _BOOTSTRAP])  # iterations of training streams start at 1

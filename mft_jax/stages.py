@@ -14,6 +14,7 @@ from mft_jax.metrics.accuracy import accuracy
 from mft_jax.metrics.costs import finetuning_cost, sampling_cost
 from mft_jax.metrics.ledger import Cost
 from mft_jax.models.society import Society
+from mft_jax.parallel.memory import peak_memory
 from mft_jax.parallel.mesh import society_shardings
 from mft_jax.programs.train import Metrics, TrainState, init_state
 from mft_jax.report.progress import Reporter
@@ -41,7 +42,8 @@ def run_debate(
                 started, late = time.perf_counter(), grader.timeouts()
                 transcripts, usages = debate.run(questions[part.start : part.stop], stage.advance)
                 cost = sampling_cost(usages, setup.session.model, setup.config.lora)
-                cost = dataclasses.replace(cost, wall_seconds=time.perf_counter() - started)
+                seconds, memory = time.perf_counter() - started, peak_memory(setup.session.mesh)
+                cost = dataclasses.replace(cost, wall_seconds=seconds, peak_memory_bytes=memory)
                 counts = turn_counts(transcripts) | {"grading_timeouts": grader.timeouts() - late}
                 file.commit(part.start, [transcript.to_json() for transcript in transcripts], cost, counts)
                 correct += [transcript.correct for transcript in transcripts]
@@ -111,8 +113,12 @@ class Finetuning:
 
             def on_save(done: int, state: TrainState, busy: float) -> None:
                 work = finetuning_cost(plan, start, done, setup.session.model, lora)
-                seconds = Cost(wall_seconds=time.perf_counter() - began, device_seconds=busy * setup.session.mesh.size)
-                self._save(done, state, cost + work + seconds)
+                measured = Cost(
+                    wall_seconds=time.perf_counter() - began,
+                    device_seconds=busy * setup.session.mesh.size,
+                    peak_memory_bytes=peak_memory(setup.session.mesh),
+                )
+                self._save(done, state, cost + work + measured)
 
             try:
                 state = train(

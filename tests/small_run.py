@@ -56,9 +56,16 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
 
 
-def without_seconds(results):
-    """Times are the only thing that differs between two runs of the same."""
-    return [{k: v for k, v in dataclasses.asdict(r).items() if not k.endswith("seconds")} for r in results]
+def without_measurements(value):
+    """Results without times and memory, which alone differ between two runs of the same."""
+    if dataclasses.is_dataclass(value):
+        return without_measurements(dataclasses.asdict(value))
+    if isinstance(value, list):
+        return [without_measurements(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    measured = ("seconds", "memory_bytes")
+    return {name: without_measurements(part) for name, part in value.items() if not name.endswith(measured)}
 
 
 def run_files(directory):
@@ -73,7 +80,7 @@ def run_files(directory):
             files[str(path.relative_to(directory.path))] = path.read_bytes()
     results = json.loads(directory.results_file.read_text())
     own = [row for row in results if row["task"] == "arithmetic"]
-    files["results"] = [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in own]
+    files["results"] = without_measurements(own)
     for iteration in (1, 2):
         adapters = adapters_of(directory, iteration)
         files[f"adapters {iteration}"] = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(adapters)]

@@ -26,7 +26,7 @@ from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.stage_file import StageFile
 from mft_jax.sampling import NonFiniteLogits
 from mft_jax.setup import prepare
-from tests.small_run import SMALL, Remarks, lines, run_files, without_seconds
+from tests.small_run import SMALL, Remarks, lines, run_files, without_measurements
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_a_finished_run_is_given_more_iterations_and_baselines(finished, tmp_pat
     short = dataclasses.replace(SMALL, run_dir=str(tmp_path / "run"), iterations=1, baselines=("base", "debate"))
     run(short, session=shipped)
     results = run(dataclasses.replace(short, iterations=2, baselines=SMALL.baselines), session=shipped)
-    assert without_seconds(results) == without_seconds(finished[1])
+    assert without_measurements(results) == without_measurements(finished[1])
     assert run_files(RunDirectory(short.run_dir)) == run_files(finished[0])
     with pytest.raises(UserError, match=r"iterations is 2 there, 1 given"):
         run(short, session=shipped)
@@ -199,7 +199,7 @@ def test_one_changed_character_of_an_evaluation_is_found_and_made_again(finished
     flip(file, b'"correct": false', b'"correct": true ')
     remarks = Remarks()
     results = [result for result in run(config, remarks, shipped) if result.task == "arithmetic"]
-    assert without_seconds(results) == without_seconds(finished[1])
+    assert without_measurements(results) == without_measurements(finished[1])
     assert file.read_bytes() == finished[0].baseline_file("debate").read_bytes()
     told = [text for text in remarks.said if "damaged" in text and str(file) in text]
     assert told

@@ -4,13 +4,14 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
-from mft_jax.bench.device import measure_limits, peak_memory
+from mft_jax.bench.device import measure_limits
 from mft_jax.bench.dialogues import measure_debate, measure_finetuning, measure_scoring
 from mft_jax.bench.measurement import Measurement, Report
 from mft_jax.bench.sampling import measure_sampling
 from mft_jax.config import ExperimentConfig, to_dict, validate
 from mft_jax.errors import UserError
 from mft_jax.methods import make_method
+from mft_jax.parallel.memory import peak_memory
 from mft_jax.runs.environment import environment
 from mft_jax.session import Session
 from mft_jax.setup import prepare

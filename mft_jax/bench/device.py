@@ -1,7 +1,4 @@
-"""The limits of the present devices: matmul throughput, memory bandwidth, and the memory in use."""
-
-import pathlib
-import re
+"""The limits of the present devices: matmul throughput and memory bandwidth."""
 
 import jax
 import jax.numpy as jnp
@@ -38,16 +35,6 @@ def measure_limits(mesh: Mesh, dtype: str) -> Limits:
 
     traffic = 2 * _BYTES[kind] / min(time_runs(read_and_write, _REPEATS))
     return Limits(flops_per_second=count * flops, bytes_per_second=count * traffic)
-
-
-def peak_memory(mesh: Mesh) -> int:
-    """The most memory in use so far, in bytes: of this process on CPUs, of the fullest device elsewhere. 0: unknown."""
-    if mesh.devices.flat[0].platform == "cpu":
-        status = pathlib.Path("/proc/self/status")
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-        return int(found[1]) * 1024 if found else 0
-    stats = [device.memory_stats() or {} for device in mesh.devices.flat]
-    return max(own.get("peak_bytes_in_use", 0) for own in stats)
 
 
 def size_of(tree: object) -> int:

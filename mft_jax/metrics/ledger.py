@@ -1,4 +1,4 @@
-"""Costs in tokens, FLOPs and seconds, and their sums."""
+"""Costs in tokens, FLOPs, seconds and memory, and their sums."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -24,10 +24,14 @@ class Cost:
     and logging."""
     wall_seconds: float = 0.0
     """Wall time in seconds, everything included."""
+    peak_memory_bytes: int = 0
+    """The most memory that the process had used when the work ended: of the fullest device, or on CPUs of the process.
+    0: not known. In a sum it is the maximum."""
 
     def __add__(self, other: "Cost") -> "Cost":
-        names = (field.name for field in dataclasses.fields(self))
-        return Cost(**{name: getattr(self, name) + getattr(other, name) for name in names})
+        names = (field.name for field in dataclasses.fields(self) if field.name != "peak_memory_bytes")
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return Cost(**sums, peak_memory_bytes=max(self.peak_memory_bytes, other.peak_memory_bytes))
 
     def to_dict(self) -> dict[str, int | float]:
         """Plain values, for JSON."""
@@ -49,3 +53,32 @@ class Cost:
 def total(costs: Iterable[Cost]) -> Cost:
     """The sum of the costs; the zero cost if there are none."""
     return sum(costs, start=Cost())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """What a result has cost, by stage, and with everything that had to be done for it."""
+
+    debate: Cost
+    """The debate that made the training data of this iteration; zero without finetuning."""
+    finetuning: Cost
+    """The finetuning of this iteration; zero without finetuning."""
+    evaluation: Cost
+    """The answers to all evaluation questions: the cost at test time."""
+    training: Cost
+    """The debates and finetunings of this iteration and of all before it."""
+
+    @property
+    def cumulative(self) -> Cost:
+        """The cost of getting these answers from the base model alone: all training, and this evaluation."""
+        return self.training + self.evaluation
+
+    def to_dict(self) -> dict[str, dict[str, int | float]]:
+        """Plain values, for JSON, with `cumulative`."""
+        names = (*(field.name for field in dataclasses.fields(self)), "cumulative")
+        return {name: getattr(self, name).to_dict() for name in names}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], source: str = "a ledger") -> "Ledger":
+        """The inverse of `to_dict`. Raises KeyError for a missing stage, and UserError as `Cost.from_dict` does."""
+        return cls(**{field.name: Cost.from_dict(raw[field.name], source) for field in dataclasses.fields(cls)})

@@ -1,6 +1,12 @@
-"""Configures the C library's allocator to keep freed memory for the next compiled call."""
+"""Memory: the most that was used, and how the C library's allocator keeps freed memory for the next compiled call."""
 
 import ctypes
+import pathlib
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # `mft --help` imports this module, but not JAX
+    from jax.sharding import Mesh
 
 # Parameters of glibc's mallopt (malloc.h), and their values in bytes (arenas: a count).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
@@ -18,3 +24,13 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     return all(mallopt(parameter, value) == 1 for parameter, value in _SETTINGS.items())
+
+
+def peak_memory(mesh: "Mesh") -> int:
+    """The most memory in use so far, in bytes: of this process on CPUs, of the fullest device elsewhere. 0: unknown."""
+    if mesh.devices.flat[0].platform == "cpu":
+        status = pathlib.Path("/proc/self/status")
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+        return int(found[1]) * 1024 if found else 0
+    stats = [device.memory_stats() or {} for device in mesh.devices.flat]
+    return max(own.get("peak_bytes_in_use", 0) for own in stats)

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mft_jax.metrics.ledger import Cost, total
-from mft_jax.report.table import results_table, short_count
+from mft_jax.report.table import render_results, short_count
 from mft_jax.report.text import literal
 
 if TYPE_CHECKING:  # importing this module takes seconds
@@ -21,7 +21,7 @@ def render_status(status: "Status") -> RenderableType:
     if status.stages:
         parts.append(_stages_table(status))
     if status.results:
-        parts.append(results_table(status.results, title="results so far" if _remaining(status) else "results"))
+        parts.append(render_results(status.results, title="results so far" if _remaining(status) else "results"))
     return Group(*parts)
 
 

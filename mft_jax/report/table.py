@@ -1,9 +1,10 @@
-"""The table of results, which is printed at the end of a run."""
+"""The tables of results, which are printed at the end of a run: accuracies, costs, and comparisons."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
+from rich.console import Group, RenderableType
 from rich.table import Table
 
 from mft_jax.report.text import literal
@@ -15,32 +16,50 @@ NOT_MEASURED = "-"
 _USUAL_NAME = 13  # characters; with longer method names, the padding is reduced to fit 80 columns
 
 
+def render_results(results: "Sequence[Result]", title: str | None = None) -> RenderableType:
+    """All tables of the results: accuracies, costs, and comparisons with the first method. Empty tables are left out."""
+    parts: list[RenderableType] = [results_table(results, title)]
+    if any(result.ledger for result in results):
+        parts.append(costs_table(results))
+    if any(result.comparison for result in results):
+        parts.append(comparisons_table(results))
+    return Group(*parts)
+
+
 def results_table(results: "Sequence[Result]", title: str | None = None) -> Table:
     """A table with one row per result, in the given order. It has a task column only if there are several tasks.
 
     Accuracies are in percent with their standard error, seconds are wall time, and diversity is 1 - consensus. A
     caption counts the answers that were cut, the turns left unanswered, and the comparisons that ran out of time.
     """
-    has_tasks = len({result.task for result in results}) > 1
-    is_wide = has_tasks or any(len(result.method) > _USUAL_NAME for result in results)
-    caption = _caption(results)
-    table = Table(
-        title=literal(title, "table.title") if title else None,
-        caption=literal(caption, "table.caption") if caption else None,
-        box=box.SIMPLE_HEAD,
-        padding=(0, 0) if is_wide else (0, 1),
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("method", no_wrap=True)
-    if has_tasks:
-        table.add_column("task", no_wrap=True)
-    for name in ("iter.", "accuracy\n%", "prompt\ntokens", "new\ntokens", "seconds", "diversity"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for result in results:
-        names = [literal(name) for name in (result.method, *([result.task] if has_tasks else []))]
-        table.add_row(*names, *_cells(result))
-    return table
+    headings = ("accuracy\n%", "prompt\ntokens", "new\ntokens", "seconds", "diversity")
+    return _table(results, headings, _cells, title, _caption(results))
+
+
+def costs_table(results: "Sequence[Result]") -> Table:
+    """What each result has cost: at test time, and cumulative, with the training of all its iterations.
+
+    Results without a ledger, which an older version has written, are left out.
+    """
+    headings = (
+        "test\nFLOPs", "all\nFLOPs", "prompt\ntokens", "new\ntokens", "trained\ntokens", "device\nseconds", "memory"
+    )  # fmt: skip
+    caption = "test: the evaluation alone; all other columns: with the training of all iterations up to this one."
+    return _table([result for result in results if result.ledger], headings, _cost_cells, "cost", caption)
+
+
+def comparisons_table(results: "Sequence[Result]") -> Table:
+    """The difference of each result to the first of its task, with interval and p values.
+
+    Differences are in percentage points of accuracy. Results that were not compared are left out.
+    """
+    compared = [result for result in results if result.comparison]
+    firsts = {result.task: result for result in reversed(results)}
+    names = {firsts[result.task].method for result in compared}
+    title = f"compared with {names.pop() if len(names) == 1 else 'the first method'} on the same questions"
+    caption = "p: exact McNemar test; (Holm): corrected for all these tests."
+    headings = ("difference\n%", "95 %\ninterval", "only\nthis", "only\nother", "p", "p\n(Holm)")
+    return _table(compared, headings, _comparison_cells, title, caption)
 
 
 def short_count(count: float) -> str:
@@ -56,16 +75,71 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %"
 
 
+def _table(
+    results: "Sequence[Result]",
+    headings: Sequence[str],
+    cells: "Callable[[Result], Sequence[str]]",
+    title: str | None,
+    caption: str,
+) -> Table:
+    """A table with the names of each result, and its `cells` under `headings`."""
+    has_tasks = len({result.task for result in results}) > 1
+    is_wide = has_tasks or len(headings) > 5 or any(len(result.method) > _USUAL_NAME for result in results)
+    table = Table(
+        title=literal(title, "table.title") if title else None,
+        caption=literal(caption, "table.caption") if caption else None,
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0) if is_wide else (0, 1),
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("method", no_wrap=True)
+    if has_tasks:
+        table.add_column("task", no_wrap=True)
+    for name in ("iter.", *headings):
+        table.add_column(name, justify="right", no_wrap=True)
+    for result in results:
+        names = [literal(name) for name in (result.method, *([result.task] if has_tasks else []))]
+        table.add_row(*names, str(result.iteration), *cells(result))
+    return table
+
+
 def _cells(result: "Result") -> tuple[str, ...]:
     has_accuracy = result.accuracy is not None and result.stderr is not None
     return (
-        str(result.iteration),
         f"{100 * result.accuracy:.1f} ± {100 * result.stderr:.1f}" if has_accuracy else NOT_MEASURED,
         short_count(result.prompt_tokens),
         short_count(result.new_tokens),
         f"{result.wall_seconds:,.1f}",
         NOT_MEASURED if result.diversity is None else f"{result.diversity['diversity']:.2f}",
     )
+
+
+def _cost_cells(result: "Result") -> tuple[str, ...]:
+    ledger = result.ledger
+    assert ledger is not None, "results without a ledger are left out"
+    spent = ledger.cumulative
+    counts = (ledger.evaluation.flops, spent.flops, spent.prompt_tokens, spent.new_tokens, spent.train_tokens)
+    memory = f"{short_count(spent.peak_memory_bytes)}B" if spent.peak_memory_bytes else NOT_MEASURED
+    return (*map(short_count, counts), f"{spent.device_seconds:,.1f}", memory)
+
+
+def _comparison_cells(result: "Result") -> tuple[str, ...]:
+    found = result.comparison
+    assert found is not None, "results that were not compared are left out"
+    return (
+        f"{100 * found.difference:+.1f}",
+        f"{100 * found.low:+.1f} to {100 * found.high:+.1f}",
+        str(found.only_this),
+        str(found.only_other),
+        short_p(found.p_value),
+        short_p(found.p_holm),
+    )
+
+
+def short_p(p_value: float) -> str:
+    """Formats a p value: 0.25, 0.031, 2e-07."""
+    return f"{p_value:.2g}" if p_value >= 0.001 else f"{p_value:.0e}"
 
 
 def _caption(results: "Sequence[Result]") -> str:

@@ -14,12 +14,13 @@ from mft_jax.config import Change, Difference, ExperimentConfig, compare, from_d
 from mft_jax.errors import UserError
 from mft_jax.files import file_error
 from mft_jax.runs import layout
+from mft_jax.runs.collect import publish_results, read_evaluations
 from mft_jax.runs.config_file import decode_config, encode_config
 from mft_jax.runs.environment import now
 from mft_jax.runs.lock import LOCK_FILE, InUse
 from mft_jax.runs.manifest import new_manifest, parse_manifest, plain, with_start
 from mft_jax.runs.questions import keep_questions
-from mft_jax.runs.results import Result, publish_results, read_evaluations, read_results, write_results
+from mft_jax.runs.results import Result, read_results, write_results
 from mft_jax.runs.store import Damage, DamagedFile, Store
 from mft_jax.runs.survey import find_damage
 
@@ -40,11 +41,13 @@ class RunDirectory:
     `finish` or `stop`, or `release` if neither applies.
     """
 
-    def __init__(self, path: str | pathlib.Path):
+    def __init__(self, path: str | pathlib.Path, trained_in: Store | None = None):
+        """`trained_in` is the store of the run that trained the agents, if this directory is only an evaluation."""
         if "://" in str(path):
             raise UserError(f"{path} is not a local directory: give a local path as run_dir.")
         self.path = pathlib.Path(path).expanduser()
         self.store = Store(self.path)
+        self._trained_in = trained_in
         self._manifest: dict[str, Any] = {}
 
     # Paths
@@ -96,7 +99,7 @@ class RunDirectory:
 
     def evaluation(self, label: str) -> "RunDirectory":
         """The evaluation of the run's agents on another task. It is a run directory with its own lock."""
-        return RunDirectory(self.path / layout.EVALUATIONS / label)
+        return RunDirectory(self.path / layout.EVALUATIONS / label, trained_in=self.store)
 
     # State
 
@@ -194,7 +197,7 @@ class RunDirectory:
         self, config: ExperimentConfig, task: "Task", say: Callable[[str], None] = lambda text: None
     ) -> list[Result]:
         """Rebuilds results.json from the evaluations. The process must have taken the directory."""
-        return publish_results(self.store, config, task, say)
+        return publish_results(self.store, config, task, say, self._trained_in)
 
     def publish_evaluations(self, say: Callable[[str], None] = lambda text: None) -> None:
         """Adds the results in evaluations/LABEL/ to results.json. Holds the directory meanwhile.

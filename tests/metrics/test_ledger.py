@@ -3,7 +3,7 @@ import json
 import pytest
 
 from mft_jax.errors import UserError
-from mft_jax.metrics.ledger import Cost, total
+from mft_jax.metrics.ledger import Cost, Ledger, total
 
 
 def test_costs_add_field_by_field():
@@ -21,3 +21,19 @@ def test_costs_are_rebuilt_from_json():
     assert Cost.from_dict(json.loads(json.dumps(cost.to_dict()))) == cost
     with pytest.raises(UserError, match="here: 'watts' is not a field"):
         Cost.from_dict({"watts": 1}, source="here")
+
+
+def test_the_memory_of_a_sum_is_the_largest():
+    costs = [Cost(peak_memory_bytes=size, flops=1) for size in (3, 7, 5)]
+    assert total(costs) == Cost(peak_memory_bytes=7, flops=3)
+
+
+def test_a_ledger_counts_all_training_and_one_evaluation():
+    debate, finetuning, evaluation = Cost(flops=10), Cost(flops=1, train_tokens=5), Cost(flops=100, new_tokens=2)
+    ledger = Ledger(debate=debate, finetuning=finetuning, evaluation=evaluation, training=Cost(flops=33))
+    assert ledger.cumulative == Cost(flops=133, new_tokens=2)
+    raw = json.loads(json.dumps(ledger.to_dict()))
+    assert raw["cumulative"]["flops"] == 133
+    assert Ledger.from_dict(raw) == ledger
+    with pytest.raises(KeyError, match="training"):
+        Ledger.from_dict({name: raw[name] for name in ("debate", "finetuning", "evaluation")})

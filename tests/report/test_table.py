@@ -4,15 +4,19 @@ import re
 import pytest
 from rich.console import Console
 
-from mft_jax.report.table import results_table, short_count
-from tests.report.made import TUNED, result
+from mft_jax.report.table import comparisons_table, costs_table, render_results, results_table, short_count
+from tests.report.made import COMPARISON, LEDGER, TUNED, result
 
 
 def shown(results, title=None, width=120):
-    """The lines of the table that are not empty."""
+    """The lines of the table of accuracies that are not empty."""
+    return lines_of(results_table(results, title), width)
+
+
+def lines_of(table, width=80):
     console = Console(width=width)
     with console.capture() as capture:
-        console.print(results_table(results, title))
+        console.print(table)
     return [line.strip() for line in capture.get().splitlines() if line.strip() and "─" not in line]
 
 
@@ -84,3 +88,25 @@ def test_names_are_shown_literally():
 )  # fmt: skip
 def test_counts_are_short(count, text):
     assert short_count(count) == text
+
+
+def test_the_costs_at_test_time_and_in_all():
+    old, new = result(), result(**TUNED, ledger=LEDGER)
+    title, *_, row, caption, more = lines_of(costs_table([old, new]))
+    assert (title, caption[:5]) == ("cost", "test:")
+    assert more.endswith("up to this one.")
+    assert re.sub(r" +", " ", row) == "multiagent_ft 2 5 T 3 P 2 M 812 94.2 k 100.0 3 GB"
+
+
+def test_the_comparisons_with_the_first_method():
+    title, *_, row, caption = lines_of(comparisons_table([result(), result(**TUNED, comparison=COMPARISON)]))
+    assert title == "compared with base on the same questions"
+    assert re.sub(r" +", " ", row) == "multiagent_ft 2 +18.0 +10.5 to +25.5 50 14 7e-06 0.014"
+    assert "(Holm)" in caption
+
+
+def test_tables_without_rows_are_left_out():
+    all_lines = lines_of(render_results([result(), result(**TUNED, ledger=LEDGER, comparison=COMPARISON)], "held out"))
+    titles = ["held out", "cost", "compared with base on the same questions"]
+    assert [line for line in all_lines if line in titles] == titles
+    assert lines_of(render_results([result()], "held out")) == shown([result()], "held out", 80)

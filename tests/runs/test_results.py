@@ -66,6 +66,8 @@ def test_results_are_exactly_what_the_transcripts_say(run):
         "cut": 4,
         "unanswered": 2,
         "grading_timeouts": 0,
+        "ledger": results[0].ledger.to_dict(),
+        "comparison": None,
     }
     assert (debate["method"], debate["accuracy"], debate["cut"]) == ("debate", 0.75, 0)
     assert debate["diversity"]["consensus"] == pytest.approx((3 * 2 / 3 + 1 / 3) / 4)
@@ -73,6 +75,27 @@ def test_results_are_exactly_what_the_transcripts_say(run):
     # Three chunks of debate, finetuning, two chunks of evaluation.
     assert (tuned["new_tokens"], tuned["flops"], tuned["wall_seconds"]) == (50, 10_500, 13.0)
     assert read_results(run.results_file) == results
+
+
+def test_the_ledger_counts_the_training_of_all_iterations(run):
+    """In iteration 2, no adapter had anything to learn from."""
+    write_stage(run.store, layout.debate(2), [[SPLIT]] * 3)
+    write_stage(run.store, layout.evaluation("own_ft", 2), [[SPLIT] * 4])
+    base, _, first, second = [result.ledger for result in run.publish(CONFIG, TASK)]
+    assert (base.training, base.cumulative) == (Cost(), base.evaluation) == (Cost(), SPENT + SPENT)
+    assert (first.debate.flops, first.finetuning.flops, first.evaluation.flops) == (300, 10_000, 200)
+    assert (first.cumulative.flops, first.cumulative.train_tokens) == (10_500, 7)
+    assert (second.debate.flops, second.finetuning.flops, second.evaluation.flops) == (300, 0, 100)
+    assert (second.training.flops, second.cumulative.flops, second.cumulative.train_tokens) == (10_600, 10_700, 7)
+
+
+def test_results_are_compared_with_the_first_method(run):
+    """base: right on all questions but the second; debate: on all but the fourth; after finetuning: on all."""
+    base, debate, tuned = [result.comparison for result in run.publish(CONFIG, TASK)]
+    assert base is None
+    assert (debate.n, debate.only_this, debate.only_other, debate.difference) == (4, 1, 1, 0)
+    assert (tuned.n, tuned.only_this, tuned.only_other, tuned.difference) == (4, 1, 0, 0.25)
+    assert tuned.low == 0 < tuned.difference < tuned.high
 
 
 @pytest.mark.parametrize("text", [None, b"", b"[]", b"{", b"\xff", b"[[]]"])
@@ -195,6 +218,7 @@ def test_evaluations_on_other_tasks_are_included_by_their_label(run):
     results = run.publish(CONFIG, TASK, heard.append)
     assert [(r.method, r.iteration, r.task) for r in results][-2:] == [("own_ft", 1, "own"), ("own_ft", 1, "other")]
     assert results[-1].new_tokens == 10  # of the evaluation alone
+    assert results[-1].ledger.cumulative.new_tokens == 10 + 30  # and of the debate that the agents were trained on
     assert len(heard) == 1
     assert heard[0].startswith("The results of the evaluation damaged are left out. ")
 
@@ -251,6 +275,7 @@ GOOD = {
 @pytest.mark.parametrize("content", [
     [], {}, None, 3, "base", [1], [[]], [{"method": "base"}], [GOOD | {"more": 1}], [GOOD | {"method": 1}],
     [GOOD | {"accuracy": "high"}], [GOOD | {"n": None}], [GOOD | {"diversity": []}], [GOOD | {"cut": {}}],
+    [GOOD | {"ledger": 3}], [GOOD | {"ledger": {"debate": {}}}], [GOOD | {"comparison": {"n": 3}}],
 ])  # fmt: skip
 def test_a_file_that_is_not_results(tmp_path, content):
     with pytest.raises(UserError, match="cannot be read"):

@@ -1,0 +1,174 @@
+"""Derives the results of a run from its transcripts and the costs of its stages. It can be repeated at any time."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mft_jax.config import ExperimentConfig
+from mft_jax.errors import UserError
+from mft_jax.metrics.accuracy import accuracy
+from mft_jax.metrics.diversity import Equivalent, consensus_diversity
+from mft_jax.metrics.ledger import Cost, Ledger, total
+from mft_jax.metrics.statistics import compare_with_first
+from mft_jax.runs import layout
+from mft_jax.runs.checkpoint_info import latest_info
+from mft_jax.runs.manifest import parse_manifest
+from mft_jax.runs.results import COSTS, COUNTS, Result, read_results, write_results
+from mft_jax.runs.stage_file import read_committed, read_stage
+from mft_jax.runs.store import Damage, DamagedFile, Store
+
+if TYPE_CHECKING:
+    from mft_jax.tasks import Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """An evaluation of a run."""
+
+    method: str
+    iteration: int  # 0: without finetuning
+    stage: str  # the name of the stage with its transcripts
+
+
+def list_evaluations(config: ExperimentConfig) -> list[Evaluation]:
+    """All evaluations of a run, in order, done or not."""
+    places = [(name, 0) for name in config.baselines] + [(config.method, k + 1) for k in range(config.iterations)]
+    return [Evaluation(method=name, iteration=k, stage=layout.evaluation(name, k)) for name, k in places]
+
+
+def collect_results(
+    store: Store,
+    evaluations: Sequence[Evaluation],
+    *,
+    task: str,
+    questions: int,
+    equivalent: Equivalent,
+    seed: int,
+    say: Callable[[str], None],
+    trained_in: Store | None = None,
+) -> list[Result]:
+    """The results of the complete evaluations, which have `questions` committed questions, in the given order.
+
+    Each is compared with the first one. An evaluation with damaged files is left out, and `say` reports it; the run
+    repairs it when it is started again. `trained_in` is the store of the run that trained the agents, if it is another.
+    """
+    results, correct = [], []
+    costs = functools.cache(functools.partial(_training_costs, trained_in or store))
+    for evaluation in evaluations:
+        try:
+            lines, cost, counts = read_stage(store, evaluation.stage)
+            if len(lines) == questions:
+                ledger = make_ledger(costs, evaluation.iteration, cost)
+                spent = cost if trained_in else ledger.debate + ledger.finetuning + cost
+                made = {"method": evaluation.method, "iteration": evaluation.iteration, "task": task}
+                result = make_result(lines, **made, cost=spent, counts=counts, equivalent=equivalent)
+                results.append(dataclasses.replace(result, ledger=ledger))
+                correct.append([line["correct"] for line in lines])
+        except DamagedFile as error:
+            say(f"The results of {evaluation.method}, iteration {evaluation.iteration}, are left out. {error}")
+    compared = zip(results, compare_with_first(correct, seed), strict=True)
+    return [dataclasses.replace(result, comparison=comparison) for result, comparison in compared]
+
+
+def make_ledger(costs: Callable[[int], tuple[Cost, Cost]], iteration: int, evaluation: Cost) -> Ledger:
+    """The ledger of an iteration whose evaluation has cost `evaluation`; iteration 0 has no training.
+
+    `costs(k)` are the costs of the debate and of the finetuning of iteration k, from 1.
+    """
+    stages = [costs(k) for k in range(1, iteration + 1)]
+    debate, finetuning = stages[-1] if stages else (Cost(), Cost())
+    training = total(cost for stage in stages for cost in stage)
+    return Ledger(debate=debate, finetuning=finetuning, evaluation=evaluation, training=training)
+
+
+def _training_costs(store: Store, iteration: int) -> tuple[Cost, Cost]:
+    """The costs of the debate and of the finetuning of an iteration.
+
+    A stage that was copied from another run has the cost that it had there: the method needs it all the same.
+    """
+    debate = total(chunk.cost for chunk in read_committed(store, layout.debate(iteration)))
+    info = latest_info(store, layout.checkpoint(iteration))
+    return debate, Cost() if info is None else info.cost
+
+
+def make_result(
+    transcripts: Sequence[Mapping[str, Any]],
+    *,
+    method: str,
+    iteration: int,
+    task: str,
+    cost: Cost,
+    counts: Mapping[str, int],
+    equivalent: Equivalent,
+) -> Result:
+    """The result of evaluation transcripts, given as parsed JSON. `equivalent` compares two answers of the task."""
+    known = [line["correct"] for line in transcripts if line["correct"] is not None]
+    score = accuracy(known) if known else None
+    answers = [[agent["answers"][-1] for agent in line["agents"]] for line in transcripts]
+    votes = [line["vote"] for line in transcripts]
+    has_society = all(len(row) > 1 for row in answers)
+    return Result(
+        method=method,
+        iteration=iteration,
+        task=task,
+        n=len(transcripts),
+        accuracy=None if score is None else score.value,
+        stderr=None if score is None else score.stderr,
+        **{name: getattr(cost, name) for name in COSTS},
+        diversity=consensus_diversity(answers, votes, equivalent) if has_society else None,
+        **{name: counts.get(name, 0) for name in COUNTS},
+    )
+
+
+def publish_results(
+    store: Store,
+    config: ExperimentConfig,
+    task: "Task",
+    say: Callable[[str], None],
+    trained_in: Store | None = None,
+) -> list[Result]:
+    """Rebuilds results.json and returns it: first the run's own task, then the evaluations on other tasks.
+
+    `trained_in` is as in `collect_results`.
+    """
+    own = collect_results(
+        store, list_evaluations(config), task=task.name, questions=len(task.eval), equivalent=task.equivalent,
+        seed=config.seed, say=say, trained_in=trained_in,
+    )  # fmt: skip
+    results = own + read_evaluations(store, say)
+    write_results(store, results)
+    return results
+
+
+def read_evaluations(store: Store, say: Callable[[str], None]) -> list[Result]:
+    """The results in evaluations/LABEL/, with LABEL as the task. `say` reports those that cannot be read."""
+    results = []
+    for folder in store.names(layout.EVALUATIONS):
+        inside, label = Store(store.path(folder)), folder.rsplit("/", 1)[-1]
+        if not inside.exists(layout.RESULTS):
+            continue  # not finished
+        try:
+            _verify_results(inside)
+            found = read_results(inside.path(layout.RESULTS))
+        except UserError as error:
+            say(f"The results of the evaluation {label} are left out. {error}")
+            continue
+        results += [dataclasses.replace(result, task=label) for result in found]
+    return results
+
+
+def _verify_results(store: Store) -> None:
+    """Raises DamagedFile if the results of a finished evaluation do not match the checksum in its run.json."""
+    path = store.path(layout.MANIFEST)
+    try:
+        manifest = parse_manifest(store.read(layout.MANIFEST), str(path))
+    except Damage as damage:
+        raise DamagedFile(f"{path} is damaged ({damage}): start this evaluation again.") from damage
+    if manifest["status"] != "finished":
+        return
+    if manifest.get("results_sha256") != hashlib.sha256(store.read(layout.RESULTS)).hexdigest():
+        raise DamagedFile(
+            f"The checksum of {store.path(layout.RESULTS)} is wrong: start this evaluation again, which rebuilds it."
+        )
