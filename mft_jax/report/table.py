@@ -1,4 +1,4 @@
-"""The tables of results, which are printed at the end of a run: accuracies, costs, and comparisons."""
+"""The tables of results, which are printed at the end of a run: accuracies, costs, answers, and comparisons."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -17,10 +17,12 @@ _USUAL_NAME = 13  # characters; with longer method names, the padding is reduced
 
 
 def render_results(results: "Sequence[Result]", title: str | None = None) -> RenderableType:
-    """All tables of the results: accuracies, costs, and comparisons with the first method. Empty tables are left out."""
+    """All tables of the results: accuracies, costs, answers, and comparisons. Empty tables are left out."""
     parts: list[RenderableType] = [results_table(results, title)]
     if any(result.ledger for result in results):
         parts.append(costs_table(results))
+    if any(result.answers for result in results):
+        parts.append(answers_table(results))
     if any(result.comparison for result in results):
         parts.append(comparisons_table(results))
     return Group(*parts)
@@ -46,6 +48,22 @@ def costs_table(results: "Sequence[Result]") -> Table:
     )  # fmt: skip
     caption = "test: the evaluation alone; all other columns: with the training of all iterations up to this one."
     return _table([result for result in results if result.ledger], headings, _cost_cells, "cost", caption)
+
+
+def answers_table(results: "Sequence[Result]") -> Table:
+    """What happened to the answers: in the debate, and in the votes that the agents were trained on.
+
+    Shares are in percent. Results without known answers are left out.
+    """
+    headings = (
+        "first\nvote", "last\nvote", "best of\nagents", "wrong to\nright", "right to\nwrong", "no\nanswer",
+        "labels\nright",
+    )  # fmt: skip
+    caption = (
+        "%, and numbers of answers. best of agents: questions that at least one agent answers correctly. labels right: "
+        "votes on training questions that are right."
+    )
+    return _table([result for result in results if result.answers], headings, _answer_cells, "answers", caption)
 
 
 def comparisons_table(results: "Sequence[Result]") -> Table:
@@ -122,6 +140,21 @@ def _cost_cells(result: "Result") -> tuple[str, ...]:
     counts = (ledger.evaluation.flops, spent.flops, spent.prompt_tokens, spent.new_tokens, spent.train_tokens)
     memory = f"{short_count(spent.peak_memory_bytes)}B" if spent.peak_memory_bytes else NOT_MEASURED
     return (*map(short_count, counts), f"{spent.device_seconds:,.1f}", memory)
+
+
+def _answer_cells(result: "Result") -> tuple[str, ...]:
+    found, votes = result.answers, result.training_vote
+    assert found is not None, "results without known answers are left out"
+    changes = found.transitions
+    return (
+        f"{100 * found.vote_accuracy[0]:.1f}",
+        f"{100 * found.vote_accuracy[-1]:.1f}",
+        f"{100 * found.best_of_agents:.1f}",
+        str(sum(own.wrong_to_right for own in changes)) if changes else NOT_MEASURED,
+        str(sum(own.right_to_wrong for own in changes)) if changes else NOT_MEASURED,
+        short_count(result.unparsed + result.cut),
+        NOT_MEASURED if votes is None or votes.precision is None else f"{100 * votes.precision:.1f}",
+    )
 
 
 def _comparison_cells(result: "Result") -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mft_jax.config import ExperimentConfig
 from mft_jax.errors import UserError
 from mft_jax.metrics.accuracy import accuracy
+from mft_jax.metrics.answers import Speakers, VoteQuality, count_unparsed, summarize_answers, vote_quality
 from mft_jax.metrics.diversity import Equivalent, consensus_diversity
 from mft_jax.metrics.ledger import Cost, Ledger, total
 from mft_jax.metrics.statistics import compare_with_first
@@ -30,12 +31,19 @@ class Evaluation:
     method: str
     iteration: int  # 0: without finetuning
     stage: str  # the name of the stage with its transcripts
+    speakers: Speakers = ()  # [M][N]: the adapters that speak; empty if the base model speaks for all agents
 
 
 def list_evaluations(config: ExperimentConfig) -> list[Evaluation]:
     """All evaluations of a run, in order, done or not."""
-    places = [(name, 0) for name in config.baselines] + [(config.method, k + 1) for k in range(config.iterations)]
-    return [Evaluation(method=name, iteration=k, stage=layout.evaluation(name, k)) for name, k in places]
+    from mft_jax.methods import make_method  # imported here, so that reading a status does not load JAX
+
+    tuned, speakers = config.method, make_method(config.method, config).evaluation.speakers
+    places = [(name, 0) for name in config.baselines] + [(tuned, k + 1) for k in range(config.iterations)]
+    return [
+        Evaluation(method=name, iteration=k, stage=layout.evaluation(name, k), speakers=speakers if k else ())
+        for name, k in places
+    ]
 
 
 def collect_results(
@@ -56,15 +64,16 @@ def collect_results(
     """
     results, correct = [], []
     costs = functools.cache(functools.partial(_training_costs, trained_in or store))
+    equivalent = functools.cache(equivalent)
     for evaluation in evaluations:
         try:
             lines, cost, counts = read_stage(store, evaluation.stage)
             if len(lines) == questions:
                 ledger = make_ledger(costs, evaluation.iteration, cost)
                 spent = cost if trained_in else ledger.debate + ledger.finetuning + cost
-                made = {"method": evaluation.method, "iteration": evaluation.iteration, "task": task}
-                result = make_result(lines, **made, cost=spent, counts=counts, equivalent=equivalent)
-                results.append(dataclasses.replace(result, ledger=ledger))
+                result = make_result(lines, evaluation, task=task, cost=spent, counts=counts, equivalent=equivalent)
+                votes = read_vote_quality(trained_in or store, evaluation.iteration)
+                results.append(dataclasses.replace(result, ledger=ledger, training_vote=votes))
                 correct.append([line["correct"] for line in lines])
         except DamagedFile as error:
             say(f"The results of {evaluation.method}, iteration {evaluation.iteration}, are left out. {error}")
@@ -93,11 +102,16 @@ def _training_costs(store: Store, iteration: int) -> tuple[Cost, Cost]:
     return debate, Cost() if info is None else info.cost
 
 
+def read_vote_quality(store: Store, iteration: int) -> VoteQuality | None:
+    """The quality of the votes that an iteration was trained on; None for iteration 0, which has no training."""
+    lines, _, counts = read_stage(store, layout.debate(iteration)) if iteration else ([], Cost(), {})
+    return vote_quality(lines, counts.get("cut", 0)) if lines else None
+
+
 def make_result(
     transcripts: Sequence[Mapping[str, Any]],
+    evaluation: Evaluation,
     *,
-    method: str,
-    iteration: int,
     task: str,
     cost: Cost,
     counts: Mapping[str, int],
@@ -110,15 +124,17 @@ def make_result(
     votes = [line["vote"] for line in transcripts]
     has_society = all(len(row) > 1 for row in answers)
     return Result(
-        method=method,
-        iteration=iteration,
+        method=evaluation.method,
+        iteration=evaluation.iteration,
         task=task,
         n=len(transcripts),
         accuracy=None if score is None else score.value,
         stderr=None if score is None else score.stderr,
         **{name: getattr(cost, name) for name in COSTS},
         diversity=consensus_diversity(answers, votes, equivalent) if has_society else None,
-        **{name: counts.get(name, 0) for name in COUNTS},
+        **{name: counts.get(name, 0) for name in COUNTS if name != "unparsed"},
+        unparsed=count_unparsed(transcripts),
+        answers=summarize_answers(transcripts, equivalent, evaluation.speakers),
     )
 
 

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mft_jax.errors import UserError
+from mft_jax.metrics.answers import AnswerSummary, VoteQuality
 from mft_jax.metrics.ledger import Ledger
 from mft_jax.metrics.statistics import Comparison
 from mft_jax.runs import layout
 from mft_jax.runs.store import Store
 
 COSTS = ("prompt_tokens", "new_tokens", "flops", "device_seconds", "wall_seconds")
-COUNTS = ("cut", "unanswered", "grading_timeouts")
+COUNTS = ("cut", "unparsed", "unanswered", "grading_timeouts")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,10 +38,13 @@ class Result:
     wall_seconds: float
     diversity: dict[str, float] | None  # None for a single agent
     cut: int = 0  # answers cut off by a limit
+    unparsed: int = 0  # answers that the model ended itself, but that contain no answer
     unanswered: int = 0  # turns whose prompt did not fit into the model's context
     grading_timeouts: int = 0  # comparisons of answers that ran out of time and count as different
     ledger: Ledger | None = None
     comparison: Comparison | None = None  # with the first result of the same task; None for this one itself
+    answers: AnswerSummary | None = None  # None if no right answer is known
+    training_vote: VoteQuality | None = None  # of the debate that made the training data; None without finetuning
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -51,10 +55,18 @@ class Result:
     def from_dict(cls, raw: Mapping[str, Any]) -> "Result":
         """The inverse of `to_dict`. Raises TypeError, KeyError or UserError for other fields."""
         fields = dict(raw)
-        for name, read in (("ledger", Ledger.from_dict), ("comparison", lambda own: Comparison(**own))):
+        for name, read in _READ.items():
             if fields.get(name) is not None:
                 fields[name] = read(fields[name])
         return cls(**fields)
+
+
+_READ = {
+    "ledger": Ledger.from_dict,
+    "comparison": lambda raw: Comparison(**raw),
+    "answers": AnswerSummary.from_dict,
+    "training_vote": lambda raw: VoteQuality(**raw),
+}
 
 
 def write_results(store: Store, results: Sequence[Result]) -> None:

@@ -19,9 +19,11 @@ def own_task(train=("t1", "t2"), evaluation=("e1",), gold="5") -> Task:
 
 
 def transcript(answers: list[str | None], vote: str | None, correct: bool | None) -> str:
-    """What of a transcript a result is made from."""
-    agents = [{"messages": [], "answers": [answer]} for answer in answers]
-    return json.dumps({"id": "q", "agents": agents, "vote": vote, "correct": correct})
+    """What of a transcript of one round a result is made from. The right answer is 4, if it is known."""
+    turn = {"end": "stop", "prompt_tokens": 1, "new_tokens": 1}
+    agents = [{"messages": [], "answers": [answer], "turns": [turn]} for answer in answers]
+    gold = None if correct is None else "4"
+    return json.dumps({"id": "q", "gold": gold, "agents": agents, "votes": [vote], "vote": vote, "correct": correct})
 
 
 def write_stage(store: Store, name: str, chunks: list[list[str]], counts=None, cost: Cost = SPENT) -> None:

@@ -16,7 +16,7 @@ from mft_jax.runs.training_sets import write_training_sets
 from tests.runs.disk import FAULTS, fail_with
 from tests.runs.samples import SPENT, own_task, transcript, write_stage
 
-CONFIG = ExperimentConfig(iterations=2, method="own_ft")
+CONFIG = ExperimentConfig(iterations=2, method="majority_ft")
 TASK = own_task(evaluation=("e1", "e2", "e3", "e4"))
 RIGHT, WRONG = transcript(["4"], "4", True), transcript(["5"], "5", False)
 SPLIT = transcript(["4", "4.0", None], "4", True)
@@ -43,7 +43,7 @@ def run(tmp_path) -> RunDirectory:
         cost=Cost(train_tokens=7, flops=10_000, device_seconds=4.0, wall_seconds=8.0),
         names=("writer",),
     )
-    write_stage(run.store, layout.evaluation("own_ft", 1), [[SPLIT, SPLIT], [SPLIT, SPLIT]])
+    write_stage(run.store, layout.evaluation("majority_ft", 1), [[SPLIT, SPLIT], [SPLIT, SPLIT]])
     return run
 
 
@@ -64,23 +64,34 @@ def test_results_are_exactly_what_the_transcripts_say(run):
         "wall_seconds": 2.0,
         "diversity": None,
         "cut": 4,
+        "unparsed": 0,
         "unanswered": 2,
         "grading_timeouts": 0,
+        "answers": {
+            "n": 4, "pass_at_k": [0.75], "best_of_agents": 0.75, "vote_accuracy": [0.75], "agent_accuracy": [[0.75]],
+            "transitions": [],
+        },
+        "training_vote": None,
         "ledger": results[0].ledger.to_dict(),
         "comparison": None,
-    }
+    }  # fmt: skip
     assert (debate["method"], debate["accuracy"], debate["cut"]) == ("debate", 0.75, 0)
     assert debate["diversity"]["consensus"] == pytest.approx((3 * 2 / 3 + 1 / 3) / 4)
-    assert (tuned["method"], tuned["iteration"], tuned["accuracy"]) == ("own_ft", 1, 1.0)
+    assert (tuned["method"], tuned["iteration"], tuned["accuracy"]) == ("majority_ft", 1, 1.0)
     # Three chunks of debate, finetuning, two chunks of evaluation.
     assert (tuned["new_tokens"], tuned["flops"], tuned["wall_seconds"]) == (50, 10_500, 13.0)
+    assert debate["answers"]["pass_at_k"] == pytest.approx([2 / 3 * 0.75, 0.75, 0.75])
+    assert (tuned["unparsed"], tuned["training_vote"]) == (
+        4,
+        {"questions": 6, "coverage": 1.0, "precision": 1.0, "unparsed": 6, "cut": 0},
+    )
     assert read_results(run.results_file) == results
 
 
 def test_the_ledger_counts_the_training_of_all_iterations(run):
     """In iteration 2, no adapter had anything to learn from."""
     write_stage(run.store, layout.debate(2), [[SPLIT]] * 3)
-    write_stage(run.store, layout.evaluation("own_ft", 2), [[SPLIT] * 4])
+    write_stage(run.store, layout.evaluation("majority_ft", 2), [[SPLIT] * 4])
     base, _, first, second = [result.ledger for result in run.publish(CONFIG, TASK)]
     assert (base.training, base.cumulative) == (Cost(), base.evaluation) == (Cost(), SPENT + SPENT)
     assert (first.debate.flops, first.finetuning.flops, first.evaluation.flops) == (300, 10_000, 200)
@@ -197,9 +208,13 @@ def test_a_restart_adds_what_was_spent_before(run):
 
 def test_questions_without_a_known_answer_have_no_accuracy(run):
     unknown = transcript(["4", "5"], "4", None)
-    write_stage(run.store, layout.evaluation("none", 0), [[unknown] * 4])
-    write_stage(run.store, layout.evaluation("some", 0), [[unknown] * 2 + [SPLIT, transcript(["1", "2"], "1", False)]])
-    config = dataclasses.replace(CONFIG, baselines=("none", "some"), iterations=1)
+    write_stage(run.store, layout.evaluation("majority@2", 0), [[unknown] * 4])
+    write_stage(
+        run.store,
+        layout.evaluation("majority@4", 0),
+        [[unknown] * 2 + [SPLIT, transcript(["1", "2", "1"], "1", False)]],
+    )
+    config = dataclasses.replace(CONFIG, baselines=("majority@2", "majority@4"), iterations=1)
     none, some, _ = run.publish(config, TASK)
     assert (none.n, none.accuracy, none.stderr, none.diversity["consensus"]) == (4, None, None, 0.5)
     assert (some.n, some.accuracy, some.stderr) == (4, 0.5, pytest.approx((0.25 / 2) ** 0.5))
@@ -211,12 +226,15 @@ def test_evaluations_on_other_tasks_are_included_by_their_label(run):
     for nested in (done, damaged, unfinished):
         nested.take(CONFIG)
         nested.create(CONFIG)
-    write_stage(done.store, layout.evaluation("own_ft", 1), [[SPLIT] * 4])
+    write_stage(done.store, layout.evaluation("majority_ft", 1), [[SPLIT] * 4])
     done.publish(CONFIG, TASK)
     damaged.results_file.write_text("[]")
     heard = []
     results = run.publish(CONFIG, TASK, heard.append)
-    assert [(r.method, r.iteration, r.task) for r in results][-2:] == [("own_ft", 1, "own"), ("own_ft", 1, "other")]
+    assert [(r.method, r.iteration, r.task) for r in results][-2:] == [
+        ("majority_ft", 1, "own"),
+        ("majority_ft", 1, "other"),
+    ]
     assert results[-1].new_tokens == 10  # of the evaluation alone
     assert results[-1].ledger.cumulative.new_tokens == 10 + 30  # and of the debate that the agents were trained on
     assert len(heard) == 1
@@ -228,7 +246,7 @@ def finished_evaluation(run) -> RunDirectory:
     nested = run.evaluation("other")
     nested.take(CONFIG)
     nested.create(CONFIG)
-    write_stage(nested.store, layout.evaluation("own_ft", 1), [[SPLIT] * 4])
+    write_stage(nested.store, layout.evaluation("majority_ft", 1), [[SPLIT] * 4])
     nested.publish(CONFIG, TASK)
     nested.finish()
     return nested

@@ -15,7 +15,7 @@ from mft_jax.runs.stage_file import StageFile
 from mft_jax.runs.status import StageStatus, read_status
 from tests.runs.samples import SPENT, own_task, transcript, write_stage
 
-CONFIG = ExperimentConfig(baselines=("base",), method="own_ft")
+CONFIG = ExperimentConfig(baselines=("base",), method="majority_ft")
 TASK = own_task(train=("t1", "t2", "t3"), evaluation=("e1", "e2"))
 LINE = transcript(["4", "4"], "4", True)
 FINETUNING = Cost(train_tokens=7, wall_seconds=3.0)
@@ -75,7 +75,7 @@ def test_how_a_run_ended(run):
     assert (read_status(run.path).state, read_status(run.path).error) == ("interrupted", "Ctrl-C")
     run.take(CONFIG)
     save(run, 9, finished=True)
-    write_stage(run.store, layout.evaluation("own_ft", 1), [[LINE, LINE]])
+    write_stage(run.store, layout.evaluation("majority_ft", 1), [[LINE, LINE]])
     run.finish()
     status = read_status(run.path)
     assert (status.state, status.finished is None, len(status.stages)) == ("finished", False, 4)
