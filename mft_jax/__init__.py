@@ -16,14 +16,17 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "mft_jax.config": (
         "Change", "DebateConfig", "Difference", "ExperimentConfig", "FinetuningConfig", "LoraConfig", "MeshConfig",
-        "ModelSource", "RoleConfig", "SamplingConfig", "TaskConfig", "compare", "from_dict", "from_yaml", "load_config",
-        "to_yaml", "validate",
+        "ModelSource", "PolicyConfig", "PreferenceConfig", "RoleConfig", "SamplingConfig", "TaskConfig", "compare",
+        "from_dict", "from_yaml", "load_config", "to_yaml", "validate",
     ),
     "mft_jax.debate": ("AgentTranscript", "Debate", "Protocol", "Transcript", "Turn"),
     "mft_jax.errors": ("UserError",),
     "mft_jax.exchange": ("export", "import_adapters"),
     "mft_jax.experiment": ("evaluate", "run"),
-    "mft_jax.finetuning": ("Dialogues", "FirstAnswers", "Lesson", "likelihood", "select_examples"),
+    "mft_jax.finetuning": (
+        "ClippedPolicyGradient", "DesirablePreference", "Dialogues", "DirectPreference", "FirstAnswers", "Lesson",
+        "likelihood", "select_examples",
+    ),
     "mft_jax.methods": ("Method", "make_method"),
     "mft_jax.metrics.statistics": ("Comparison", "bootstrap_interval", "compare_with_first", "holm", "paired_test"),
     "mft_jax.models.lora": ("Adapter",),

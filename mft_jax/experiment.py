@@ -11,10 +11,11 @@ import pathlib
 from collections.abc import Generator, Mapping, Sequence
 from typing import Literal, cast
 
+from mft_jax.budget import Budget, check_baselines
 from mft_jax.config import ExperimentConfig, TaskConfig, validate
 from mft_jax.debate import Protocol, Transcript
 from mft_jax.errors import UserError
-from mft_jax.finetuning import Example, make_plan, select_examples
+from mft_jax.finetuning import Example, make_plan
 from mft_jax.methods import Method, make_method
 from mft_jax.models.society import Society
 from mft_jax.report.progress import Reporter, SilentReporter
@@ -26,13 +27,14 @@ from mft_jax.runs.metrics_log import MetricsLogger
 from mft_jax.runs.results import Result, read_results
 from mft_jax.runs.stage_file import StageFile
 from mft_jax.runs.store import Store
-from mft_jax.runs.training_sets import read_training_sets, write_training_sets
+from mft_jax.runs.training_sets import read_training_sets, training_sets_cost, write_training_sets
 from mft_jax.sampling import NonFiniteLogits
 from mft_jax.session import Session
 from mft_jax.setup import Setup, prepare
 from mft_jax.signals import deferred
 from mft_jax.stages import Finetuning, remarks_on, run_debate
 from mft_jax.tasks import Question, load_task
+from mft_jax.training_data import TrainingData
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,15 +51,24 @@ class Experiment:
 
     def run(self) -> None:
         """Evaluates the baselines, then runs Algorithm 1 of the paper with an evaluation after each iteration."""
-        for name in self.config.baselines:
-            self.evaluate(make_method(name, self.config), 0, Society())
+        self.evaluate_baselines(0)
         method = self.setup.method
         start = society = self.initial_society()
         for iteration in range(1, self.config.iterations + 1 if method.lessons else 1):
             transcripts = self.debate(iteration, society)
-            examples = self.select(iteration, transcripts)
-            society = self.finetune(iteration, start if method.restart else society, examples)
+            begin = society.with_adapters_of(start, method.restarted)
+            examples = self.select(iteration, transcripts, sampled=society, start=begin)
+            society = self.finetune(iteration, begin, examples)
             self.evaluate(method, iteration, society)
+            self.evaluate_baselines(iteration)
+
+    def evaluate_baselines(self, iteration: int) -> None:
+        """Evaluates the baselines whose budget is known after `iteration`; 0: all that need no finetuning."""
+        budgets = {name: Budget.of(name, self.config) for name in self.config.baselines}
+        for name, budget in sorted(budgets.items(), key=lambda item: item[1] is not None):  # budgets last
+            if (0 if budget is None else budget.iteration) == iteration:
+                answers = None if budget is None else budget.answers(self.directory.store)
+                self.evaluate(make_method(name, self.config, answers), 0, Society())
 
     def initial_society(self) -> Society:
         """The adapters that were imported into the run directory, or else new adapters (zero update)."""
@@ -73,16 +84,20 @@ class Experiment:
         with self._remedy_for_broken_weights(iteration - 1):
             return self._run_debate_stage(method.protocol, society, name, self.setup.task.train, file, title)
 
-    def select(self, iteration: int, transcripts: Sequence[Transcript]) -> Mapping[str, list[Example]]:
-        """The training examples of each adapter. They are selected once, written to disk, and read from there later."""
-        store, lessons = self.directory.store, self.setup.method.lessons
-        names = self.setup.method.adapters
+    def select(
+        self, iteration: int, transcripts: Sequence[Transcript], *, sampled: Society, start: Society
+    ) -> Mapping[str, list[Example]]:
+        """The training examples of each adapter. They are made once, written to disk, and read from there later.
+
+        `sampled` is the society that debated, `start` the one that the finetuning starts from.
+        """
+        store, names = self.directory.store, self.setup.method.adapters
         found = read_training_sets(store, iteration, names, self.reporter.say)
         if found is not None:
             return cast("dict[str, list[Example]]", found)
-        equivalent, seed = self.setup.task.equivalent, self.config.seed
-        examples = select_examples(lessons, transcripts, equivalent, seed=seed, iteration=iteration)
-        write_training_sets(store, iteration, examples)
+        data = TrainingData(self.setup)
+        examples = data.make(transcripts, iteration, sampled=sampled, start=start)
+        write_training_sets(store, iteration, examples, data.cost)
         return examples
 
     def finetune(self, iteration: int, society: Society, examples: Mapping[str, list[Example]]) -> Society:
@@ -93,12 +108,13 @@ class Experiment:
         if found is not None and found[0].finished:
             return setup.session.society(society.names, found[1]["adapters"], config.lora)
         plan = make_plan(
-            setup.session.chat, setup.method.lessons, examples, config.finetuning, seed=config.seed, iteration=iteration
-        )
+            setup.session.chat, setup.method.lessons, examples, config.finetuning, seed=config.seed,
+            iteration=iteration, signals=setup.method.objective.uses_signals,
+        )  # fmt: skip
         for remark in remarks_on(plan):
             say(remark)
-        logger = MetricsLogger(self.directory.store, say)
-        return Finetuning(setup, plan, checkpoints, logger, self.reporter).run(society)
+        logger, spent = MetricsLogger(self.directory.store, say), training_sets_cost(self.directory.store, iteration)
+        return Finetuning(setup, plan, checkpoints, logger, self.reporter, spent).run(society)
 
     def evaluate(self, method: Method, iteration: int, society: Society) -> list[Transcript]:
         """Evaluates a method on the held-out questions, with the society after `iteration` (0: before finetuning)."""
@@ -141,6 +157,7 @@ def run(config: ExperimentConfig, reporter: Reporter | None = None, session: Ses
     Raises UserError for every error that the user can correct; the work done so far is kept.
     """
     validate(config)
+    check_baselines(config)
     if make_method(config.method, config).lessons and not config.task.train_questions:
         raise UserError("task.train_questions is 0, expected at least 1 to debate and finetune on.")
     reporter = reporter or SilentReporter()

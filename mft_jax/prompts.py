@@ -52,6 +52,10 @@ class Prompts:
         """The message to an agent in rounds 2..M without summaries: the other agents' answers, in agent order."""
         return self.later(_number(answers), cooperate=cooperate)
 
+    def hint(self, answer: str) -> Message:
+        """The message to an agent that tried a question and is asked to find out how to reach the true answer."""
+        return self.later(f"Answers: {answer}")
+
     def reconsider(self) -> Message:
         """The message to an agent in rounds 2..M if there is nothing to show to it."""
         return user(self.again)

@@ -38,7 +38,7 @@ class Setup:
             rules = dataclasses.replace(rules, speakers=((None,) * rules.agents,) * rules.rounds)
         return Debate(
             # The same lanes for every method, so that they all share their compiled programs.
-            sampler=self.session.sampler(self.sampling, self.config.debate.agents),
+            sampler=self.session.sampler(_sampling_of(rules, self.sampling), self.config.debate.agents),
             chat=self.session.chat,
             task=self.task,
             protocol=rules,
@@ -62,6 +62,7 @@ def prepare(config: ExperimentConfig, session: Session | None = None) -> Setup:
     """
     method = make_method(config.method, config)
     task = load_task(config.task, config.seed)
+    check_gold(method, task)
     if session is None:
         session = open_session(config.model, config.mesh)
     elif session.source != config.model:
@@ -70,6 +71,22 @@ def prepare(config: ExperimentConfig, session: Session | None = None) -> Setup:
         )
     check_questions(task, session.chat, session.model)
     return Setup(dataclasses.replace(config, lora=session.resolved(config.lora)), session, task, method)
+
+
+def check_gold(method: Method, task: Task) -> None:
+    """Raises UserError if the method learns from reference answers that the training questions do not have."""
+    without = sum(question.gold is None for question in task.train)
+    if method.needs_gold and without:
+        raise UserError(
+            f"The method {method.name} learns from the true answers of the training questions, but {without} of "
+            f"{len(task.train)} have none: give them answers, or use a method that learns from votes, such as majority_ft."
+        )
+
+
+def _sampling_of(rules: Protocol, sampling: SamplingConfig) -> SamplingConfig:
+    """The sampling settings of a debate: those of the configuration, where its rules have none of their own."""
+    own = {"temperature": rules.temperature, "max_new_tokens": rules.max_new_tokens}
+    return dataclasses.replace(sampling, **{name: value for name, value in own.items() if value is not None})
 
 
 def check_questions(task: Task, chat: Chat, model: ModelConfig) -> None:

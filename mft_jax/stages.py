@@ -82,11 +82,13 @@ class Finetuning:
     checkpoints: Checkpoints
     logger: MetricsLogger
     reporter: Reporter
+    spent: Cost = Cost()  # noqa: RUF009  (frozen)
+    """What the training sets have cost: it is counted as a part of the finetuning."""
 
     def run(self, society: Society) -> Society:
         """Trains from the newest undamaged checkpoint to the last step, and returns the finetuned society."""
         session, plan, lora = self.setup.session, self.plan, self.setup.config.lora
-        state, start, cost = place_state(session, init_state(society.stacked.weights)), 0, Cost()
+        state, start, cost = place_state(session, init_state(society.stacked.weights)), 0, self.spent
         found = self.checkpoints.newest_whole(state._asdict(), self.reporter.say)
         if found is not None:
             info, parts = found

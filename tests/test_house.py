@@ -24,7 +24,7 @@ LAYERS = [
     ("setup",),
     ("runs",),
     ("report",),
-    ("stages",),
+    ("stages", "training_data", "budget"),
     ("bench",),
     ("plan",),
     ("experiment",),

@@ -10,7 +10,7 @@ import numpy as np
 from mft_jax.bench.device import size_of
 from mft_jax.bench.measurement import Limits, Measurement, Work, measure, time_runs
 from mft_jax.debate import Transcript
-from mft_jax.finetuning import Example, hyper_of, make_plan
+from mft_jax.finetuning import Example, hyper_of, likelihood, make_plan
 from mft_jax.finetuning.lesson import Lesson
 from mft_jax.finetuning.trainer import place_batch
 from mft_jax.metrics.costs import finetuning_cost
@@ -111,7 +111,7 @@ def _time_steps(
     plan = make_plan(session.chat, lessons, examples, tuning, seed=setup.config.seed, iteration=1)
     if not plan.total:
         return None
-    program = session.programs.train(setup.method.objective, len(lessons), tuning.agents_at_once, tuning.remat)
+    program = session.programs.train(likelihood, len(lessons), tuning.agents_at_once, tuning.remat)
     state = place_state(session, init_state(society.stacked.weights))
     hyper = hyper_of(plan, tuning, setup.config.lora.scale)
     batch = place_batch(plan.batch(0), session.mesh)

@@ -32,6 +32,9 @@ Dtype = Literal["float32", "bfloat16"]
 AutoDtype = Literal["auto", "float32", "bfloat16"]
 Target = Annotated[str, one_of(*TARGETS, *FUSED)]
 LearningRate = Annotated[float, above(0), at_most(1000)]
+# With a temperature near 0, logits / temperature overflows float32.
+Temperature = Annotated[float, zero_or(at_least(0.001)), at_most(100)]
+Coefficient = Annotated[float, at_least(0), at_most(1000)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,12 +99,23 @@ class DebateConfig:
     """M: number of rounds; in each round after the first, an agent is shown the other agents' answers."""
     stop_at_agreement: Literal["never", "training", "evaluation", "always"] = "never"
     """Which debates end, on a question, after the first round in which all agents agree."""
+    shows: Literal["summary", "answers", "nothing"] = "summary"
+    """What agents are shown before rounds 2..M: a summary of the others' answers, these answers, or nothing."""
+    summarizer: Literal["base", "speaker"] = "base"
+    """Who writes an agent's summaries: the base model, or the model that speaks for the agent in the coming round."""
+    ties: Literal["random", "largest", "none"] = "random"
+    """A tied vote is decided at random, for the last text in alphabetical order, or gives no answer."""
+    training_temperature: Temperature | None = None
+    """Temperature of the training debates of the finetuned method; None: sampling.temperature."""
+    evaluation_temperature: Temperature | None = None
+    """Temperature of the evaluations of the finetuned method; None: sampling.temperature."""
+    samples: Count | None = None
+    """Answers to each training question in scpo, ttrl and evol; None: debate.agents."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    # With a temperature near 0, logits / temperature overflows float32.
-    temperature: Annotated[float, zero_or(at_least(0.001)), at_most(100)] = 1.0
+    temperature: Temperature = 1.0
     """Sampling temperature; 0: greedy decoding."""
     top_p: Annotated[float, above(0), at_most(1)] = 0.9
     """Nucleus: the smallest set of tokens with at least this total probability; only these are sampled."""
@@ -126,11 +140,49 @@ class RoleConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PreferenceConfig(RoleConfig):
+    learning_rate: Annotated[LearningRate, Change.NEXT_STEP] = 1e-4
+    """Peak learning rate of the schedule."""
+    epochs: Count = 1
+    """Number of passes over the pairs of an agent."""
+    beta: Annotated[float, above(0), at_most(1000)] = 0.1
+    """Strength of the preference: a smaller beta lets agents move further from the reference."""
+    reference: Literal["start", "base"] = "start"
+    """The reference: each agent as it is before the finetuning of an iteration, or the base model."""
+    winner_nll: Coefficient | None = None
+    """Weight of the likelihood of the preferred answer, per token, beside the preference; None: 1 for scpo, else 0."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicyConfig(RoleConfig):
+    learning_rate: Annotated[LearningRate, Change.NEXT_STEP] = 1e-4
+    """Peak learning rate of the schedule."""
+    epochs: Count = 1
+    """Number of passes over the answers of an agent."""
+    clip_low: Share = 0.2
+    """The ratio of new to old probabilities counts down to 1 - clip_low."""
+    clip_high: Coefficient | None = None
+    """The ratio of new to old probabilities counts up to 1 + clip_high; None: 0.28 for evol, else 0.2."""
+    kl: Coefficient = 0.0
+    """Weight of the divergence from the reference, in nats per token."""
+    entropy: Coefficient | None = None
+    """Weight of the entropy bonus, in nats per token; None: 0.003 for evol, else 0."""
+    reference: Literal["start", "base"] = "base"
+    """The reference of the divergence: each agent as it is before the finetuning of an iteration, or the base model."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuningConfig:
     generator: RoleConfig = RoleConfig()
     """The agents that give the first answer."""
     critic: RoleConfig = RoleConfig()
     """The agents that give the later answers."""
+    preference: PreferenceConfig = PreferenceConfig()
+    """The agents of methods that learn preferences: maca, maca_kto, maca_single, scpo."""
+    policy: PolicyConfig = PolicyConfig()
+    """The agents of methods with a policy gradient: maca_grpo, ttrl, evol, dte."""
+    min_vote_share: Share | None = None
+    """Learn only where at least this share of the answers agrees with the vote; None: 0.5 for scpo, else 0."""
     batch_rows: Count = 4
     """B: number of packed rows in a batch of one agent."""
     row_tokens: Count = 512
@@ -149,9 +201,9 @@ class FinetuningConfig:
     clip_norm: Annotated[float, above(0), Change.NEXT_STEP] = 1.0
     """Maximum norm of the gradient of an agent; a larger gradient is scaled down to it."""
     critic_mix: Share = 0.5
-    """w: share of corrected dialogues (first answer wrong, last right) in a critic's data; for critic_rule share."""
-    critic_rule: Literal["share", "released_code"] = "share"
-    """share: by critic_mix; released_code: corrected dialogues, each followed by an always right one with p = 1/2."""
+    """w: share of corrected dialogues (first answer wrong, last right) in a critic's data; for share and weighted."""
+    critic_rule: Literal["share", "released_code", "all", "weighted"] = "share"
+    """share: by critic_mix; released_code: a kept one after a corrected one with p = 1/2; all; weighted by critic_mix."""
     final_turn_only: bool = False
     """Train critics on the last answer of a dialogue only, instead of all answers."""
     restart_from_base: bool = False

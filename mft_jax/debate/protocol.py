@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from mft_jax.debate.vote import Ties
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Protocol:
@@ -13,19 +15,28 @@ class Protocol:
 
     speakers: tuple[tuple[str | None, ...], ...]
     """[M][N]: the adapter that speaks for each agent in each round; None: the base model."""
-    shows: Literal["summary", "answers", "nothing"] = "summary"
+    shows: Literal["summary", "answers", "nothing", "true answer"] = "summary"
     """What an agent is shown before rounds 2..M.
 
-    summary: a summary of the other agents' answers in the previous round, written by the base model. answers: these
-    answers themselves. nothing: only a prompt to reconsider its own answer."""
+    summary: a summary of the other agents' answers in the previous round. answers: these answers themselves. nothing:
+    only a prompt to reconsider its own answer. true answer: the reference answer of the question, as a hint."""
+    summarizer: Literal["base", "speaker"] = "base"
+    """Who writes the summaries: the base model, or the speaker of the agent that is shown it in the coming round."""
     spirit: Literal["debate", "cooperate"] = "debate"
     """What the agents are asked to do with what they are shown.
 
     debate: to find the mistakes in it and in their own answer. cooperate: to build on it and agree on one solution."""
     named: bool = False
     """Whether the first message to agent n (from 0) starts with its name, "Agent n + 1"."""
-    stops: Literal["never", "agreement"] = "never"
-    """agreement: the debate on a question ends after the first round in which all agents give equivalent answers."""
+    stops: Literal["never", "agreement", "correct"] = "never"
+    """agreement: the debate on a question ends after the first round in which all agents give equivalent answers.
+    correct: it ends after the first round in which all of them are equivalent to the reference answer."""
+    ties: Ties = "random"
+    """How a tied vote is decided, as in `vote`."""
+    temperature: float | None = None
+    """The sampling temperature of all texts; None: that of the configuration."""
+    max_new_tokens: int | None = None
+    """The maximum length of all texts, in tokens; None: that of the configuration."""
 
     @property
     def agents(self) -> int:

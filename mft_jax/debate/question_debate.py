@@ -121,6 +121,8 @@ class QuestionDebate:
         for n, texts in others.items():
             direct = texts and shows == "answers"
             shown = prompts.later_direct(texts, cooperate=self._cooperate) if direct else prompts.reconsider()
+            if shows == "true answer" and self.question.gold is not None:
+                shown = prompts.hint(self.question.gold)
             self._agents[n].shown = shown
         if shows != "summary" or not any(others.values()):
             return self._request_answers(round)
@@ -129,7 +131,9 @@ class QuestionDebate:
         requests = []
         for n, texts in others.items():
             if texts:
-                requests.append(TextRequest("summary", round, n, None, (prompts.summary(self.question.text, texts),)))
+                writer = None if self.protocol.summarizer == "base" else self.protocol.speaker(round, n)
+                asked = prompts.summary(self.question.text, texts)
+                requests.append(TextRequest("summary", round, n, writer, (asked,)))
         return requests
 
     def _other_answers(self, agent: int) -> list[str]:
@@ -158,14 +162,12 @@ class QuestionDebate:
             agent.answers.append(self.task.answer(answer.text, answer.turn.complete))
         latest = [agent.answers[-1] for agent in self._agents]
         round = len(self._votes) + 1
-        self._votes.append(
-            vote(latest, self.task.equivalent, seed=self.seed, question_id=self.question.id, round=round)
-        )
+        where = {"seed": self.seed, "question_id": self.question.id, "round": round, "ties": self.protocol.ties}
+        self._votes.append(vote(latest, self.task.equivalent, **where))
 
     def _is_over(self) -> bool:
         if len(self._votes) == self.protocol.rounds or all(agent.has_left for agent in self._agents):
             return True
-        latest = [agent.answers[-1] for agent in self._agents]
-        first = latest[0]
-        agreed = first is not None and all(a is not None and self.task.equivalent(first, a) for a in latest)
-        return agreed and self.protocol.stops == "agreement"
+        latest, stops = [agent.answers[-1] for agent in self._agents], self.protocol.stops
+        wanted = {"agreement": latest[0], "correct": self.question.gold, "never": None}[stops]
+        return wanted is not None and all(a is not None and self.task.equivalent(wanted, a) for a in latest)

@@ -1,8 +1,11 @@
 """The majority vote of the agents."""
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from mft_jax.seeds import tie
+
+Ties = Literal["random", "largest", "none"]
 
 
 def vote(
@@ -12,27 +15,41 @@ def vote(
     seed: int,
     question_id: str,
     round: int,
+    ties: Ties = "random",
 ) -> str | None:
     """The majority answer of one round: y-hat in Algorithm 1 of Subramaniam et al. 2025 (arXiv 2501.05707).
 
-    `answers` are the agents' parsed answers in agent order. They are grouped into classes of equivalent answers: an
-    answer joins the first class whose first member is equivalent to it. The result is the first member of the largest
-    class. A tie between classes is broken at random, as in the paper's majority baseline; the random choice depends
-    only on `seed`, `question_id` and `round` (from 1). None is an answer that could not be parsed and is not counted.
-    If all are None, the result is None.
+    `answers` are the agents' parsed answers in agent order. The result is the first member of the largest of their
+    `classes`. None is an answer that could not be parsed and is not counted. If all are None, the result is None.
+
+    A tie between classes is broken by `ties`. random: at random, as in the paper's majority baseline; the choice depends
+    only on `seed`, `question_id` and `round` (from 1). largest: the lexicographically largest text, as in the paper's
+    released code. none: the result is None.
     """
-    classes: list[list[str]] = []
-    for answer in answers:
+    groups = classes(answers, equivalent)
+    if not groups:
+        return None
+    most = max(map(len, groups))
+    winners = [str(answers[members[0]]) for members in groups if len(members) == most]
+    if len(winners) > 1 and ties == "none":
+        return None
+    return max(winners) if ties == "largest" else winners[int(tie(seed, question_id, round) * len(winners))]
+
+
+def classes(answers: Sequence[str | None], equivalent: Callable[[str, str], bool]) -> list[list[int]]:
+    """Groups the indices of equivalent answers; those of None are in no class.
+
+    An answer joins the first class whose first member is equivalent to it. The classes are in the order of their first
+    members.
+    """
+    found: list[list[int]] = []
+    for index, answer in enumerate(answers):
         if answer is None:
             continue
-        for members in classes:
-            if equivalent(members[0], answer):
-                members.append(answer)
+        for members in found:
+            if equivalent(str(answers[members[0]]), answer):
+                members.append(index)
                 break
         else:
-            classes.append([answer])
-    if not classes:
-        return None
-    most = max(len(members) for members in classes)
-    winners = [members[0] for members in classes if len(members) == most]
-    return winners[int(tie(seed, question_id, round) * len(winners))]
+            found.append([index])
+    return found

@@ -1,12 +1,13 @@
 """Selects the training examples of an adapter from debates (Algorithm 1 of Subramaniam et al. 2025, arXiv 2501.05707).
 
-An example is a dialogue of one agent, {"id", "messages", "kind"}, stored as one JSON line in the run. Gold answers are
-never read. Truncated answers are never training targets, because the model did not write the end of their turn.
+An example is a dialogue of one agent, {"id", "messages", "kind"}, stored as one JSON line in the run. Reference answers
+are read by `TrueAnswers` only. Truncated answers are never training targets, because the model did not write the end of
+their turn.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol, TypedDict
+from typing import Literal, NotRequired, Protocol, TypedDict
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from mft_jax.debate.transcript import AgentTranscript, Transcript
 from mft_jax.prompts import Message
 
 Equivalent = Callable[[str, str], bool]  # whether two parsed answers of a task are equivalent
-Kind = Literal["first", "corrected", "kept"]
+Kind = Literal["first", "corrected", "kept", "hinted", "pair", "agreeing", "disagreeing"]
 
 
 class Example(TypedDict):
@@ -23,8 +24,17 @@ class Example(TypedDict):
     id: str  # of the question
     messages: list[Message]
     # first: only a first answer. corrected (D-): the last answer agrees with the vote, the first does not.
-    # kept (D+): both do.
+    # kept (D+): both do. hinted: an answer that was found with the true answer as a hint. pair: a preferred dialogue, with
+    # the rejected one as its counterpart. agreeing, disagreeing: with the vote, in sets that contain both.
     kind: Kind
+    weight: NotRequired[float]  # its weight in the loss; 1 if absent
+    value: NotRequired[float]  # its advantage, or +1 if it is desirable and -1 if not; 0 if absent
+    # A dialogue that is read together with it: in a pair the rejected one, in KTO an answer to another question.
+    counterpart: NotRequired[list[Message]]
+    # The log-probabilities of its targets and of those of its counterpart, in nats: under the reference model, and
+    # under the model that sampled it. Absent if the objective needs none.
+    reference: NotRequired[list[float]]
+    old: NotRequired[list[float]]
 
 
 class Selector(Protocol):
@@ -71,6 +81,54 @@ class PooledFirstAnswers:
         ]
 
 
+@dataclasses.dataclass(frozen=True)
+class TrueAnswers:
+    """The answers of the first agent that are equivalent to the reference answer (STaR, arXiv 2203.14465).
+
+    If its first answer is wrong, and its second one, for which it was shown the reference answer, is right, it learns to
+    answer the question with the second one.
+    """
+
+    def __call__(
+        self, transcripts: Sequence[Transcript], equivalent: Equivalent, rng: np.random.Generator
+    ) -> list[Example]:
+        del rng  # this selector is deterministic
+        examples = []
+        for transcript in transcripts:
+            own = transcript.agents[0]
+            rights = [agrees(answer, transcript.gold, equivalent) for answer in own.answers]
+            if any(rights) and own.turns[tried := rights.index(True)].complete:
+                messages = [own.messages[0], own.messages[2 * tried + 1]]
+                examples.append(Example(id=transcript.id, messages=messages, kind="hinted" if tried else "first"))
+        return examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Solutions:
+    """For a single model that learns from a society: what each agent's debate came to, as an answer to the question.
+
+    It is the agent's first answer if this agrees with the final vote, otherwise its last answer if that one does.
+    """
+
+    agents: int
+
+    def __call__(
+        self, transcripts: Sequence[Transcript], equivalent: Equivalent, rng: np.random.Generator
+    ) -> list[Example]:
+        del rng  # this selector is deterministic
+        examples = []
+        for transcript in transcripts:
+            for own in transcript.agents[: self.agents]:
+                for turn in sorted({0, len(own.messages) // 2 - 1} - {-1}):
+                    if own.turns[turn].complete and agrees(own.answers[turn], transcript.vote, equivalent):
+                        messages = [own.messages[0], own.messages[2 * turn + 1]]
+                        examples.append(
+                            Example(id=transcript.id, messages=messages, kind="corrected" if turn else "first")
+                        )
+                        break
+        return examples
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dialogues:
     """The training set of a later-round adapter: the agent's complete dialogues whose last answer agrees with the vote.
@@ -81,8 +139,9 @@ class Dialogues:
     agent: int  # from 0
     share: float = 0.5
     """w, 0..1: the share of corrected dialogues in the mix. Used by the rule "share"."""
-    rule: Literal["share", "released_code"] = "share"
-    """share: `mix`. released_code: `mix_as_released`."""
+    rule: Literal["share", "released_code", "all", "weighted"] = "share"
+    """share: `mix`. released_code: `mix_as_released`. all: every dialogue. weighted: every dialogue, with weights such
+    that the corrected ones have the share w of the weight."""
     final_turn_only: bool = False
     """Only the last answer is a training target, so only the last answer must be complete."""
 
@@ -92,6 +151,12 @@ class Dialogues:
         corrected, kept = self.split(transcripts, equivalent)
         if self.rule == "released_code":
             return mix_as_released(corrected, kept, rng)
+        if self.rule == "all":
+            return corrected + kept
+        if self.rule == "weighted":
+            return weigh(corrected, self.share, len(corrected + kept)) + weigh(
+                kept, 1 - self.share, len(corrected + kept)
+            )
         return mix(corrected, kept, self.share, rng)
 
     def split(self, transcripts: Sequence[Transcript], equivalent: Equivalent) -> tuple[list[Example], list[Example]]:
@@ -102,7 +167,7 @@ class Dialogues:
         corrected, kept = [], []
         for transcript in transcripts:
             own = transcript.agents[self.agent]
-            if len(own.answers) < 2 or not self._is_complete(own):
+            if len(own.answers) < 2 or not is_complete(own, self.final_turn_only):
                 continue
             if not agrees(own.answers[-1], transcript.vote, equivalent):
                 continue
@@ -112,9 +177,11 @@ class Dialogues:
                 corrected.append(Example(id=transcript.id, messages=list(own.messages), kind="corrected"))
         return corrected, kept
 
-    def _is_complete(self, own: AgentTranscript) -> bool:
-        trained = own.turns[-1:] if self.final_turn_only else own.turns
-        return all(turn.complete for turn in trained)
+
+def is_complete(own: AgentTranscript, final_turn_only: bool) -> bool:
+    """Whether the model ended all turns that are training targets itself."""
+    trained = own.turns[-1:] if final_turn_only else own.turns
+    return all(turn.complete for turn in trained)
 
 
 def mix(corrected: Sequence[Example], kept: Sequence[Example], share: float, rng: np.random.Generator) -> list[Example]:
@@ -126,6 +193,11 @@ def mix(corrected: Sequence[Example], kept: Sequence[Example], share: float, rng
     """
     from_corrected, from_kept = mix_sizes(len(corrected), len(kept), share)
     return _random_subset(corrected, from_corrected, rng) + _random_subset(kept, from_kept, rng)
+
+
+def weigh(examples: Sequence[Example], share: float, total: int) -> list[Example]:
+    """The examples with equal weights, whose sum is `share` times `total`; none if the share is 0."""
+    return [Example(**example, weight=share * total / len(examples)) for example in examples if share]
 
 
 def mix_as_released(corrected: Sequence[Example], kept: Sequence[Example], rng: np.random.Generator) -> list[Example]:

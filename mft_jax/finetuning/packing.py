@@ -8,14 +8,16 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 
+import jax
 import numpy as np
 from jaxtyping import Int
 
 from mft_jax.config import FinetuningConfig
+from mft_jax.finetuning.encoding import Part, encode_apart, encode_together
 from mft_jax.finetuning.examples import Example
 from mft_jax.finetuning.lesson import Lesson
 from mft_jax.models.chat import Chat, Encoded
-from mft_jax.programs.train import Batch, Hyper
+from mft_jax.programs.train import Batch, Hyper, Signals
 from mft_jax.seeds import packing
 
 
@@ -24,9 +26,9 @@ class AdapterPlan:
     """The packed training data of one adapter in a finetuning stage."""
 
     lesson: Lesson
-    examples: tuple[Encoded, ...]
+    parts: tuple[Part, ...]
     left_out: int  # number of examples left out: longer than a row, or without targets
-    rows: tuple[tuple[int, ...], ...]  # indices of the examples in each row, for all epochs in order
+    rows: tuple[tuple[int, ...], ...]  # indices of the parts in each row, for all epochs in order
     steps: int  # optimizer steps; 0: no examples, the adapter is not changed
 
     @property
@@ -34,8 +36,13 @@ class AdapterPlan:
         """The name of the adapter."""
         return self.lesson.adapter
 
+    @property
+    def examples(self) -> tuple[Encoded, ...]:
+        """The token ids of the parts, and the masks of their targets."""
+        return tuple(part.encoded for part in self.parts)
+
     def rows_of(self, step: int) -> tuple[tuple[int, ...], ...]:
-        """The rows of `step` (from 0), as indices of examples. Empty after the last step.
+        """The rows of `step` (from 0), as indices of parts. Empty after the last step.
 
         The rows are spread evenly over the steps, so that the last step is not a small remainder.
         """
@@ -53,6 +60,7 @@ class Plan:
     batch_rows: int  # B
     row_tokens: int  # T
     row_targets: int  # M, the same in all steps of the stage, so that one step is compiled
+    sequences: int  # S, the same in all steps too; 0: the objective needs no signals
 
     @property
     def total(self) -> int:
@@ -71,18 +79,23 @@ class Plan:
 
     def batch(self, step: int) -> Batch:
         """The batch of `step` (from 0) for all adapters, as numpy arrays."""
-        lead = (len(self.adapters), self.batch_rows)
-        sizes = [self.row_tokens] * 3 + [self.row_targets] * 3
-        dtypes = [np.int32] * 5 + [np.float32]
-        batch = Batch(*(np.zeros((*lead, size), dtype) for size, dtype in zip(sizes, dtypes, strict=True)))
+        batch = _empty_batch((len(self.adapters), self.batch_rows), self.row_tokens, self.row_targets, self.sequences)
         for index, adapter in enumerate(self.adapters):
+            numbers: dict[tuple[int, int], int] = {}
             for place, row in enumerate(adapter.rows_of(step)):
-                _fill_row(Batch(*(array[index, place] for array in batch)), [adapter.examples[i] for i in row])
+                parts = [adapter.parts[i] for i in row]
+                arrays = jax.tree.map(lambda array, at=(index, place): array[at], batch._replace(signals=None))
+                _fill_row(arrays, parts, weighted=batch.signals is None)
+                if batch.signals is not None:
+                    for part in parts:  # an example can be in a step twice, at the end of an epoch and in the next
+                        numbers.setdefault((place, part.example), len(numbers))
+                    own = jax.tree.map(lambda array, at=index: array[at], batch.signals)
+                    _fill_signals(own, place, parts, [numbers[place, part.example] for part in parts])
         return batch
 
     def tokens(self, step: int) -> int:
         """The number of tokens in the batch of `step`, over all adapters and without padding."""
-        return sum(len(own.examples[i][0]) for own in self.adapters for row in own.rows_of(step) for i in row)
+        return sum(len(own.parts[i].encoded[0]) for own in self.adapters for row in own.rows_of(step) for i in row)
 
     @property
     def digest(self) -> str:
@@ -93,8 +106,12 @@ class Plan:
         digest = hashlib.sha256(f"{self.batch_rows} {self.row_tokens}".encode())
         for own in self.adapters:
             digest.update(f"{own.name} {own.steps} {own.rows}".encode())
-            for ids, mask in own.examples:
-                digest.update(ids.tobytes() + mask.tobytes())
+            for part in own.parts:
+                digest.update(part.encoded[0].tobytes() + part.encoded[1].tobytes())
+                if self.sequences or part.weight != 1:
+                    digest.update(f"{part.example} {part.is_counterpart} {part.weight} {part.value}".encode())
+                for known in (part.reference, part.old):
+                    digest.update(b"" if known is None else known.tobytes())
         return digest.hexdigest()
 
 
@@ -106,22 +123,34 @@ def make_plan(
     *,
     seed: int,
     iteration: int,
+    signals: bool = False,
 ) -> Plan:
     """Encodes and packs the examples of each adapter. The adapters of the plan are in the order of the lessons.
+
+    `signals`: whether the objective uses signals. The parts of an example are then in the same row.
 
     Raises UserError if the chat template does not render an assistant turn as a continuation of its prompt.
     """
     plans = []
     for index, lesson in enumerate(lessons):
-        encoded, left_out = encode(chat, examples[lesson.adapter], config)
-        lengths = [len(ids) for ids, _ in encoded]
+        encode = encode_together if signals else encode_apart
+        units, left_out = encode(chat, examples[lesson.adapter], config.row_tokens, config.final_turn_only)
+        lengths = [sum(len(part.encoded[0]) for part in unit) for unit in units]
+        starts = np.cumsum([0, *map(len, units)]).tolist()
         epochs = [
             pack_rows(lengths, config.row_tokens, packing(seed, iteration, index, epoch))
             for epoch in range(lesson.settings.epochs)
         ]
-        rows = tuple(row for epoch in epochs for row in epoch)
-        plans.append(AdapterPlan(lesson, encoded, left_out, rows, -(-len(rows) // config.batch_rows)))
-    return Plan(tuple(plans), iteration, config.batch_rows, config.row_tokens, _row_targets(plans, config.row_tokens))
+        rows = tuple(
+            tuple(i for unit in row for i in range(starts[unit], starts[unit + 1])) for epoch in epochs for row in epoch
+        )
+        parts = tuple(part for unit in units for part in unit)
+        plans.append(AdapterPlan(lesson, parts, left_out, rows, -(-len(rows) // config.batch_rows)))
+    most = max((_sequences_of(own, step) for own in plans for step in range(own.steps)), default=0) if signals else 0
+    return Plan(
+        tuple(plans), iteration, config.batch_rows, config.row_tokens, _row_targets(plans, config.row_tokens),
+        -(-most // 16) * 16,
+    )  # fmt: skip
 
 
 def hyper_of(plan: Plan, config: FinetuningConfig, lora_scale: float) -> Hyper:
@@ -134,17 +163,6 @@ def hyper_of(plan: Plan, config: FinetuningConfig, lora_scale: float) -> Hyper:
         plan.steps,
         *(np.asarray(value, np.float32) for value in scalars),
     )
-
-
-def encode(chat: Chat, examples: Sequence[Example], config: FinetuningConfig) -> tuple[tuple[Encoded, ...], int]:
-    """Token ids and loss masks of the examples, and the number of examples left out.
-
-    Examples longer than a row are left out, because a truncated one would lose its last answer; so are examples without
-    targets.
-    """
-    encoded = [pair for own in examples for pair in chat.examples(own["messages"], config.final_turn_only)]
-    kept = tuple((ids, mask) for ids, mask in encoded if len(ids) <= config.row_tokens and mask[1:].any())
-    return kept, len(encoded) - len(kept)
 
 
 def pack_rows(lengths: Sequence[int], row_tokens: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
@@ -173,7 +191,7 @@ def _row_targets(plans: Sequence[AdapterPlan], row_tokens: int) -> int:
 
     Because of the rounding, most iterations have the same M and need no recompilation.
     """
-    counts = [[int(mask[1:].sum()) for _, mask in plan.examples] for plan in plans]
+    counts = [[part.targets for part in plan.parts] for plan in plans]
     most = max(
         (sum(own[i] for i in row) for plan, own in zip(plans, counts, strict=True) for row in plan.rows), default=1
     )
@@ -181,10 +199,42 @@ def _row_targets(plans: Sequence[AdapterPlan], row_tokens: int) -> int:
     return min(-(-most // bucket) * bucket, max(64, -(-row_tokens // 64) * 64))
 
 
-def _fill_row(row: Batch, examples: Sequence[Encoded]) -> None:
-    """Writes examples into the arrays of one row in place, one segment after another."""
+def _sequences_of(own: AdapterPlan, step: int) -> int:
+    """The number of sequences of an adapter in a step, that of missing counterparts included."""
+    return 2 * sum(len({own.parts[i].example for i in row}) for row in own.rows_of(step))
+
+
+def _empty_batch(lead: tuple[int, int], row_tokens: int, row_targets: int, sequences: int) -> Batch:
+    """A batch of zeros, for `lead` (adapters, rows). Without sequences it has no signals."""
+    zeros = lambda size, dtype: np.zeros((*lead, size), dtype)
+    of_sequences = lambda: np.zeros((lead[0], sequences), np.float32)
+    return Batch(
+        tokens=zeros(row_tokens, np.int32),
+        positions=zeros(row_tokens, np.int32),
+        segment_ids=zeros(row_tokens, np.int32),
+        target_index=zeros(row_targets, np.int32),
+        target_ids=zeros(row_targets, np.int32),
+        target_weight=zeros(row_targets, np.float32),
+        signals=Signals(
+            sequence=zeros(row_targets, np.int32),
+            reference=zeros(row_targets, np.float32),
+            old=zeros(row_targets, np.float32),
+            value=of_sequences(),
+            weight=of_sequences(),
+        )
+        if sequences
+        else None,
+    )
+
+
+def _fill_row(row: Batch, parts: Sequence[Part], *, weighted: bool) -> None:
+    """Writes parts into the arrays of one row in place, one segment after another.
+
+    Targets have the weight of their part, or 1 if they are not `weighted` because the signals hold the weights.
+    """
     start = count = 0
-    for segment, (ids, mask) in enumerate(examples, start=1):
+    for segment, part in enumerate(parts, start=1):
+        ids, mask = part.encoded
         end = start + len(ids)
         row.tokens[start:end] = ids
         row.positions[start:end] = np.arange(len(ids))
@@ -192,5 +242,17 @@ def _fill_row(row: Batch, examples: Sequence[Encoded]) -> None:
         before = np.flatnonzero(mask[1:])  # the token before each target, which predicts it
         row.target_index[count : count + len(before)] = start + before
         row.target_ids[count : count + len(before)] = ids[before + 1]
-        row.target_weight[count : count + len(before)] = 1
+        row.target_weight[count : count + len(before)] = part.weight if weighted else 1
         start, count = end, count + len(before)
+
+
+def _fill_signals(own: Signals, row: int, parts: Sequence[Part], numbers: Sequence[int]) -> None:
+    """Writes the signals of one row of an adapter in place. `numbers`: of each part, that of its example in the step."""
+    count = 0
+    for part, number in zip(parts, numbers, strict=True):
+        targets, sequence = slice(count, count + part.targets), 2 * number + part.is_counterpart
+        own.sequence[row, targets] = sequence
+        for array, known in ((own.reference, part.reference), (own.old, part.old)):
+            array[row, targets] = 0 if known is None else known
+        own.value[sequence], own.weight[sequence] = part.value, part.weight
+        count = targets.stop

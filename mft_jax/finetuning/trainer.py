@@ -68,7 +68,10 @@ def train(
 
 def place_batch(batch: Batch, mesh: Mesh) -> Batch:
     """Copies a batch to the devices, sharded over the mesh's agent and data axes where their sizes divide evenly."""
-    return jax.tree.map(lambda x: jax.device_put(x, sharding(mesh, "agent", "batch", None, shape=x.shape)), batch)
+    # [A, B, ...], except the values and weights of sequences, which are [A, S]
+    axes = lambda array: ("agent", "batch", None) if array.ndim == 3 else ("agent", None)
+    place = lambda array: jax.device_put(array, sharding(mesh, *axes(array), shape=array.shape))
+    return jax.tree.map(place, batch)
 
 
 def _report_step(index: int, metrics: Metrics, plan: Plan, on_step: Callable[[int, Metrics], None]) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 from mft_jax.config import ExperimentConfig
+from mft_jax.debate.protocol import Protocol
 from mft_jax.errors import UserError
 from mft_jax.methods.method import Method
 from mft_jax.methods.paper import (
@@ -19,7 +20,21 @@ from mft_jax.methods.paper import (
     multiagent_ft_no_summary,
     single_agent_ft,
     single_agent_ft_no_debate,
+    star,
     unique_id,
+)
+from mft_jax.methods.rivals import (
+    distill,
+    dte,
+    evol,
+    long_answer,
+    maca,
+    maca_grpo,
+    maca_kto,
+    maca_sft,
+    maca_single,
+    scpo,
+    ttrl,
 )
 
 __all__ = ["METHODS", "Method", "make_method"]
@@ -30,6 +45,8 @@ METHODS: dict[str, Callable[[ExperimentConfig], Method]] = {
         base,
         majority,
         debate,
+        long_answer,
+        star,
         majority_ft,
         single_agent_ft,
         single_agent_ft_no_debate,
@@ -38,32 +55,68 @@ METHODS: dict[str, Callable[[ExperimentConfig], Method]] = {
         multiagent_ft_no_critic,
         unique_id,
         cooperative,
+        maca,
+        maca_kto,
+        maca_grpo,
+        maca_sft,
+        maca_single,
+        scpo,
+        ttrl,
+        evol,
+        dte,
+        distill,
     )
 }
 
 
-def make_method(name: str, config: ExperimentConfig) -> Method:
+# "majority@debate" or "majority@long_answer": a vote with the cost of their evaluation. "majority@iteration_K": a vote with
+# the cost of the iterations up to K and of the evaluation after it. The run counts how many answers this buys.
+BUDGET = r"majority@(?:(debate|long_answer)|iteration_([1-9]\d{0,3}))"
+
+
+def make_method(name: str, config: ExperimentConfig, answers: int | None = None) -> Method:
     """The method called `name` for a configuration; "majority@K" is `majority` with K answers instead of N.
 
-    Raises UserError, with the closest name, for an unknown one.
+    `answers` is the number of answers of a baseline that is named after a budget. Raises UserError, with the closest
+    name, for an unknown one.
     """
-    if votes := re.fullmatch(r"majority@([1-9]\d{0,3})", name):
-        return dataclasses.replace(majority(_with_agents(config, int(votes[1]))), name=name)
+    if re.fullmatch(BUDGET, name):
+        if answers is None:
+            raise UserError(f"{name} can only be one of the `baselines`: the run finds out what its budget buys.")
+    elif votes := re.fullmatch(r"majority@([1-9]\d{0,3})", name):
+        answers = int(votes[1])
+    if answers is not None:
+        return _with_rules(dataclasses.replace(majority(_with_agents(config, answers)), name=name), config)
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.0)[0]
         raise UserError(
-            f"Unknown method {name!r}, expected one of {', '.join(METHODS)}, majority@K: did you mean {near!r}?"
+            f"Unknown method {name!r}, expected one of {', '.join(METHODS)}, majority@K, or as a baseline "
+            f"majority@debate, majority@long_answer, majority@iteration_K: did you mean {near!r}?"
         )
-    return _stop_at_agreement(METHODS[name](config), config)
+    return _with_rules(METHODS[name](config), config)
 
 
 def _with_agents(config: ExperimentConfig, agents: int) -> ExperimentConfig:
     return dataclasses.replace(config, debate=dataclasses.replace(config.debate, agents=agents))
 
 
-def _stop_at_agreement(method: Method, config: ExperimentConfig) -> Method:
-    """The method with debates that end at agreement, in the debates that `debate.stop_at_agreement` names."""
-    where, early = config.debate.stop_at_agreement, lambda rules: dataclasses.replace(rules, stops="agreement")
-    training = early(method.protocol) if where in ("training", "always") else method.protocol
-    evaluation = early(method.evaluation) if where in ("evaluation", "always") else method.evaluation
+def _with_rules(method: Method, config: ExperimentConfig) -> Method:
+    """The method with the rules that `config.debate` states for the debates of all methods.
+
+    What a method sets itself, like the answers that are shown in an ablation without summaries, stays.
+    """
+    debate, learns = config.debate, bool(method.lessons)
+
+    def ruled(rules: Protocol, phase: str, temperature: float | None) -> Protocol:
+        return dataclasses.replace(
+            rules,
+            shows=debate.shows if rules.shows == "summary" else rules.shows,
+            summarizer=debate.summarizer,
+            ties=debate.ties,
+            stops="agreement" if debate.stop_at_agreement in (phase, "always") else rules.stops,
+            temperature=temperature if learns else None,
+        )
+
+    training = ruled(method.protocol, "training", debate.training_temperature)
+    evaluation = ruled(method.evaluation, "evaluation", debate.evaluation_temperature)
     return dataclasses.replace(method, protocol=training, test_protocol=None if evaluation == training else evaluation)

@@ -23,11 +23,18 @@ class Method:
     """The training loss of all adapters."""
     restart: bool = False
     """True: each iteration starts from the initial adapters of the run, not from those of the previous iteration."""
+    needs_gold: bool = False
+    """Whether it learns from the reference answers of the training questions."""
 
     @property
     def evaluation(self) -> Protocol:
         """The rules of the evaluation debates."""
         return self.test_protocol or self.protocol
+
+    @property
+    def restarted(self) -> tuple[str, ...]:
+        """The names of the adapters that start each iteration as in the first one."""
+        return tuple(lesson.adapter for lesson in self.lessons if self.restart or lesson.restart)
 
     @property
     def adapters(self) -> tuple[str, ...]:

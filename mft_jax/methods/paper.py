@@ -5,7 +5,7 @@ from typing import Any
 
 from mft_jax.config import ExperimentConfig
 from mft_jax.debate.protocol import Protocol, everyone
-from mft_jax.finetuning.examples import Dialogues, FirstAnswers, PooledFirstAnswers
+from mft_jax.finetuning.examples import Dialogues, FirstAnswers, PooledFirstAnswers, TrueAnswers
 from mft_jax.finetuning.lesson import Lesson
 from mft_jax.methods.method import Method
 
@@ -35,13 +35,17 @@ def multiagent_ft(config: ExperimentConfig) -> Method:
     """
     rules, tuning = config.debate, config.finetuning
     generators, critics = (tuple(f"{role}_{n}" for n in range(rules.agents)) for role in ("generator", "critic"))
+    least = tuning.min_vote_share or 0.0
     first = [
-        Lesson(adapter=name, select=FirstAnswers(n), settings=tuning.generator, field="finetuning.generator", stream=n)
+        Lesson(
+            adapter=name, field="finetuning.generator", settings=tuning.generator, stream=n, min_vote_share=least,
+            select=FirstAnswers(n),
+        )
         for n, name in enumerate(generators)
-    ]
+    ]  # fmt: skip
     dialogues = [
         Lesson(
-            adapter=name, field="finetuning.critic", settings=tuning.critic, stream=n,
+            adapter=name, field="finetuning.critic", settings=tuning.critic, stream=n, min_vote_share=least,
             select=Dialogues(
                 agent=n, share=tuning.critic_mix, rule=tuning.critic_rule, final_turn_only=tuning.final_turn_only
             ),
@@ -95,6 +99,25 @@ def single_agent_ft_no_debate(config: ExperimentConfig) -> Method:
     return dataclasses.replace(single_agent_ft(config), name="single_agent_ft_no_debate", test_protocol=one_answer)
 
 
+def star(config: ExperimentConfig) -> Method:
+    """STaR (Zelikman et al. 2022, arXiv 2203.14465), which learns from the true answers of the training questions.
+
+    One model answers. Where its answer is wrong, it tries again with the true answer as a hint. It learns from the right
+    answers of both attempts, and is evaluated with one answer.
+    """
+    tuning, attempts = (
+        config.finetuning,
+        Protocol(speakers=everyone("agent", 1, 2), shows="true answer", stops="correct"),
+    )
+    lesson = Lesson(
+        adapter="agent", select=TrueAnswers(), settings=tuning.generator, field="finetuning.generator", stream=0
+    )
+    return Method(
+        name="star", protocol=attempts, test_protocol=Protocol(speakers=everyone("agent", 1, 1)), lessons=(lesson,),
+        restart=tuning.restart_from_base, needs_gold=True,
+    )  # fmt: skip
+
+
 def majority_ft(config: ExperimentConfig) -> Method:
     """One model gives N answers without a debate, and learns from those that agree with their majority vote.
 
@@ -108,7 +131,7 @@ def _one_model(name: str, config: ExperimentConfig, protocol: Protocol) -> Metho
     tuning = config.finetuning
     lesson = Lesson(
         adapter="agent", select=PooledFirstAnswers(protocol.agents), settings=tuning.generator,
-        field="finetuning.generator", stream=0,
+        field="finetuning.generator", stream=0, min_vote_share=tuning.min_vote_share or 0.0,
     )  # fmt: skip
     return Method(name=name, protocol=protocol, lessons=(lesson,), restart=tuning.restart_from_base)
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -45,3 +46,11 @@ class Society:
                 picked = jax.device_put(picked, society_shardings(self.mesh, picked))
             self._stacks[chosen] = picked
         return self._stacks[chosen]
+
+    def with_adapters_of(self, other: "Society", names: Sequence[str]) -> "Society":
+        """This society with the adapters `names` from `other`, which has the same names. Copies unless it changes nothing."""
+        chosen = np.array([name in names for name in self.names])
+        if not chosen.any() or chosen.all():
+            return other if chosen.any() else self
+        pick = lambda new, old: jnp.where(chosen.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
+        return dataclasses.replace(self, adapters=jax.tree.map(pick, other.stacked, self.stacked), _stacks={})

@@ -6,7 +6,7 @@ gradient or updated state is not finite, keeps its weights and its optimizer sta
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,62 @@ from mft_jax.programs.arrays import AnyArray
 
 MAX_LOGITS = 2**26  # most elements of logits [A, B, chunk, V] in memory at once: 256 MiB in float32
 
-# Computes one adapter's loss from the log-probabilities [B, M] of its targets, in nats, and their weights [B, M].
-Objective = Callable[[Array, Array], Float[Array, ""]]
+# start: the adapter as it is before the finetuning stage. base: the base model without an adapter.
+Reference = Literal["start", "base"]
+
+
+class Signals(NamedTuple):
+    """What a preference or a policy gradient is computed from, besides the log-probabilities of the targets.
+
+    A sequence is a whole training dialogue; its targets may lie in several segments. Sequences 2k and 2k + 1 of an
+    adapter's batch belong together: an example has the number 2k and, if it has a counterpart, this has 2k + 1.
+    """
+
+    sequence: Int[AnyArray, "A B M"]  # of each target: the number of its sequence, 0..S-1
+    reference: Float[AnyArray, "A B M"]  # of each target: its log-probability under the reference model, in nats
+    old: Float[AnyArray, "A B M"]  # of each target: its log-probability under the model that sampled it, in nats
+    value: Float[AnyArray, "A S"]  # of each sequence: its advantage, or +1 for a desirable one and -1 for another
+    weight: Float[AnyArray, "A S"]  # of each sequence: its weight in the loss; 0 if there is no such sequence
+
+
+class Targets(NamedTuple):
+    """The targets of one adapter in a step: the argument of an objective."""
+
+    log_probs: Float[Array, "B M"]  # under the adapter, in nats
+    weight: Float[Array, "B M"]  # 0 for padding
+    entropy: Float[Array, "B M"] | None = None  # of the distribution of each target, in nats; None if not asked for
+    signals: Signals | None = None  # without the axis A; None for the likelihood
+
+
+class Objective(Protocol):
+    """A training loss: a hashable value, because each objective has its own compiled step."""
+
+    @property
+    def uses_entropy(self) -> bool:
+        """Whether it needs `Targets.entropy`."""
+        ...
+
+    @property
+    def uses_signals(self) -> bool:
+        """Whether it needs `Targets.signals`."""
+        ...
+
+    @property
+    def uses_old(self) -> bool:
+        """Whether it needs `Signals.old`."""
+        ...
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether it needs `Signals.reference`."""
+        ...
+
+    @property
+    def reference(self) -> Reference:
+        """The model that `Signals.reference` comes from."""
+        ...
+
+    def __call__(self, targets: Targets) -> Float[Array, ""]: ...
 
 
 class Batch(NamedTuple):
@@ -37,7 +91,8 @@ class Batch(NamedTuple):
     segment_ids: Int[AnyArray, "A B T"]  # 1, 2, .. within a row
     target_index: Int[AnyArray, "A B M"]
     target_ids: Int[AnyArray, "A B M"]
-    target_weight: Float[AnyArray, "A B M"]  # 1 for a target, 0 for padding
+    target_weight: Float[AnyArray, "A B M"]  # the weight of a target, usually 1; 0 for padding
+    signals: Signals | None = None  # for objectives that use them
 
 
 class TrainState(NamedTuple):
@@ -99,8 +154,9 @@ def train_step(
     chunks = logit_chunks((spread * together, *batch.target_ids.shape[1:]), model.config.vocab_size)
 
     def loss_of(weights: AdapterWeights, scale: Array, rows: Batch) -> Float[Array, ""]:
-        log_probs = target_log_probs(model, Adapter(weights, scale), rows, chunks, remat)
-        return objective(log_probs, jnp.asarray(rows.target_weight))
+        adapter = Adapter(weights, scale)
+        scored = target_scores(model, adapter, rows, chunks, remat, entropy=objective.uses_entropy)
+        return objective(Targets(scored[0], jnp.asarray(rows.target_weight), scored[1], rows.signals))
 
     loss, gradient = _map_in_groups(
         jax.value_and_grad(loss_of), spread, together, state.adapters, jnp.asarray(hyper.lora_scale), batch
@@ -115,26 +171,30 @@ def train_step(
     return jax.tree.map(choose, stepped, state), Metrics(loss, norm, rate, targets, active, finite)
 
 
-def target_log_probs(model: Decoder, adapter: Adapter, rows: Batch, chunks: int, remat: bool) -> Float[Array, "B M"]:
-    """The log-probability, in nats, of each target of one adapter's rows. The fields of `rows` are [B, T] and [B, M].
+def target_scores(
+    model: Decoder, adapter: Adapter, rows: Batch, chunks: int, remat: bool, *, entropy: bool = False
+) -> tuple[Float[Array, "B M"], Float[Array, "B M"] | None]:
+    """(log-probability of each target, entropy of its distribution or None), in nats, for one adapter's rows.
 
-    The logits are computed in `chunks` parts of M / `chunks` targets per row. With more than one part they are
-    recomputed in the backward pass.
+    The fields of `rows` are [B, T] and [B, M]. The logits are computed in `chunks` parts of M / `chunks` targets per row.
+    With more than one part they are recomputed in the backward pass.
     """
-    tokens, positions, segment_ids, index, ids, _ = (jnp.asarray(x) for x in rows)
+    tokens, positions, segment_ids, index, ids = (jnp.asarray(x) for x in rows[:5])
     hidden = model.hidden(tokens, positions, segment_ids, adapter, remat)
     hidden = jnp.take_along_axis(hidden, index[..., None], axis=1)  # [B, M, D]
 
-    def of_chunk(hidden: Array, ids: Array) -> Float[Array, "B C"]:
+    def of_chunk(hidden: Array, ids: Array) -> tuple[Float[Array, "B C"], Float[Array, "B C"] | None]:
         logits = model.logits(hidden)
         chosen = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == ids[..., None], logits, 0), axis=-1)
-        return chosen - jax.nn.logsumexp(logits, axis=-1)
+        total = jax.nn.logsumexp(logits, axis=-1)
+        mean = jnp.sum(jax.nn.softmax(logits, axis=-1) * logits, axis=-1) if entropy else None
+        return chosen - total, None if mean is None else total - mean
 
     if chunks == 1:
         return of_chunk(hidden, ids)
     split = lambda x: jnp.moveaxis(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]), 1, 0)
     parts = jax.lax.map(lambda part: jax.checkpoint(of_chunk)(*part), (split(hidden), split(ids)))
-    return jnp.moveaxis(parts, 0, 1).reshape(ids.shape)
+    return jax.tree.map(lambda part: jnp.moveaxis(part, 0, 1).reshape(ids.shape), parts)
 
 
 def learning_rate(

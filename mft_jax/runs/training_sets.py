@@ -1,7 +1,8 @@
 """The training sets of an iteration: a file of examples for each adapter, and a file with their checksums.
 
 "iteration_K/finetune/NAME.jsonl" has one JSON object per line. "training_sets.json" beside these files,
-{"sha256": {NAME: checksum}}, is written last. If it does not exist, the training sets are not complete yet.
+{"sha256": {NAME: checksum}, "cost": {...}}, is written last. If it does not exist, the training sets are not complete
+yet. The cost is that of scoring their texts.
 """
 
 import hashlib
@@ -9,20 +10,27 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mft_jax.metrics.ledger import Cost
 from mft_jax.runs import layout
 from mft_jax.runs.store import Damage, DamagedFile, Store
 
 Example = dict[str, Any]
 
 
-def write_training_sets(store: Store, iteration: int, sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Writes the training sets of all adapters, {name of the adapter: examples}, and their checksums."""
+def write_training_sets(
+    store: Store,
+    iteration: int,
+    sets: Mapping[str, Sequence[Mapping[str, Any]]],
+    cost: Cost = Cost(),  # noqa: B008  (frozen)
+) -> None:
+    """Writes the training sets of all adapters, {name of the adapter: examples}, their checksums and their cost."""
     digests = {}
     for name, examples in sets.items():
         data = "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples).encode()
         store.write(layout.training_set(iteration, name), data)
         digests[name] = hashlib.sha256(data).hexdigest()
-    store.write(layout.training_set_checksums(iteration), (json.dumps({"sha256": digests}, indent=2) + "\n").encode())
+    listing = json.dumps({"sha256": digests, "cost": cost.to_dict()}, indent=2) + "\n"
+    store.write(layout.training_set_checksums(iteration), listing.encode())
 
 
 def read_training_sets(
@@ -47,6 +55,15 @@ def read_training_sets(
             _move_damaged(store, layout.training_set(iteration, name), damage, say)
             is_whole = False
     return sets if is_whole else None
+
+
+def training_sets_cost(store: Store, iteration: int) -> Cost:
+    """The cost of making the training sets of an iteration after its debate; zero if it is not known."""
+    data = store.read_if_exists(layout.training_set_checksums(iteration))
+    try:
+        return Cost.from_dict(json.loads(data or b"{}").get("cost", {}))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return Cost()
 
 
 def read_training_set(store: Store, iteration: int, name: str) -> list[Example]:

@@ -49,7 +49,7 @@ def test_a_huge_value_makes_a_short_message(kind):
 
 
 def test_a_huge_name_makes_a_short_message():
-    with pytest.raises(UserError, match=r"there is no field debate\.rrr.*; did you mean debate\.rounds") as raised:
+    with pytest.raises(UserError, match=r"there is no field debate\.rrr.*; did you mean debate\.\w+\?") as raised:
         from_dict({"debate": {"r" * 10**6: 1}})
     assert len(str(raised.value)) < 400
     with pytest.raises(UserError, match=r"there is no field debate\.a number of thousands of digits; did you mean"):

@@ -13,7 +13,8 @@ ANY_TIME = {
 NEXT_STEP = {
     f"finetuning.{name}"
     for name in (
-        "generator.learning_rate", "critic.learning_rate", "warmup", "weight_decay", "beta1", "beta2", "eps", "clip_norm",
+        "generator.learning_rate", "critic.learning_rate", "preference.learning_rate", "policy.learning_rate",
+        "warmup", "weight_decay", "beta1", "beta2", "eps", "clip_norm",
     )
 }  # fmt: skip
 # A valid value of every kind of setting that is not its default.
@@ -23,8 +24,11 @@ OTHER = {
     "finetuning.critic_rule": "released_code", "debate.agents": 6, "finetuning.warmup": 0.25, "finetuning.beta1": 0.5,
     "finetuning.beta2": 0.5, "finetuning.eps": 0.5, "finetuning.critic_mix": 0.25, "sampling.top_p": 0.5,
     "sampling.rows": 32, "sampling.prefill_rows": 8, "finetuning.batch_rows": 8, "debate.stop_at_agreement": "always",
+    "debate.shows": "answers", "debate.summarizer": "speaker", "debate.ties": "none",
+    "finetuning.preference.reference": "base", "finetuning.policy.reference": "start",
+    "finetuning.policy.clip_low": 0.25, "finetuning.min_vote_share": 0.25,
 }  # fmt: skip
-BY_TYPE = {bool: True, int: 7, float: 3.5, str: "other", int | None: 3, str | None: "other"}
+BY_TYPE = {bool: True, int: 7, float: 3.5, str: "other", int | None: 3, float | None: 1.5, str | None: "other"}
 
 
 def changed(field):

@@ -18,6 +18,7 @@ from mft_jax.models.lora import Adapter
 from mft_jax.parallel.mesh import make_mesh, society_shardings
 from mft_jax.programs import Programs
 from mft_jax.programs import train as steps
+from mft_jax.programs.train import Targets
 from tests.conftest import place_base
 from tests.finetuning.conftest import CONFIG, LESSONS
 
@@ -102,7 +103,8 @@ def test_packed_equals_unpacked(tiny, plan, unpacked):
 
         def loss(weights, chunks=chunks, remat=remat):
             adapter, model = Adapter(weights, jnp.float32(tiny.lora.scale)), nnx.merge(tiny.graphdef, tiny.base)
-            return likelihood(steps.target_log_probs(model, adapter, rows, chunks, remat), rows.target_weight)
+            log_probs, _ = steps.target_scores(model, adapter, rows, chunks, remat)
+            return likelihood(Targets(log_probs, rows.target_weight))
 
         assert_close(jax.jit(jax.value_and_grad(loss))(weights), expected)
 
@@ -202,8 +204,8 @@ def test_schedule(warmup, total):
 
 def test_the_likelihood_is_the_mean_over_targets():
     log_probs, weight = np.float32([[-1.0, -2.0, -9.0], [-3.0, -9.0, -9.0]]), np.float32([[1, 1, 0], [1, 0, 0]])
-    assert likelihood(log_probs, weight) == 2
-    assert likelihood(log_probs, 0 * weight) == 0
+    assert likelihood(Targets(log_probs, weight)) == 2
+    assert likelihood(Targets(log_probs, 0 * weight)) == 0
 
 
 def test_hyperparameters_as_arrays(plan, hyper, tiny):
