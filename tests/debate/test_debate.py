@@ -258,3 +258,25 @@ def test_one_speaker_for_everyone():
     protocol = Protocol(speakers=everyone("one", 2, 3))
     assert (protocol.agents, protocol.rounds, protocol.samples) == (2, 3, 10)
     assert {protocol.speaker(m, n) for m in (1, 2, 3) for n in (0, 1)} == {"one"}
+
+
+def test_the_speaker_writes_its_own_summary():
+    """The one that answers in the coming round."""
+    speakers = (("a", "b"), ("c", "d"))
+    debate, sampler = make_debate(
+        lambda asked: "summary" if asked.is_summary else "x=1", Protocol(speakers=speakers, summarizer="speaker")
+    )
+    debate.run(questions(1))
+    assert [asked.speaker for asked in sampler.asked if asked.is_summary] == ["c", "d"]
+
+
+def test_a_wrong_answer_is_tried_again_with_the_true_answer():
+    """Question 0 is answered right at once; question 1 only with the hint."""
+    rules = Protocol(speakers=(("a",),) * 2, shows="true answer", stops="correct")
+    debate, sampler = make_debate(lambda asked: "x=0" if len(asked.messages) == 1 else "x=1", rules)
+    transcripts, _ = debate.run(questions(2))
+    assert [own.agents[0].answers for own in transcripts] == [("0",), ("0", "1")]
+    assert [asked.messages[-1]["content"] for asked in sampler.asked if len(asked.messages) > 1] == [
+        "Other solvers say:\nAnswers: 1\ncheck"
+    ]
+    assert [own.summaries for own in transcripts] == [(), ()]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mft_jax
-from mft_jax.debate.vote import vote
+from mft_jax.debate.vote import classes, vote
 from mft_jax.tasks.answers import equivalent
 
 WHERE = {"seed": 0, "question_id": "q", "round": 1}
@@ -57,3 +57,12 @@ def test_the_winner_is_among_the_most_frequent(answers, seed):
     winner = vote(answers, str.__eq__, seed=seed, question_id="q", round=1)
     counts = Counter(answer for answer in answers if answer is not None)
     assert winner is None if not counts else counts[winner] == max(counts.values())
+
+
+def test_other_rules_for_ties():
+    answers = ["2", "10", "2.0", "10.0", "7"]
+    assert vote(answers, equivalent, **WHERE, ties="largest") == "2"  # as texts
+    assert vote(answers, equivalent, **WHERE, ties="none") is None
+    for ties in ("random", "largest", "none"):
+        assert vote([*answers, "10"], equivalent, **WHERE, ties=ties) == "10"
+    assert classes([None, *answers], equivalent) == [[1, 3], [2, 4], [5]]

@@ -5,10 +5,19 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mft_jax.config import DebateConfig, ExperimentConfig, FinetuningConfig, RoleConfig
+from mft_jax.config import DebateConfig, ExperimentConfig, FinetuningConfig, PolicyConfig, PreferenceConfig, RoleConfig
 from mft_jax.debate import Protocol
 from mft_jax.errors import UserError
-from mft_jax.finetuning import Dialogues, FirstAnswers, PooledFirstAnswers, likelihood, select_examples
+from mft_jax.finetuning import (
+    ClippedPolicyGradient,
+    DesirablePreference,
+    Dialogues,
+    DirectPreference,
+    FirstAnswers,
+    PooledFirstAnswers,
+    likelihood,
+    select_examples,
+)
 from mft_jax.methods import METHODS, make_method
 from tests.debate.scripted import make_debate, questions
 
@@ -153,3 +162,93 @@ def test_pooled_first_answers_are_those_of_all_agents_that_agree_with_the_vote()
     ]
     assert [(example["id"], example["messages"]) for example in sets["agent"]] == expected
     assert 0 < len(expected) < 40
+
+
+def with_(part, **changes):
+    """CONFIG with changes in one of its parts, "debate" or "finetuning"."""
+    return dataclasses.replace(CONFIG, **{part: dataclasses.replace(getattr(CONFIG, part), **changes)})
+
+
+@pytest.mark.parametrize("name", ["maca", "maca_kto", "maca_grpo", "maca_sft"])
+def test_a_society_whose_agents_keep_their_adapters(name):
+    method = make_method(name, CONFIG)
+    assert method.protocol.speakers == (("agent_0", "agent_1"),) * 3
+    assert method.evaluation == method.protocol
+    assert [lesson.select.agent for lesson in method.lessons] == [0, 1]
+    role = {"maca": "preference", "maca_kto": "preference", "maca_grpo": "policy", "maca_sft": "generator"}[name]
+    assert {lesson.field for lesson in method.lessons} == {f"finetuning.{role}"}
+    assert {lesson.settings for lesson in method.lessons} == {getattr(CONFIG.finetuning, role)}
+
+
+@pytest.mark.parametrize(
+    ("name", "trained", "tested"),
+    [
+        ("maca_single", (2, 3), (2, 3)), ("scpo", (7, 1), (1, 1)), ("ttrl", (7, 1), (1, 1)), ("evol", (7, 1), (1, 1)),
+        ("dte", (2, 3), (1, 1)), ("star", (1, 2), (1, 1)),
+    ],
+)  # fmt: skip
+def test_other_methods_of_one_model(name, trained, tested):
+    method = make_method(name, with_("debate", samples=7))
+    assert method.adapters == ("agent",)
+    shapes = [(rules.agents, rules.rounds) for rules in (method.protocol, method.evaluation)]
+    assert shapes == [trained, tested]
+    assert method.needs_gold == (name == "star")
+
+
+def test_objectives_have_the_settings_of_their_papers_unless_others_are_given():
+    objective = lambda name, config=CONFIG: make_method(name, config).objective
+    assert objective("maca") == DirectPreference(beta=0.1, winner_nll=0)
+    assert objective("scpo") == DirectPreference(beta=0.1, winner_nll=1)
+    assert objective("maca_kto") == DesirablePreference(beta=0.1)
+    assert objective("ttrl") == objective("dte") == ClippedPolicyGradient(clip_high=0.2, reference="base")
+    assert objective("evol") == ClippedPolicyGradient(clip_high=0.28, entropy=0.003, reference="base")
+    assert (
+        make_method("scpo", CONFIG).lessons[0].min_vote_share,
+        make_method("maca", CONFIG).lessons[0].min_vote_share,
+    ) == (0.5, 0)
+    preference = PreferenceConfig(beta=0.3, winner_nll=0.25, reference="base")
+    policy = PolicyConfig(clip_low=0.1, clip_high=0.4, kl=0.01, entropy=0.0)
+    other = with_("finetuning", preference=preference, policy=policy, min_vote_share=0.75)
+    assert objective("scpo", other) == DirectPreference(beta=0.3, winner_nll=0.25, reference="base")
+    assert objective("evol", other) == ClippedPolicyGradient(clip_low=0.1, clip_high=0.4, kl=0.01, reference="base")
+    tuned = [make_method(name, other) for name in METHODS if make_method(name, other).lessons]
+    assert {lesson.min_vote_share for method in tuned for lesson in method.lessons if method.name != "star"} == {0.75}
+
+
+def test_a_student_learns_from_the_society_and_starts_anew():
+    method, full = make_method("distill", CONFIG), make_method("multiagent_ft", CONFIG)
+    assert method.lessons[:-1] == full.lessons
+    assert (method.protocol, method.evaluation.speakers) == (full.protocol, (("student",),))
+    assert (method.restarted, full.restarted) == (("student",), ())
+    streams = [lesson.stream for lesson in method.lessons]
+    assert streams[-1] not in streams[:-1]
+    always = make_method("distill", with_("finetuning", restart_from_base=True))
+    assert always.restarted == always.adapters
+
+
+def test_rules_of_debates_reach_every_method():
+    debate = {"shows": "nothing", "ties": "none", "summarizer": "speaker", "training_temperature": 0.7}
+    config = with_("debate", evaluation_temperature=0.2, **debate)
+    for name in METHODS:
+        method = make_method(name, config)
+        training, evaluation = method.protocol, method.evaluation
+        kept = {"star": "true answer", "multiagent_ft_no_summary": "answers"}
+        assert training.shows == kept.get(name, "nothing")
+        assert training.ties == evaluation.ties == "none"
+        assert training.summarizer == "speaker"
+        assert (training.temperature, evaluation.temperature) == ((0.7, 0.2) if method.lessons else (None, None))
+    assert make_method("majority@5", config).protocol.ties == "none"
+
+
+def test_a_long_answer_has_room_for_the_tokens_of_a_debate():
+    """2 agents, 3 rounds, and 2 summaries before each of the last two: 10 texts."""
+    assert make_method("long_answer", CONFIG).protocol == Protocol(
+        speakers=((None,),), max_new_tokens=10 * CONFIG.sampling.max_new_tokens
+    )
+
+
+def test_a_budget_buys_answers_only_where_it_is_known():
+    method = make_method("majority@debate", CONFIG, answers=12)
+    assert (method.name, method.protocol.agents, method.protocol.rounds) == ("majority@debate", 12, 1)
+    with pytest.raises(UserError, match="majority@iteration_2 can only be one of the `baselines`"):
+        make_method("majority@iteration_2", CONFIG)
