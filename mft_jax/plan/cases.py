@@ -73,6 +73,7 @@ class Cases:
             rows=tuning.batch_rows,
             row_tokens=tuning.row_tokens,
             row_targets=self.sizes.row_targets,
+            sequences=16 * tuning.batch_rows if self.method.objective.uses_signals else 0,  # room for 8 pairs in a row
         )
         program = self.programs(model).train(self.method.objective, count, tuning.agents_at_once, tuning.remat)
         kinds = {WEIGHTS: base, ADAPTERS: state.adapters, OPTIMIZER: state.optimizer}

@@ -21,7 +21,7 @@ from mft_jax.models.lora import Adapter, init_society
 from mft_jax.parallel.mesh import base_sharding, replicated, sharding, society_shardings
 from mft_jax.programs.score import Texts
 from mft_jax.programs.slots import Prompts, Settings, Slots, slot_shardings, zero_slots
-from mft_jax.programs.train import Batch, Hyper, TrainState, init_state
+from mft_jax.programs.train import Batch, Hyper, Signals, TrainState, init_state
 from mft_jax.seeds import adapter_key
 
 
@@ -70,11 +70,12 @@ def abstract_texts(mesh: Mesh, *, agents: int, rows: int, tokens: int) -> Texts:
 
 
 def abstract_training(
-    mesh: Mesh, adapters: Adapter, *, rows: int, row_tokens: int, row_targets: int
+    mesh: Mesh, adapters: Adapter, *, rows: int, row_tokens: int, row_targets: int, sequences: int = 0
 ) -> tuple[TrainState, Batch, jax.ShapeDtypeStruct, Hyper]:
     """The arguments of the training step after the base: (state, batch, step index, hyperparameters).
 
-    For each adapter the batch has B = `rows` rows of T = `row_tokens` tokens, with room for M = `row_targets` targets.
+    For each adapter the batch has B = `rows` rows of T = `row_tokens` tokens, with room for M = `row_targets` targets,
+    and if `sequences` is not 0 signals with room for S = `sequences` sequences.
     """
     count = adapters.scale.shape[0]
     state = jax.eval_shape(init_state, adapters.weights)
@@ -86,12 +87,19 @@ def abstract_training(
         _struct(targets, np.int32),
         _struct(targets, np.int32),
         _struct(targets, np.float32),
+        _abstract_signals(targets, sequences) if sequences else None,
     )
-    split = jax.tree.map(lambda leaf: sharding(mesh, "agent", "batch", None, shape=leaf.shape), batch)
+    axes = lambda leaf: ("agent", "batch", None) if len(leaf.shape) == 3 else ("agent", None)
+    split = jax.tree.map(lambda leaf: sharding(mesh, *axes(leaf), shape=leaf.shape), batch)
     each, steps, one = _struct((count,), np.float32), _struct((count,), np.int32), _struct((), np.float32)
     hyper = Hyper(each, each, steps, steps, one, one, one, one, one)
     placed = _with_shardings(society_shardings(mesh, state), state), _with_shardings(split, batch)
     return *placed, _struct((), np.int32), hyper
+
+
+def _abstract_signals(targets: tuple[int, int, int], sequences: int) -> Signals:
+    known, of_sequences = _struct(targets, np.float32), _struct((targets[0], sequences), np.float32)
+    return Signals(_struct(targets, np.int32), known, known, of_sequences, of_sequences)
 
 
 def _struct(shape: tuple[int, ...], dtype: type) -> Any:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from mft_jax.config import MeshConfig
-from mft_jax.finetuning.losses import likelihood
+from mft_jax.finetuning.losses import DirectPreference, likelihood
+from mft_jax.finetuning.trainer import place_batch
 from mft_jax.parallel.mesh import make_mesh, society_shardings
 from mft_jax.programs import Programs, abstract
 from mft_jax.programs.program import Program
@@ -49,16 +50,19 @@ def test_sampling_and_scoring_are_lowered_from_shapes_as_from_arrays(tiny, mesh,
     assert lowered(programs.score, weights, adapters, texts) == seen["score"]
 
 
-def test_training_is_lowered_from_shapes_as_from_arrays(tiny, mesh):
+@pytest.mark.parametrize(("objective", "sequences"), [(likelihood, 0), (DirectPreference(), 16)])
+def test_training_is_lowered_from_shapes_as_from_arrays(tiny, mesh, objective, sequences):
     programs, base = Programs(tiny.graphdef, tiny.config, mesh), place_base(mesh, tiny.base)
-    step = programs.train(likelihood, 3, None, False)
-    assert programs.train(likelihood, 3, None, False) is step
+    step = programs.train(objective, 3, None, False)
+    assert programs.train(objective, 3, None, False) is step
     adapters = abstract.abstract_adapters(tiny.config, tiny.lora, mesh, 3)
-    state, batch, index, hyper = abstract.abstract_training(mesh, adapters, rows=2, row_tokens=24, row_targets=16)
+    state, batch, index, hyper = abstract.abstract_training(
+        mesh, adapters, rows=2, row_tokens=24, row_targets=16, sequences=sequences
+    )
     zeros = lambda tree: jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
     real = init_state(tiny.weights)
     real = jax.device_put(real, society_shardings(mesh, real))
-    placed = jax.device_put(zeros(batch), jax.tree.map(lambda leaf: leaf.sharding, batch))
+    placed = place_batch(zeros(batch), mesh)
     given = (real, placed, zeros(index), zeros(hyper))
     weights = abstract.abstract_base(tiny.config, mesh, np.float32)
     assert lowered(step, weights, state, batch, index, hyper) == lowered(step, base, *given)
