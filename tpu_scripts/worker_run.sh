@@ -2,8 +2,8 @@
 # Runs `mft run` on this worker until it ends, and keeps a copy of the run in the bucket. run.sh calls it on the TPU, with
 # --detach, and SkyPilot without. The exit code is that of `mft run`.
 #
-# STORE (gs://BUCKET/RUN_NAME) has config.yaml, run/ (the run directory), log.txt and status. A new worker first fetches
-# run/. A copy may be torn, because the run goes on and the machine may go at any moment: `mft run` finds files that are
+# STORE (gs://BUCKET/RUN_NAME) has config.yaml, run/ (the run directory), compiled/ (the compiled programs), log.txt and
+# status. A new worker first fetches run/ and compiled/. A copy may be torn, because the run goes on and the machine may go at any moment: `mft run` finds files that are
 # missing or do not belong together by their checksums, and computes them again.
 set -euo pipefail
 
@@ -13,7 +13,13 @@ declare -p OPTIONS >/dev/null 2>&1 || OPTIONS=()
 MFT=${MFT:-$HOME/mft-venv/bin/mft}
 WORK=$HOME/mft-runs/$RUN_NAME
 RUN=$WORK/run
+COMPILED=$HOME/.cache/mft_jax/compiled
+unset XDG_CACHE_HOME JAX_COMPILATION_CACHE_DIR # so that the compiled programs are there
 mkdir -p "$WORK"
+if ((${SKYPILOT_NUM_NODES:-1} > 1)); then
+  echo "There are $SKYPILOT_NUM_NODES hosts, but a run uses the devices of one: choose a TPU with one host, such as tpu-v5litepod-8." >&2
+  exit 1
+fi
 
 if [[ ${1:-} == --detach ]]; then
   if ! flock --nonblock "$WORK/lock" true; then
@@ -37,13 +43,14 @@ fetch_run() {
   rm -rf "$WORK/fetched"
   mkdir "$WORK/fetched"
   gcloud storage rsync --quiet --recursive "$STORE" "$WORK/fetched" || return 1 # it has config.yaml, so it is not empty
-  mkdir -p "$WORK/fetched/run"
+  mkdir -p "$WORK/fetched/run" "$WORK/fetched/compiled"
+  [[ -d $COMPILED ]] || { mkdir -p "$(dirname "$COMPILED")" && mv "$WORK/fetched/compiled" "$COMPILED"; }
   mv "$WORK/fetched/run" "$RUN"
   rm -rf "$WORK/fetched"
 }
 
 # Copies the run to the bucket. The run replaces its files as a whole, so a hard link to each of them is a copy of what
-# was there. Linking is repeated if a file disappears meanwhile.
+# was there. Linking is repeated if a file disappears meanwhile. JAX ignores compiled programs that are not whole.
 copy_run() {
   (
     flock 8 # one copy at a time; a killed one keeps the lock until its gcloud has ended
@@ -55,8 +62,9 @@ copy_run() {
     done
     find "$WORK/snapshot" -depth \( -name '.*.tmp' -o -name '*.orbax-checkpoint-tmp*' -o -name run.lock \) \
       -exec rm -rf {} +
-    gcloud storage rsync --quiet --recursive --delete-unmatched-destination-objects "$WORK/snapshot" "$STORE/run" &&
-      { [[ ! -f $WORK/log.txt ]] || gcloud storage cp --quiet "$WORK/log.txt" "$STORE/log.txt"; }
+    gcloud storage rsync --quiet --recursive --delete-unmatched-destination-objects "$WORK/snapshot" "$STORE/run" || exit 1
+    [[ ! -d $COMPILED ]] || gcloud storage rsync --quiet --recursive "$COMPILED" "$STORE/compiled" || true
+    [[ ! -f $WORK/log.txt ]] || gcloud storage cp --quiet "$WORK/log.txt" "$STORE/log.txt"
   ) 8>"$WORK/copying"
 }
 

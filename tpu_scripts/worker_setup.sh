@@ -16,6 +16,9 @@ python3 -m uv pip install --quiet --python "$HOME/mft-venv/bin/python" -e '.[tpu
 import jax
 
 devices = jax.devices()
-assert devices[0].platform == "tpu", f"JAX finds no TPU here, only {devices}: is another process using it?"
+if devices[0].platform != "tpu":
+    raise SystemExit(f"JAX finds no TPU here, only {devices}: is another process using it?")
+if jax.local_device_count() < len(devices):
+    raise SystemExit("This TPU has several hosts, but a run uses the devices of one: choose a smaller TPU.")
 print(f"{len(devices)} x {devices[0].device_kind}")
 EOF

@@ -14,6 +14,8 @@ from tests.tpu_scripts.conftest import SCRIPTS
 MFT = f"""#!/usr/bin/env bash
 [[ $1 == run && $3 == --run-dir ]] || exit 2
 trap 'echo saved >"$4/saved"; exit {START_AGAIN}' TERM
+mkdir -p "$4/iteration_1/.half.tmp" "$HOME/.cache/mft_jax/compiled"
+echo "$(cat "$HOME/.cache/mft_jax/compiled/program" 2>/dev/null)compiled" >"$HOME/.cache/mft_jax/compiled/program"
 mkdir -p "$4/iteration_1/.half.tmp" "$4/iteration_1/2.orbax-checkpoint-tmp-1"
 echo lock >"$4/run.lock"
 echo "$5 $6" >>"$4/starts"
@@ -76,6 +78,15 @@ def test_a_stopped_run_is_continued_on_another_machine(cloud, worker):
     assert process.returncode == 0, said
     assert status_of(cloud) == ["stopped", "0"]
     assert (copy / "starts").read_text() == "--iterations 2\n" * 2
+    assert (cloud.run / "compiled" / "program").read_text() == "compiledcompiled\n"  # the second had that of the first
+
+
+def test_several_hosts_are_refused(cloud, worker):
+    cloud.environment["SKYPILOT_NUM_NODES"] = "4"
+    process = worker()
+    said, _ = process.communicate(timeout=60)
+    assert (process.returncode, cloud.calls()) == (1, [])
+    assert said.startswith("There are 4 hosts, but a run uses the devices of one: choose a TPU with one host")
 
 
 def test_the_exit_code_of_a_failed_run(cloud, worker):
