@@ -44,6 +44,7 @@ class Experiment:
     setup: Setup
     directory: RunDirectory
     reporter: Reporter
+    siblings: tuple[Store, ...] = ()  # other runs, from which stages with equal inputs are copied
 
     @property
     def config(self) -> ExperimentConfig:
@@ -128,9 +129,10 @@ class Experiment:
     def _run_debate_stage(
         self, rules: Protocol, society: Society, name: str, questions: Sequence[Question], file: str, title: str
     ) -> list[Transcript]:
-        debate = self.setup.debate(society, name, rules)
+        # The base model says the same as an adapter without effect, at less cost and with the same inputs in all methods.
+        debate = self.setup.debate(society, name, rules.with_base_for(society.without_effect))
         stage = StageFile(self.directory.store, file, self.reporter.say)
-        return run_debate(debate, questions, stage, self.setup, self.reporter, title)
+        return run_debate(debate, questions, stage, self.setup, self.reporter, title, self.siblings)
 
     @contextlib.contextmanager
     def _remedy_for_broken_weights(self, iteration: int) -> Generator[None]:
@@ -150,10 +152,17 @@ class Experiment:
             ) from error
 
 
-def run(config: ExperimentConfig, reporter: Reporter | None = None, session: Session | None = None) -> list[Result]:
+def run(
+    config: ExperimentConfig,
+    reporter: Reporter | None = None,
+    session: Session | None = None,
+    siblings: Sequence[str | pathlib.Path] = (),
+) -> list[Result]:
     """Runs an experiment, or the rest of one that was stopped, and returns the results in results.json.
 
     `session` is used if given, otherwise one is opened; it must have the model and the mesh of the configuration.
+    Debates that have equal inputs as a finished one of this run, or of the runs in the directories `siblings`, are
+    copied from there instead of computed.
     Raises UserError for every error that the user can correct; the work done so far is kept.
     """
     validate(config)
@@ -172,7 +181,8 @@ def run(config: ExperimentConfig, reporter: Reporter | None = None, session: Ses
                 f"The run in {directory.path} is finished; nothing to do. For another run, give another --run-dir."
             )
         else:
-            results = _run_remaining_stages(directory, config, state, reporter, session)
+            stores = tuple(RunDirectory(path).store for path in siblings)
+            results = _run_remaining_stages(directory, config, state, reporter, session, stores)
     except BaseException as error:
         _record_stop(directory, error)
         raise
@@ -260,11 +270,16 @@ def restore_society(store: Store, checkpoint: str, template: Society) -> Society
 
 
 def _run_remaining_stages(
-    directory: RunDirectory, config: ExperimentConfig, state: str, reporter: Reporter, session: Session | None
+    directory: RunDirectory,
+    config: ExperimentConfig,
+    state: str,
+    reporter: Reporter,
+    session: Session | None,
+    siblings: tuple[Store, ...],
 ) -> list[Result]:
     """Runs the remaining stages of a run whose directory this process has locked, and returns its results."""
     # `prepare` runs before anything is written, so that an error in the configuration leaves no directory behind.
-    experiment = Experiment(prepare(config, session), directory, reporter)
+    experiment = Experiment(prepare(config, session), directory, reporter, siblings)
     if state == "new":
         experiment.initial_society()  # fails if imported adapters do not fit the method or the base model
         directory.create(config)

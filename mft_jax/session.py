@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from mft_jax.config import LoraConfig, MeshConfig, ModelSource, SamplingConfig
 from mft_jax.errors import UserError
 from mft_jax.models.chat import Chat, load_chat
 from mft_jax.models.config import ModelConfig, read_model_config
+from mft_jax.models.fingerprint import checkpoint_digest
 from mft_jax.models.lora import Adapter, AdapterWeights, init_society, resolve_targets
 from mft_jax.models.society import Society
 from mft_jax.models.weights import checkpoint_directory, load_base
@@ -36,6 +39,21 @@ class Session:
     mesh: Mesh
     base: nnx.State  # the frozen weights, placed on the mesh
     programs: Programs
+
+    @functools.cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """What determines the answers of the base model: a checksum of its checkpoint, dtypes, and the chat template.
+
+        The first call reads every byte of the checkpoint.
+        """
+        template = str(self.chat.tokenizer.chat_template)
+        return {
+            "checkpoint": checkpoint_digest(self.directory),
+            "param_dtypes": sorted({str(leaf.dtype) for leaf in jax.tree.leaves(self.base)}),
+            "compute_dtype": self.programs.dtype,
+            "chat_template": hashlib.sha256(template.encode()).hexdigest(),
+            "thinking": self.chat.thinking,
+        }
 
     def sampler(self, config: SamplingConfig, lanes: int) -> Sampler:
         """A sampler with these settings; `lanes` is as in `Sampler`."""

@@ -21,20 +21,35 @@ from mft_jax.report.progress import Reporter
 from mft_jax.runs.checkpoint_info import CheckpointInfo
 from mft_jax.runs.checkpoints import Checkpoints
 from mft_jax.runs.metrics_log import MetricsLogger
+from mft_jax.runs.shared_stages import begin_stage
 from mft_jax.runs.stage_file import StageFile
+from mft_jax.runs.store import Store
 from mft_jax.session import Session
 from mft_jax.setup import Setup
+from mft_jax.stage_inputs import stage_inputs
 from mft_jax.tasks import Question, grader
 
 
 def run_debate(
-    debate: Debate, questions: Sequence[Question], file: StageFile, setup: Setup, reporter: Reporter, title: str
+    debate: Debate,
+    questions: Sequence[Question],
+    file: StageFile,
+    setup: Setup,
+    reporter: Reporter,
+    title: str,
+    siblings: Sequence[Store] = (),
 ) -> list[Transcript]:
     """Runs the debates on all questions and returns their transcripts.
 
-    Chunks committed by an earlier start are read from disk and not computed again.
+    Chunks committed by an earlier start are read from disk and not computed again. If this run or one of `siblings`
+    has a finished stage with equal inputs, its transcripts are copied.
     """
-    missing = file.missing(len(questions), setup.config.sampling.chunk_questions)
+    size = setup.config.sampling.chunk_questions
+    if file.missing(len(questions), size):
+        source = begin_stage(file, stage_inputs(debate, questions, setup), len(questions), siblings)
+        if source is not None:
+            reporter.say(f"{title}: copied from {source}, which has equal inputs.")
+    missing = file.missing(len(questions), size)
     if missing:
         correct = [line["correct"] for line in file.lines()]
         with reporter.stage(title, debate.samples(len(questions)), "samples", done=debate.samples(file.done)) as stage:

@@ -24,6 +24,7 @@ LAYERS = [
     ("setup",),
     ("runs",),
     ("report",),
+    ("stage_inputs",),
     ("stages", "training_data", "budget"),
     ("bench",),
     ("plan",),

@@ -1,7 +1,7 @@
 """The settings of an experiment and their limits, read from YAML, validated, and written as YAML."""
 
 from mft_jax.config.build import from_dict, to_dict, to_yaml, validate
-from mft_jax.config.changes import Change, Difference, compare
+from mft_jax.config.changes import Change, Difference, compare, lasting
 from mft_jax.config.fields import (
     ADDITION_DIGITS,
     FUSED,
@@ -42,6 +42,7 @@ __all__ = [
     "compare",
     "from_dict",
     "from_yaml",
+    "lasting",
     "load_config",
     "to_dict",
     "to_yaml",

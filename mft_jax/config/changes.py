@@ -43,6 +43,12 @@ def compare(stored: "ExperimentConfig", given: "ExperimentConfig") -> tuple[Diff
     return tuple(_differences(stored, given, ""))
 
 
+def lasting(settings: Any) -> dict[str, Any]:
+    """The settings of one section, such as `config.sampling`, that determine results and may never change."""
+    hints = typing.get_type_hints(type(settings), include_extras=True)
+    return {name: getattr(settings, name) for name, hint in hints.items() if _change_of(hint) is Change.NEVER}
+
+
 def _differences(stored: Any, given: Any, prefix: str) -> Iterator[Difference]:
     for name, hint in typing.get_type_hints(type(stored), include_extras=True).items():
         old, new = getattr(stored, name), getattr(given, name)

@@ -1,6 +1,7 @@
 """The rules of a debate: who speaks in which round, what each agent is shown before it, and when the debate ends."""
 
 import dataclasses
+from collections.abc import Collection
 from typing import Literal
 
 from mft_jax.debate.vote import Ties
@@ -51,6 +52,11 @@ class Protocol:
     def speaker(self, round: int, agent: int) -> str | None:
         """The adapter that speaks for `agent` (from 0) in `round` (from 1); None: the base model."""
         return self.speakers[round - 1][agent]
+
+    def with_base_for(self, adapters: Collection[str]) -> "Protocol":
+        """The same rules with the base model as the speaker in the place of these adapters."""
+        speakers = tuple(tuple(None if name in adapters else name for name in row) for row in self.speakers)
+        return dataclasses.replace(self, speakers=speakers)
 
     @property
     def samples(self) -> int:

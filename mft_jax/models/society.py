@@ -1,14 +1,16 @@
 """A society: an ordered set of named adapters over one base model, stacked on a leading axis A."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool
 
-from mft_jax.models.lora import Adapter
+from mft_jax.models.lora import Adapter, AdapterWeights
 from mft_jax.parallel.mesh import society_shardings
 
 
@@ -28,6 +30,14 @@ class Society:
             raise ValueError("this society has no adapters, only the base model")
         return self.adapters
 
+    @functools.cached_property
+    def without_effect(self) -> tuple[str, ...]:
+        """The adapters whose update of the base model is zero, such as new ones: they speak as the base model does."""
+        if self.adapters is None:
+            return ()
+        has_effect = np.asarray(_has_effect(self.adapters.weights))
+        return tuple(name for name, changed in zip(self.names, has_effect, strict=True) if not changed)
+
     def index(self, name: str) -> int:
         """The index of an adapter in the stack. Raises KeyError, which lists the known names, for an unknown one."""
         if name not in self.names:
@@ -35,6 +45,11 @@ class Society:
                 f"unknown adapter {name!r}; the adapters of this society are: {', '.join(self.names) or 'none'}"
             )
         return self.names.index(name)
+
+    def adapter(self, name: str) -> Adapter:
+        """One adapter. Raises KeyError for an unknown name."""
+        place = self.index(name)
+        return jax.tree.map(lambda leaf: leaf[place], self.stacked)
 
     def stack(self, names: Sequence[str]) -> Adapter:
         """Stacks the named adapters in the given order; names may repeat. Caches the stack. Raises KeyError for unknown names."""
@@ -54,3 +69,9 @@ class Society:
             return other if chosen.any() else self
         pick = lambda new, old: jnp.where(chosen.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
         return dataclasses.replace(self, adapters=jax.tree.map(pick, other.stacked, self.stacked), _stacks={})
+
+@jax.jit
+def _has_effect(weights: AdapterWeights) -> Bool[Array, "A"]:
+    """Which adapters of a stack have a factor `b` that is not zero."""
+    moved = [jnp.any(pair["b"] != 0, axis=tuple(range(1, pair["b"].ndim))) for pair in weights.values()]
+    return jnp.any(jnp.stack(moved), axis=0)

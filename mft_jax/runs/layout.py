@@ -6,6 +6,7 @@ config.yaml            the complete configuration; created last, so a directory 
 questions.json         ids of the questions, and a checksum of their texts; written after the run is created
 metrics.jsonl          scalars of every optimizer step
 results.json           derived from the evaluations
+X.inputs.json          beside the transcripts X.jsonl: what they were computed from
 initial/               imported adapters that the run starts from; without them, agents start as the base model
 damaged/               damaged files, moved here by `Store.set_aside`
 """
@@ -22,6 +23,11 @@ EVALUATIONS = "evaluations"
 def debate(iteration: int) -> str:
     """The stage with the debate that generates the training data of an iteration, from 1."""
     return f"iteration_{iteration}/debate/train.jsonl"
+
+
+def inputs(stage: str) -> str:
+    """What the transcripts of a stage were computed from: "X.inputs.json" beside "X.jsonl"."""
+    return f"{stage.removesuffix('.jsonl')}.inputs.json"
 
 
 def training_set(iteration: int, name: str) -> str:
