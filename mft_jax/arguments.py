@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
-from mft_jax.config import DebateConfig, ExperimentConfig, ModelSource, TaskConfig, load_config
+from mft_jax.config import DebateConfig, ExperimentConfig, ModelSource, TaskConfig, load_config, load_grid
 from mft_jax.errors import UserError
 
 USAGE = """Multiagent finetuning: agents over one base model debate, vote, and finetune themselves.
@@ -26,19 +26,20 @@ mft COMMAND --help explains every option of a command."""
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """Runs an experiment. The same command resumes a run that was stopped."""
+    """Runs an experiment, or a grid of experiments. The same command resumes what was stopped."""
 
     config: Annotated[str, Positional, arg(metavar="CONFIG.yaml")]
-    """File with the settings of the run, for example configs/quickstart.yaml; the options below override them."""
+    """File with the settings of the run, for example configs/quickstart.yaml; the options below override them. In the
+    file of a grid, they override the settings that its cells share."""
     settings: Annotated[ExperimentConfig, arg(name="")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Status:
-    """Shows the finished and the remaining stages of a run, and their cost."""
+    """Shows the finished and the remaining stages of a run, or cells of a grid, and their cost."""
 
     run_dir: Annotated[str, Positional, arg(metavar="RUN_DIR")]
-    """Directory of the run."""
+    """Directory of the run or of the grid."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,13 +166,21 @@ def read_arguments(arguments: Sequence[str]) -> Command:
     Exits after a request for help (exit code 0) and after wrong arguments (exit code 2), as tyro does. Raises UserError
     if the configuration file cannot be read.
     """
-    path = _configuration_file(arguments)
-    config = ExperimentConfig() if path is None else load_config(path)
+    path, command = _configuration_file(arguments)
+    config = ExperimentConfig() if path is None else _read_settings(path, command)
     return tyro.cli(_commands(config), prog="mft", description=USAGE, args=arguments)
 
 
-def _configuration_file(arguments: Sequence[str]) -> str | None:
-    """The path of the configuration file in the arguments; None if there is none, or if the arguments are wrong.
+def _read_settings(path: str, command: type) -> ExperimentConfig:
+    """The settings in a configuration file; for `mft run`, also those that the cells of a grid share."""
+    grid = load_grid(path) if command is Run else None
+    return load_config(path) if grid is None else grid.shared
+
+
+def _configuration_file(arguments: Sequence[str]) -> tuple[str | None, type]:
+    """(path of the configuration file in the arguments, the command). The path is None if there is none.
+
+    It is also None if the arguments are wrong.
 
     Only tyro can tell the path from the value of an option, so it parses the arguments twice: here for the path, and in
     `read_arguments` with the values of the file as defaults. The second parse reports wrong arguments.
@@ -180,8 +189,8 @@ def _configuration_file(arguments: Sequence[str]) -> str | None:
     try:
         command = tyro.cli(_commands(ExperimentConfig()), args=without_help, console_outputs=False)
     except SystemExit:
-        return None
-    return command.config if isinstance(command, Run | ImportAdapters | Bench | Plan) else None
+        return None, type(None)
+    return command.config if isinstance(command, Run | ImportAdapters | Bench | Plan) else None, type(command)
 
 
 def _commands(config: ExperimentConfig) -> Any:

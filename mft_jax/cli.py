@@ -26,7 +26,7 @@ from mft_jax.arguments import (
     Status,
     read_arguments,
 )
-from mft_jax.config import load_config, validate
+from mft_jax.config import Grid, load_config, load_grid, validate
 from mft_jax.errors import UserError
 from mft_jax.parallel.compilation_cache import keep_compiled_programs
 from mft_jax.parallel.memory import keep_freed_memory
@@ -35,6 +35,10 @@ from mft_jax.report.text import clean, literal
 
 def run_command(options: Run, console: Console) -> None:
     validate(options.settings, "command line")
+    grid = load_grid(options.config)
+    if grid is not None:
+        run_grid_command(grid.with_shared(options.settings), console)
+        return
     from mft_jax.experiment import run
     from mft_jax.report.progress import TerminalReporter
     from mft_jax.report.table import render_results
@@ -46,10 +50,35 @@ def run_command(options: Run, console: Console) -> None:
     console.print(literal(f"Everything is in {options.settings.run_dir}."), soft_wrap=True)
 
 
+def run_grid_command(grid: Grid, console: Console) -> None:
+    from mft_jax.grid import run_grid
+    from mft_jax.report.grid_table import render_grid
+    from mft_jax.report.progress import TerminalReporter
+
+    show = lambda status: console.print(render_grid(status), soft_wrap=True)
+    with signals.raising():
+        status = run_grid(grid, TerminalReporter(console), show)
+    show(status)
+    console.print(literal(f"Everything is in {status.path}."), soft_wrap=True)
+    failed = [cell.cell.name for cell in status.cells if cell.state == "failed"]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(status.cells)} cells failed ({', '.join(failed)}): correct what is named above, and "
+            "run the same command again, which runs only these."
+        )
+
+
 def status_command(options: Status, console: Console) -> None:
     from mft_jax.report.status import render_status
+    from mft_jax.runs.grid_directory import is_grid
     from mft_jax.runs.status import read_status
 
+    if is_grid(options.run_dir):
+        from mft_jax.report.grid_table import render_grid
+        from mft_jax.runs.grid_status import read_grid_status
+
+        console.print(render_grid(read_grid_status(options.run_dir)), soft_wrap=True)
+        return
     console.print(render_status(read_status(options.run_dir)), soft_wrap=True)
 
 

@@ -68,7 +68,7 @@ def without_measurements(value):
     return {name: without_measurements(part) for name, part in value.items() if not name.endswith(measured)}
 
 
-def run_files(directory):
+def run_files(directory, iterations=2):
     """What must be the same bytes however often a run was killed: transcripts, training sets, adapters, results."""
     files = {}
     for path in sorted(directory.path.rglob("*.jsonl")):
@@ -81,7 +81,7 @@ def run_files(directory):
     results = json.loads(directory.results_file.read_text())
     own = [row for row in results if row["task"] == "arithmetic"]
     files["results"] = without_measurements(own)
-    for iteration in (1, 2):
+    for iteration in range(1, iterations + 1):
         adapters = adapters_of(directory, iteration)
         files[f"adapters {iteration}"] = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(adapters)]
     return files

@@ -29,6 +29,7 @@ LAYERS = [
     ("bench",),
     ("plan",),
     ("experiment",),
+    ("grid",),
     ("exchange",),
     ("arguments",),
     ("cli",),

@@ -19,6 +19,7 @@ from mft_jax.config.fields import (
     SamplingConfig,
     TaskConfig,
 )
+from mft_jax.config.grid import Cell, Grid, load_grid
 from mft_jax.config.yaml_file import from_yaml, load_config
 
 __all__ = [
@@ -26,11 +27,13 @@ __all__ = [
     "FUSED",
     "MATH_LEVELS",
     "TARGETS",
+    "Cell",
     "Change",
     "DebateConfig",
     "Difference",
     "ExperimentConfig",
     "FinetuningConfig",
+    "Grid",
     "LoraConfig",
     "MeshConfig",
     "ModelSource",
@@ -44,6 +47,7 @@ __all__ = [
     "from_yaml",
     "lasting",
     "load_config",
+    "load_grid",
     "to_dict",
     "to_yaml",
     "validate",

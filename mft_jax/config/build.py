@@ -23,6 +23,11 @@ def from_dict(raw: dict[str, Any], source: str = "configuration") -> ExperimentC
     return config
 
 
+def check_fields(raw: dict[str, Any], source: str) -> None:
+    """Checks the names, types and limits of some fields, given as plain values, without their relations to others."""
+    _build(ExperimentConfig, raw, source, "")
+
+
 def to_dict(config: ExperimentConfig) -> dict[str, Any]:
     """The configuration as plain values, with lists for tuples. The inverse of `from_dict`."""
 

@@ -9,6 +9,7 @@ from mft_jax.config.build import from_dict
 from mft_jax.config.fields import ExperimentConfig
 from mft_jax.errors import UserError
 
+GRID = "grid"  # the key of the axes in the file of a grid of runs
 MAX_BYTES = 100_000  # a configuration with every field has about 2,000
 MAX_VALUES = 10_000  # counted with every alias expanded
 _PLAIN_TAGS = {
@@ -18,21 +19,36 @@ _PLAIN_TAGS = {
 
 def load_config(path: str | pathlib.Path) -> ExperimentConfig:
     """Reads and validates a YAML file. Raises a UserError that names the file, and the wrong line or field."""
+    raw = read_yaml(path)
+    if isinstance(raw, dict) and GRID in raw:
+        raise UserError(
+            f"{path} is a grid of runs, expected the configuration of one run: only `mft run` takes a grid."
+        )
+    return from_dict({} if raw is None else raw, str(path))
+
+
+def from_yaml(data: bytes, source: str) -> ExperimentConfig:
+    """Parses the content of a YAML file. `source` names the file in error messages."""
+    raw = _parse_yaml(data, source)
+    return from_dict({} if raw is None else raw, source)
+
+
+def read_yaml(path: str | pathlib.Path) -> Any:
+    """The plain values in a YAML file; None if it is empty. Raises UserError as `load_config` does."""
     try:
         with open(path, "rb") as file:
-            return from_yaml(file.read(MAX_BYTES + 1), str(path))
+            return _parse_yaml(file.read(MAX_BYTES + 1), str(path))
     except OSError as error:
         raise UserError(
             f"Cannot read the configuration {path} ({error.strerror}): give the path of a YAML file."
         ) from error
 
 
-def from_yaml(data: bytes, source: str) -> ExperimentConfig:
-    """Parses the content of a YAML file. `source` names the file in error messages."""
+def _parse_yaml(data: bytes, source: str) -> Any:
     if len(data) > MAX_BYTES:
         raise UserError(f"{source} has more than {MAX_BYTES:,} bytes: give the path of a configuration.")
     try:
-        raw = _parse(data.decode("utf-8"))
+        return _parse(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(
             f"{source} is not UTF-8 text (byte {error.start} is 0x{data[error.start]:02x}): save it as UTF-8."
@@ -47,7 +63,6 @@ def from_yaml(data: bytes, source: str) -> ExperimentConfig:
         raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}.") from error
     except (ValueError, LookupError) as error:
         raise UserError(f"{source} holds a value that YAML cannot read ({error}): correct it, or quote it.") from error
-    return from_dict({} if raw is None else raw, source)
 
 
 class _Loader(yaml.SafeLoader):

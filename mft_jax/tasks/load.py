@@ -18,14 +18,19 @@ def load_task(config: TaskConfig, seed: int) -> Task:
     Raises UserError for an unknown task, too few questions, files that can be neither read nor downloaded, and a
     question that is both in the training set and in the evaluation set.
     """
-    if config.name not in NAMES:
-        near = difflib.get_close_matches(config.name, NAMES, n=1, cutoff=0.0)[0]
-        raise UserError(f"There is no task {config.name!r} (there are {', '.join(NAMES)}): did you mean {near!r}?")
+    check_name(config.name)
     _check_unused_files(config)
     # Imported only when needed: the modules of public data sets import tensorflow-datasets, which takes seconds.
     task = importlib.import_module(f"mft_jax.tasks.{config.name}").load(config, seed)
     check_splits(task.train, task.eval)
     return task
+
+
+def check_name(name: str) -> None:
+    """Raises UserError, with the closest name, if there is no task of this name."""
+    if name not in NAMES:
+        near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
+        raise UserError(f"There is no task {name!r} (there are {', '.join(NAMES)}): did you mean {near!r}?")
 
 
 def _check_unused_files(config: TaskConfig) -> None:

@@ -1,0 +1,104 @@
+"""Runs the cells of a grid that are not finished, one after the other, each in its own run directory.
+
+Cells of the same model and mesh share one session, so weights are loaded and programs are compiled once. Debates with
+equal inputs are computed once and copied. A cell that fails does not stop the others.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from mft_jax.config import Cell, Grid, MeshConfig, ModelSource, compare
+from mft_jax.errors import UserError
+from mft_jax.experiment import run
+from mft_jax.methods import make_method
+from mft_jax.report.progress import Reporter, SilentReporter
+from mft_jax.runs.directory import RunDirectory
+from mft_jax.runs.grid_directory import GridDirectory
+from mft_jax.runs.grid_status import GridStatus, grid_status
+from mft_jax.runs.store import DamagedFile
+from mft_jax.runs.survey import find_damage
+from mft_jax.session import Session, open_session
+from mft_jax.tasks.load import check_name
+
+
+def run_grid(
+    grid: Grid, reporter: Reporter | None = None, show: Callable[[GridStatus], None] = lambda status: None
+) -> GridStatus:
+    """Runs what is missing of a grid, in the directory `grid.shared.run_dir`, and returns its status.
+
+    `show` is called with the status before the first cell is run. A cell that fails is reported; its state in the
+    returned status is "failed". The same call runs it again. Raises UserError for a grid that cannot be run; nothing
+    is written then.
+    """
+    reporter = reporter or SilentReporter()
+    cells = plan_cells(grid)
+    directory = GridDirectory(grid.shared.run_dir)
+    directory.take(cells)
+    try:
+        errors: dict[str, str] = {}
+        directory.write(cells, errors)
+        left = [cell for cell in cells if not _is_done(directory.run(cell), cell)]
+        show(grid_status(directory, cells, errors))
+        sessions = _Sessions()
+        for cell in left:
+            reporter.say(f"Cell {cell.name}:")
+            error = _run_cell(cell, cells, directory, reporter, sessions)
+            if error is not None:
+                errors[cell.name] = error
+                reporter.say(f"The cell {cell.name} failed. {error}")
+                directory.write(cells, errors)
+        return grid_status(directory, cells, errors)
+    finally:
+        directory.release()
+
+
+def plan_cells(grid: Grid) -> tuple[Cell, ...]:
+    """The cells of a grid, with complete configurations. Raises UserError for an unknown method, task or setting."""
+    cells = []
+    for cell in grid.cells():
+        try:
+            method = make_method(cell.method, cell.config)
+            check_name(cell.config.task.name)
+        except UserError as error:
+            raise UserError(f"{grid.source}, cell {cell.name}: {error}") from error
+        untuned = () if method.lessons else (cell.method,)  # an untuned method is evaluated as its own baseline
+        cells.append(dataclasses.replace(cell, config=dataclasses.replace(cell.config, baselines=untuned)))
+    return tuple(cells)
+
+
+class _Sessions:
+    """Holds the session of the last cell, so that the next one can use it."""
+
+    def __init__(self) -> None:
+        self._open: tuple[ModelSource, MeshConfig, Session] | None = None
+
+    def get(self, model: ModelSource, mesh: MeshConfig) -> Session:
+        """A session with this model and mesh. Another one that was open is dropped first, which frees its weights."""
+        if self._open is None or self._open[:2] != (model, mesh):
+            self._open = None
+            self._open = model, mesh, open_session(model, mesh)
+        return self._open[2]
+
+
+def _is_done(directory: RunDirectory, cell: Cell) -> bool:
+    """Whether the run of a cell is finished with these settings, and none of its files is damaged."""
+    try:
+        if not directory.is_finished or compare(directory.config(), cell.config):
+            return False
+    except DamagedFile:
+        return False  # the run repairs it
+    return not find_damage(directory.store, cell.config, make_method(cell.method, cell.config).adapters)
+
+
+def _run_cell(
+    cell: Cell, cells: Sequence[Cell], directory: GridDirectory, reporter: Reporter, sessions: _Sessions
+) -> str | None:
+    """Runs a cell, or the rest of it. Returns the error that stopped it; None if it is finished."""
+    siblings = [directory.run(other).path for other in cells if other is not cell]
+    try:
+        run(cell.config, reporter, sessions.get(cell.config.model, cell.config.mesh), siblings)
+    except UserError as error:
+        return str(error)
+    except Exception as error:  # whatever it is, the other cells can be run; run.json of the cell names it too
+        return f"{type(error).__name__}: {error}"
+    return None
