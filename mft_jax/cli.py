@@ -204,7 +204,18 @@ def _run_command(command: Command) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     keep_freed_memory()
     keep_compiled_programs()
+    _find_modules_of_user(command)
     COMMANDS[type(command)](command, Console())
+
+
+def _find_modules_of_user(command: Command) -> None:
+    """Lets methods of the user be imported from the folder of the configuration file and from the working directory.
+
+    They come last, so that they do not hide other modules.
+    """
+    config = getattr(command, "config", None)
+    folders = [os.path.dirname(os.path.abspath(config))] if isinstance(config, str) else []
+    sys.path += [folder for folder in dict.fromkeys([*folders, os.getcwd()]) if folder not in sys.path]
 
 
 def _fail(code: int, sentence: str) -> NoReturn:

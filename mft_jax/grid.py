@@ -61,8 +61,9 @@ def plan_cells(grid: Grid) -> tuple[Cell, ...]:
             check_name(cell.config.task.name)
         except UserError as error:
             raise UserError(f"{grid.source}, cell {cell.name}: {error}") from error
-        untuned = () if method.lessons else (cell.method,)  # an untuned method is evaluated as its own baseline
-        cells.append(dataclasses.replace(cell, config=dataclasses.replace(cell.config, baselines=untuned)))
+        if not method.lessons:  # an untuned method is evaluated as its own baseline
+            cell = dataclasses.replace(cell, config=dataclasses.replace(cell.config, baselines=(cell.method,)))
+        cells.append(cell)
     return tuple(cells)
 
 

@@ -16,6 +16,7 @@ import pytest
 import tyro
 
 import mft_jax
+import mft_jax.setup
 from mft_jax import cli
 from mft_jax.arguments import NAMES, Eval, ImportAdapters, Run, read_arguments
 from mft_jax.config import Change, ExperimentConfig, TaskConfig, from_dict, to_yaml, validate
@@ -24,7 +25,7 @@ from tests.small_run import SMALL
 
 ROOT = pathlib.Path(__file__).parent.parent
 README, *DOCS = DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 # Reading Markdown
 
@@ -349,9 +350,36 @@ def test_the_comparison_of_two_methods(tmp_path):
     assert printed == ["PairedTest(only_first=3, only_second=1, difference=0.4, p_value=0.625)\n"]
 
 
+def test_a_method_of_the_user(finished, shipped, tmp_path, monkeypatch):
+    """The file of the page, beside the configuration, is run by the command. It differs only in what it learns."""
+    first, second = python_blocks(ROOT / "docs/methods.md")
+    assert len([line for line in first.splitlines() if line]) <= 20
+    (tmp_path / "my_methods.py").write_text(f"{first}\n\n{second}")
+    monkeypatch.setattr(mft_jax.setup, "open_session", lambda *source: shipped)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    path, run = tmp_path / "own.yaml", tmp_path / "run"
+    path.write_text(to_yaml(dataclasses.replace(SMALL, method="my_methods:brief_ft", iterations=1, baselines=())))
+    monkeypatch.setattr(sys, "argv", ["mft", "run", str(path), "--run-dir", str(run)])
+    cli.main()
+    (result,) = json.loads((run / "results.json").read_text())
+    assert (result["method"], result["iteration"], result["n"]) == ("my_methods:brief_ft", 1, 8)
+    assert (run / "iteration_1/debate/train.jsonl").read_bytes() == finished[0].debate_file(1).read_bytes()
+    for n in range(2):
+        brief, usual = (
+            lines_of(directory / f"iteration_1/finetune/generator_{n}.jsonl") for directory in (run, finished[0].path)
+        )
+        lengths = sorted(len(example["messages"][-1]["content"]) for example in usual)
+        assert len(brief) >= 2
+        assert [len(e["messages"][-1]["content"]) for e in brief] == lengths[: (len(lengths) + 1) // 2]
+        critic = f"iteration_1/finetune/critic_{n}.jsonl"
+        assert (run / critic).read_bytes() == (finished[0].path / critic).read_bytes()
+    trio = mft_jax.make_method("my_methods:trio", SMALL)
+    assert (trio.adapters, trio.protocol.agents, trio.protocol.rounds) == (("solver",), 3, 1)
+
+
 def test_all_python_blocks_are_run():
     assert {path.name: len(python_blocks(path)) for path in DOCUMENTS} == {
-        "README.md": 4, "base_model.md": 0, "results.md": 1
+        "README.md": 4, "base_model.md": 0, "methods.md": 2, "results.md": 1
     }  # fmt: skip
 
 

@@ -235,7 +235,7 @@ class ExperimentConfig:
     iterations: Annotated[Count, Change.GROW] = 1
     """L: number of iterations of debate and finetuning. It can be increased after a run has finished."""
     method: str = "multiagent_ft"
-    """The method to run; see mft_jax.methods."""
+    """The method to run; see mft_jax.methods. module:function runs a method of your own."""
     baselines: Annotated[tuple[str, ...], WITHOUT_REPETITION, Change.GROW] = ("base", "majority", "debate")
     """Methods without finetuning that are evaluated first; see mft_jax.methods. More can be added later."""
     model: ModelSource = ModelSource()

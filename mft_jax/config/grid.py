@@ -9,8 +9,9 @@
       overrides: {plain: {}, agents_5: {methods: [multiagent_ft], debate: {agents: 5}}}
       seeds: [0, 1, 2]
 
-`methods` must be given. A cell has the shared settings, replaced by those of its model, its task and its override, in
-this order. An override may be limited to some methods.
+`methods` must be given. The `baselines`, none by default, are evaluated in the cells of all finetuned methods. A cell
+has the shared settings, replaced by those of its model, its task and its override, in this order. An override may be
+limited to some methods.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from mft_jax.config.yaml_file import GRID, read_yaml
 from mft_jax.errors import UserError
 
 AXES = ("methods", "models", "tasks", "overrides", "seeds")
-_SET_BY_AXIS = {"method": "methods", "baselines": "methods", "seed": "seeds"}
+_SET_BY_AXIS = {"method": "methods", "seed": "seeds"}
 _SEEDS = 2**32  # seeds that are equal modulo this number give the same new adapters
 _LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")
 
@@ -67,8 +68,7 @@ class Grid:
 
     def with_shared(self, shared: ExperimentConfig) -> "Grid":
         """The grid with other shared settings. Raises UserError if one is given that the axes determine."""
-        fixed = ["method", "baselines"] + ["seed"] * (self.seeds is not None)
-        for name in fixed:
+        for name in ["method"] + ["seed"] * (self.seeds is not None):
             if getattr(shared, name) != getattr(ExperimentConfig(), name):
                 raise UserError(
                     f"{self.source} is a grid, whose grid.{_SET_BY_AXIS[name]} determine {name}: leave {name} out."
@@ -108,7 +108,7 @@ class Grid:
             settings = to_dict(self.shared)
             for variation in (model, task, override):
                 settings = _merge(settings, variation.settings)
-            settings |= {"method": method, "seed": seed, "baselines": []}
+            settings |= {"method": method, "seed": seed}
             settings["run_dir"] = str(pathlib.Path(self.shared.run_dir) / name)
             config = from_dict(settings, f"{self.source}, cell {name}")
             yield Cell(
@@ -134,7 +134,7 @@ def load_grid(path: str | pathlib.Path) -> Grid | None:
     methods = tuple(_names(axes.get("methods", []), source, "grid.methods", "method"))
     grid = Grid(
         source=source,
-        shared=from_dict(shared, source),
+        shared=from_dict({"baselines": []} | shared, source),
         methods=methods,
         models=_variations(axes, "models", source, lambda name: {"model": {"path": name}}),
         tasks=_variations(axes, "tasks", source, lambda name: {"task": {"name": name}}),

@@ -36,6 +36,7 @@ from mft_jax.methods.rivals import (
     scpo,
     ttrl,
 )
+from mft_jax.methods.user import make_user_method
 
 __all__ = ["METHODS", "Method", "make_method"]
 
@@ -77,8 +78,8 @@ BUDGET = r"majority@(?:(debate|long_answer)|iteration_([1-9]\d{0,3}))"
 def make_method(name: str, config: ExperimentConfig, answers: int | None = None) -> Method:
     """The method called `name` for a configuration; "majority@K" is `majority` with K answers instead of N.
 
-    `answers` is the number of answers of a baseline that is named after a budget. Raises UserError, with the closest
-    name, for an unknown one.
+    "module:function" is a method of the user (`make_user_method`). `answers` is the number of answers of a baseline that is
+    named after a budget. Raises UserError, with the closest name, for an unknown one.
     """
     if re.fullmatch(BUDGET, name):
         if answers is None:
@@ -87,11 +88,14 @@ def make_method(name: str, config: ExperimentConfig, answers: int | None = None)
         answers = int(votes[1])
     if answers is not None:
         return _with_rules(dataclasses.replace(majority(_with_agents(config, answers)), name=name), config)
+    if ":" in name:
+        return _with_rules(make_user_method(name, config), config)
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.0)[0]
         raise UserError(
             f"Unknown method {name!r}, expected one of {', '.join(METHODS)}, majority@K, or as a baseline "
-            f"majority@debate, majority@long_answer, majority@iteration_K: did you mean {near!r}?"
+            f"majority@debate, majority@long_answer, majority@iteration_K, or module:function for "
+            f"your own: did you mean {near!r}?"
         )
     return _with_rules(METHODS[name](config), config)
 

@@ -70,6 +70,7 @@ class Society:
         pick = lambda new, old: jnp.where(chosen.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
         return dataclasses.replace(self, adapters=jax.tree.map(pick, other.stacked, self.stacked), _stacks={})
 
+
 @jax.jit
 def _has_effect(weights: AdapterWeights) -> Bool[Array, "A"]:
     """Which adapters of a stack have a factor `b` that is not zero."""

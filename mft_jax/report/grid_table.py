@@ -12,7 +12,6 @@ from mft_jax.report.text import literal
 
 if TYPE_CHECKING:  # importing this module takes seconds
     from mft_jax.runs.grid_status import CellStatus, GridStatus
-    from mft_jax.runs.results import Result
 
 
 def render_grid(status: "GridStatus") -> RenderableType:
@@ -56,7 +55,7 @@ def _cells_table(status: "GridStatus") -> Table:
     ):
         table.add_column(name, footer=sum_, justify="right", no_wrap=True)
     for cell in status.cells:
-        table.add_row(literal(cell.cell.name), literal(_state(cell)), *_result_cells(cell.results))
+        table.add_row(literal(cell.cell.name), literal(_state(cell)), *_result_cells(cell))
     return table
 
 
@@ -67,11 +66,13 @@ def _state(cell: "CellStatus") -> str:
     return f"{cell.state} {done}/{len(cell.stages)}" if cell.stages else cell.state
 
 
-def _result_cells(results: "tuple[Result, ...]") -> tuple[str, ...]:
-    """The last iteration and its accuracy, and the cost of all iterations."""
+def _result_cells(status: "CellStatus") -> tuple[str, ...]:
+    """The last iteration of the cell's method and its accuracy, and the cost of all its iterations."""
+    results = [result for result in status.results if result.method == status.cell.method]
+    results = [result for result in results if result.task == results[0].task]  # without evaluations on other tasks
     if not results:
         return (NOT_MEASURED,) * 4
-    last = max((r for r in results if r.task == results[0].task), key=lambda result: result.iteration)
+    last = max(results, key=lambda result: result.iteration)
     has_accuracy = last.accuracy is not None and last.stderr is not None
     return (
         str(last.iteration),

@@ -57,7 +57,8 @@ def test_axes_as_lists_and_axes_left_out(load):
         "base-name-addition", "my.own-name-addition", "base-other-addition", "my.own-other-addition"
     ]  # fmt: skip
     assert [cell.config.model.path for cell in cells] == ["org/name"] * 2 + ["dir/other/"] * 2
-    (alone,) = load("{seed: 5, grid: {methods: [base]}}").cells()
+    (alone,) = load("{seed: 5, baselines: [majority], grid: {methods: [base]}}").cells()
+    assert alone.config.baselines == ("majority",)
     assert (alone.name, alone.config.seed, alone.model, alone.task) == ("base", 5, "", "")
 
 
@@ -66,7 +67,7 @@ def test_options_of_the_command_replace_shared_settings(load):
     first = grid.cells()[0]
     assert first.config.run_dir == "elsewhere/debate-small-arithmetic-plain-seed_0"
     assert first.config.sampling.max_new_tokens == 128
-    for name, value in (("method", "base"), ("baselines", ()), ("seed", 1)):
+    for name, value in (("method", "base"), ("seed", 1)):
         with pytest.raises(UserError, match=rf"is a grid, whose grid\.\w+ determine {name}: leave {name} out"):
             load(TEXT).with_shared(ExperimentConfig(**{name: value}))
 

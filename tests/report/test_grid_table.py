@@ -17,7 +17,7 @@ LEFT = dataclasses.replace(STAGE, done=1, cost=Cost(), is_done=False)
 
 
 def cell(name):
-    return Cell(name=name, method="debate", model="", task="", override="", config=ExperimentConfig())
+    return Cell(name=name, method="base", model="", task="", override="", config=ExperimentConfig())
 
 
 def shown(status):
@@ -29,7 +29,7 @@ def shown(status):
 
 def test_the_table_of_all_cells():
     cells = (
-        CellStatus(cell=cell("one"), state="finished", results=(result(),), stages=(STAGE,)),
+        CellStatus(cell=cell("one"), state="finished", results=(result(), result(method="other")), stages=(STAGE,)),
         CellStatus(cell=cell("two"), state="interrupted", stages=(STAGE, LEFT), copied=frozenset({STAGE.name})),
         CellStatus(cell=cell("three"), state="failed", error="No [such] file."),
         CellStatus(cell=cell("four"), state="left"),
@@ -38,7 +38,7 @@ def test_the_table_of_all_cells():
     assert "runs/g: 1 of 4 cells are done; 1 failed; time left: about 2 h 10 min." in text
     assert "three failed: No [such] file." in text
     rows = {line.split()[0]: line.split() for line in text.splitlines() if line.strip() and "failed:" not in line}
-    assert rows["one"][1] == "done"
+    assert rows["one"][1:] == ["done", "0", "54.0", "±", "3.5", "67", "1,234.6"]
     assert rows["two"][1:3] == ["interrupted", "1/2"]
     assert rows["three"][1] == "failed"
     assert rows["four"][1:] == ["left", "-", "-", "-", "-"]
