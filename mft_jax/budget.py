@@ -8,7 +8,7 @@ from mft_jax.errors import UserError
 from mft_jax.methods import BUDGET, make_method
 from mft_jax.metrics.ledger import total
 from mft_jax.runs import layout
-from mft_jax.runs.results import cost_before
+from mft_jax.runs.collect import training_costs
 from mft_jax.runs.stage_file import read_committed
 from mft_jax.runs.store import Store
 
@@ -49,7 +49,8 @@ class Budget:
     def answers(self, store: Store) -> int:
         """The number of answers to each question whose cost is nearest to the budget, from finished evaluations."""
         spent = _flops(store, layout.evaluation(self.method, self.iteration))
-        spent += sum(cost_before(store, iteration).flops for iteration in range(1, self.iteration + 1))
+        for iteration in range(1, self.iteration + 1):
+            spent += sum(cost.flops for cost in training_costs(store, iteration))
         return max(1, round(spent / _flops(store, layout.evaluation("base", 0))))
 
 

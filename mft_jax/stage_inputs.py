@@ -55,7 +55,7 @@ def _all_messages(prompts: Prompts) -> list[dict[str, str]]:
     later = [prompts.later("S", cooperate=c) for c in (False, True)]
     direct = [prompts.later_direct(["A", "B"], cooperate=c) for c in (False, True)]
     first = [prompts.first("Q"), prompts.first("Q", "N")]
-    return [*first, *later, *direct, prompts.reconsider(), prompts.summary("Q", ["A", "B"])]
+    return [*first, *later, *direct, prompts.reconsider(), prompts.hint("A"), prompts.summary("Q", ["A", "B"])]
 
 
 def _sha256(value: Any) -> str:

@@ -63,7 +63,7 @@ def collect_results(
     repairs it when it is started again. `trained_in` is the store of the run that trained the agents, if it is another.
     """
     results, correct = [], []
-    costs = functools.cache(functools.partial(_training_costs, trained_in or store))
+    costs = functools.cache(functools.partial(training_costs, trained_in or store))
     equivalent = functools.cache(equivalent)
     for evaluation in evaluations:
         try:
@@ -92,7 +92,7 @@ def make_ledger(costs: Callable[[int], tuple[Cost, Cost]], iteration: int, evalu
     return Ledger(debate=debate, finetuning=finetuning, evaluation=evaluation, training=training)
 
 
-def _training_costs(store: Store, iteration: int) -> tuple[Cost, Cost]:
+def training_costs(store: Store, iteration: int) -> tuple[Cost, Cost]:
     """The costs of the debate and of the finetuning of an iteration.
 
     A stage that was copied from another run has the cost that it had there: the method needs it all the same.

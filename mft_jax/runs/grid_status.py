@@ -3,11 +3,13 @@
 import collections
 import dataclasses
 import pathlib
+import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
-from mft_jax.config import Cell, compare, lasting
+from mft_jax.config import Cell, ExperimentConfig, compare, lasting
+from mft_jax.debate import Protocol
 from mft_jax.errors import UserError
-from mft_jax.methods import Method, make_method
+from mft_jax.methods import BUDGET, Method, make_method
 from mft_jax.metrics.ledger import Cost, total
 from mft_jax.runs import layout
 from mft_jax.runs.directory import RunDirectory
@@ -89,12 +91,19 @@ def _debate_stages(cell: Cell) -> list[tuple[str, str, int]]:
     config = cell.config
     found = []
     for name in config.baselines:
-        found.append((f"{name} (untuned)", layout.evaluation(name, 0), make_method(name, config).evaluation.samples))
+        found.append((f"{name} (untuned)", layout.evaluation(name, 0), _baseline_rules(name, config).samples))
     method = make_method(config.method, config)
     for k in range(1, config.iterations + 1 if method.lessons else 1):
         found.append((f"iteration {k}: debate", layout.debate(k), method.protocol.samples))
         found.append((f"iteration {k}: evaluation", layout.evaluation(method.name, k), method.evaluation.samples))
     return found
+
+
+def _baseline_rules(name: str, config: ExperimentConfig) -> Protocol:
+    """The rules of a baseline. Those of a vote at a budget, which only the run knows, are taken as those of `majority`."""
+    if re.fullmatch(BUDGET, name):
+        name = "majority"
+    return make_method(name, config).evaluation
 
 
 # The estimate
@@ -180,7 +189,7 @@ def _shared_key(cell: Cell, name: str, method: Method) -> Hashable:
     if name == "iteration 1: debate":
         rules = method.protocol.with_base_for(method.adapters)
     elif name.endswith(" (untuned)"):
-        rules = make_method(name.removesuffix(" (untuned)"), config).evaluation
+        rules = _baseline_rules(name.removesuffix(" (untuned)"), config)
     else:
         return cell.name, name
     sampling = tuple(lasting(config.sampling).items())
