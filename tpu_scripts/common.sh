@@ -50,6 +50,7 @@ read_options() {
 
 read_settings() {
   [[ -f $ENV_FILE ]] || fail "there is no file $ENV_FILE: copy $SCRIPTS/tpu.env and edit it."
+  [[ $ENV_FILE == */* ]] || ENV_FILE=./$ENV_FILE # or bash looks for it among the commands
   # shellcheck source=tpu.env
   source "$ENV_FILE"
   local setting
@@ -161,8 +162,9 @@ warn_of_bill() {
   fi
 }
 
-# Fails unless the TPU is there and ready.
+# Fails unless the TPU is there and ready. Ctrl-C no longer ends the script without a word on the cost.
 require_active() {
+  trap 'warn_of_bill; exit 130' INT TERM
   read_state
   case $STATE in
     ACTIVE) ;;
@@ -203,7 +205,7 @@ request_tpu() {
   local spot=()
   [[ $SPOT == no ]] || spot=(--spot)
   tpu queued-resources create "$NAME" --node-id="$NAME" --accelerator-type="$ACCELERATOR" --runtime-version="$RUNTIME" \
-    --scopes=https://www.googleapis.com/auth/cloud-platform --valid-until-duration="$VALID_UNTIL" "${spot[@]}"
+    --scopes=https://www.googleapis.com/auth/cloud-platform --valid-until-duration="$VALID_UNTIL" ${spot[@]+"${spot[@]}"} # an empty array is an error in old versions of bash
 }
 
 # Waits until the request is ACTIVE (returns 0), or has ended without a TPU (returns 1).

@@ -43,6 +43,7 @@ prepare_project() {
 }
 
 request() {
+  trap 'STATE=UNKNOWN; warn_of_bill; exit 130' INT TERM
   request_tpu && return 0
   local advice
   advice=$(remedy)

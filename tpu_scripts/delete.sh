@@ -24,6 +24,7 @@ if [[ -z $DRY_RUN ]]; then
   read -r -p "Delete the TPU $NAME ($TPU_TYPE in $ZONE, $STATE)? [y/N] " answer || true
   [[ $answer == [yY]* ]] || { warn_of_bill && fail "nothing was deleted."; }
 fi
+trap 'STATE=UNKNOWN; warn_of_bill; exit 130' INT TERM
 if ! delete_tpu; then
   warn_of_bill
   fail "it could not be confirmed that the TPU $NAME is deleted; it is $STATE ($(last_error)): run ./delete.sh again."

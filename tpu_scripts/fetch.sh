@@ -23,4 +23,6 @@ run mkdir -p "$TO"
 run gcloud storage rsync --recursive "$STORE/run" "$TO" || fail "$STORE/run was not copied as a whole: $(remedy)."
 run gcloud storage cp "$STORE/log.txt" "$TO.log.txt" || warn "There is no log in $STORE yet."
 if [[ $STATUS == stopped ]]; then ended="ended with exit code $CODE"; else ended="had not ended"; fi
+read_state
+warn_of_bill
 say "The run is in $TO. When it was copied, it $ended. Next: mft status $TO"

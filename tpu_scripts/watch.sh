@@ -48,8 +48,10 @@ replace_tpu() {
     fail "no new TPU could be requested: $advice, then ./create.sh and ./watch.sh. The run is in $STORE."
   fi
   [[ -z $DRY_RUN ]] || ASSUMED_STATE=ACTIVE
-  wait_until_active || return 0 # taken back again; the next look sees it
+  local ended=
+  wait_until_active || ended=yes
   trap stop INT TERM
+  [[ -z $ended ]] || return 0 # taken back again, or never granted; the next look sees it
   sibling setup.sh || { warn "The next try is in $POLL_SECONDS seconds." && return 0; }
   sibling run.sh || warn "It was not started; the next try is in $POLL_SECONDS seconds."
 }

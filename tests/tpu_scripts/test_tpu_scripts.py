@@ -171,11 +171,7 @@ def test_stopped_while_it_waits(cloud):
         [SCRIPTS / "create.sh", "--env", cloud.settings, "--yes"],
         env=cloud.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    while not cloud.calls("queued-resources create"):
-        time.sleep(0.01)
-    for line in process.stdout:
-        if "WAITING_FOR_RESOURCES" in line:
-            break
+    assert any("is WAITING_FOR_RESOURCES" in line for line in process.stdout)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -320,6 +316,17 @@ def test_no_quota_for_a_new_tpu(cloud):
     assert "The run is in gs://my-bucket/mine." in err
 
 
+def test_a_new_tpu_that_is_not_granted(cloud):
+    """Requested again as often as the settings say, then told; nothing is billed, and the run is not started."""
+    cloud.has(state="SUSPENDED", timeline="SUSPENDED\nWAITING_FOR_RESOURCES\nFAILED\nFAILED\nFAILED\nFAILED\n")
+    cloud.has_status("stopped", START_AGAIN)
+    code, _, err = cloud.script("watch.sh")
+    assert code == 1
+    assert cloud.verbs == ["queued-resources delete", "queued-resources create"] * 2
+    assert "the run was started 2 times without progress" in err
+    assert "BILLED" not in err
+
+
 def test_a_finished_run_needs_no_new_tpu(cloud):
     cloud.has(state="SUSPENDED")
     cloud.has_status("stopped", 0)
@@ -408,11 +415,13 @@ def test_fetch(cloud, tmp_path):
     cloud.has()
     code, _, err = cloud.script("fetch.sh")
     assert (code, err) == (1, "fetch.sh: there is no run mine in gs://my-bucket: start it with ./run.sh.\n")
+    cloud.has(state="ACTIVE")
     cloud.has_status("stopped", 75)
     (cloud.run / "run").mkdir()
     (cloud.run / "run" / "results.json").write_text("[]")
     code, out, err = cloud.script("fetch.sh", f"--to={tmp_path / 'here'}")
     assert (code, "ended with exit code 75" in out, "There is no log" in err) == (0, True, True)
+    assert BILLED in err
     assert (tmp_path / "here" / "results.json").read_text() == "[]"
 
 
