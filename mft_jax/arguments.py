@@ -19,6 +19,7 @@ USAGE = """Multiagent finetuning: agents over one base model debate, vote, and f
   mft import-adapters RUN_DIR PEFT_DIR... --config YAML
   mft bench CONFIG.yaml [--json OUT] [--compare OLD.json]
   mft plan CONFIG.yaml --topology v5e-8 [--fit] [--json]
+  mft plan --against RUN_DIR [--topology v5e-8]
   mft --version
 
 mft COMMAND --help explains every option of a command."""
@@ -133,10 +134,14 @@ class Bench:
 class Plan:
     """Estimates memory, time and price of a run on a TPU slice, without a TPU and without the weights of the model."""
 
-    config: Annotated[str, Positional, arg(metavar="CONFIG.yaml")]
+    config: Annotated[str | None, Positional, arg(metavar="CONFIG.yaml")] = None
     """File with the settings of the run, for example configs/llama3_math.yaml; the options below override them."""
-    topology: str
+    topology: str | None = None
     """The slice, such as v5e-8, v5p-16 or v6e-8; here: the present devices."""
+    fit: bool = False
+    """Searches the fastest of all settings of rows, mesh, agents_at_once and remat that fit."""
+    against: str | None = None
+    """Directory of a run, instead of CONFIG.yaml: plans its configuration and compares the estimate with what it took."""
     json: bool = False
     """Prints a JSON object instead of tables."""
     lengths_from: str | None = None
@@ -146,6 +151,19 @@ class Plan:
     layers: tuple[int, int] = (2, 4)
     """The two numbers of layers that are compiled of a deeper model; the others are counted as their difference."""
     settings: Annotated[ExperimentConfig, arg(name="")]
+
+    def place(self) -> str:
+        """The topology. Raises UserError if the options do not go together, or one is missing."""
+        if (self.config is None) == (self.against is None):
+            raise UserError("mft plan needs a configuration, or --against RUN_DIR, but not both.")
+        if self.topology is None and self.against is None:
+            raise UserError("mft plan needs the slice to plan for: give --topology, for example --topology v5e-8.")
+        if self.against is not None and self.fit:
+            raise UserError("--fit changes the settings of a run, which --against compares: give one of the two.")
+        small, large = self.layers
+        if not 1 <= small < large:
+            raise UserError(f"layers is {small} {large}, expected two numbers of layers, the smaller one first.")
+        return self.topology or "here"
 
 
 Command = Run | Status | Eval | Export | ImportAdapters | Bench | Plan
@@ -200,7 +218,7 @@ def _commands(config: ExperimentConfig) -> Any:
         run_dir=tyro.MISSING, adapters=tyro.MISSING, config=tyro.MISSING, model=config.model, debate=config.debate
     )
     measuring = Bench(config=tyro.MISSING, settings=config)
-    planning = Plan(config=tyro.MISSING, topology=tyro.MISSING, settings=config)
+    planning = Plan(settings=config)
     with_defaults = (
         Annotated[Run, subcommand(default=run)]
         | Annotated[ImportAdapters, subcommand(default=importing)]

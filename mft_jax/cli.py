@@ -146,24 +146,29 @@ def bench_command(options: Bench, console: Console) -> None:
 
 
 def plan_command(options: Plan, console: Console) -> None:
+    topology = options.place()
     validate(options.settings, "command line")
     from mft_jax.plan.topology import prepare_environment
 
-    prepare_environment(options.topology)  # before JAX is imported
-    from mft_jax.plan.lengths import measured_lengths
-    from mft_jax.plan.plan import make_plan
-    from mft_jax.plan.table import plan_as_json, render_plan
-    from mft_jax.plan.target import find_target
+    prepare_environment(topology)  # before JAX is imported
+    from mft_jax.plan.command import run_plan
 
     progress = Console(stderr=True)
     say = lambda text: progress.print(literal(f"compiling {text}"), soft_wrap=True)
-    lengths = measured_lengths(options.lengths_from) if options.lengths_from else None
-    target = find_target(options.topology, options.price)
-    plan = make_plan(options.settings, target, lengths=lengths, few_layers=options.layers, say=say)
+    as_json, shown = run_plan(
+        options.settings,
+        topology,
+        fit=options.fit,
+        against=options.against,
+        lengths_from=options.lengths_from,
+        price=options.price,
+        few_layers=options.layers,
+        say=say,
+    )
     if options.json:
-        print(plan_as_json(plan))
+        print(as_json)
     else:
-        console.print(render_plan(plan))
+        console.print(shown)
 
 
 COMMANDS: dict[type, Callable[[Any, Console], None]] = {

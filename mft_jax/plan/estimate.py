@@ -62,7 +62,7 @@ class Clock:
         """
         config, sizes = self.config.sampling, self.sizes
         longest = min(self.lengths.longest * texts.new, config.max_new_tokens)
-        columns = cache_columns(self.lengths.longest * texts.prompt, self.config)
+        columns = cache_columns(self.lengths.longest_prompt * texts.prompt, self.config)
         total = 0.0
         for chunk in chunk_sizes(questions, config.chunk_questions):
             own = chunk * texts.per_question / sizes.lanes

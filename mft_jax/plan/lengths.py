@@ -33,6 +33,11 @@ class Lengths:
     source: str
     """Where these numbers are from, for the person who reads the plan."""
 
+    @property
+    def longest_prompt(self) -> float:
+        """The longest prompts, as a multiple of the mean: their parts are not all among the longest."""
+        return (1 + self.longest) / 2
+
 
 _ASSUMED = "assumed for {} (measure them with --lengths-from RUN_DIR, a run of a few questions)"
 # Means of instruct models of 4 to 8 billion parameters; arithmetic and addition: of the small models in configs/.

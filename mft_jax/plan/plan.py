@@ -1,8 +1,9 @@
 """`mft plan`: whether a configuration fits some devices, how long a run takes on them, and what it costs."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+
+from jax.sharding import Mesh
 
 from mft_jax.config import ExperimentConfig, validate
 from mft_jax.errors import UserError
@@ -11,15 +12,15 @@ from mft_jax.models.config import ModelConfig
 from mft_jax.models.lora import resolve_targets
 from mft_jax.parallel.mesh import make_mesh
 from mft_jax.plan import layers
-from mft_jax.plan.cases import Cases, Sizes
+from mft_jax.plan.cases import CACHE, Cases, Sizes
 from mft_jax.plan.compiled import DoesNotFit
 from mft_jax.plan.estimate import Clock, StageEstimate
-from mft_jax.plan.figures import Case, Figures, measure
+from mft_jax.plan.figures import TEMPORARIES, Case, Figures, measure
 from mft_jax.plan.lengths import Lengths, assumed_lengths
 from mft_jax.plan.memory import Phase, advice, phases_of
 from mft_jax.plan.models import read_model
 from mft_jax.plan.target import Target, check_mesh
-from mft_jax.plan.workload import all_texts, cache_columns, padded_prompt, row_targets, stages_of
+from mft_jax.plan.workload import all_texts, cache_columns, longest_prompt, padded_prompt, row_targets, stages_of
 from mft_jax.setup import limit_slots
 
 
@@ -49,6 +50,7 @@ class Plan:
     lengths: Lengths
     programs: tuple[ProgramPlan, ...]
     phases: tuple[Phase, ...]
+    extreme: Phase  # sampling if every text reached sampling.max_new_tokens: the most that a run can need
     advice: dict[str, str]  # for each phase that does not fit: what to change
     stages: tuple[StageEstimate, ...]
     compile_seconds: float  # of all programs of a run, as on the machine that made the plan
@@ -114,6 +116,7 @@ def make_plan(
         lengths=lengths,
         programs=tuple(_programs(config, target, sizes, method, decode, prefill, train)),
         phases=tuple(phases),
+        extreme=_extreme(phases[0], config, method, lengths, sizes.columns),
         advice={
             own.name: advice(own, config, sizes.rows, model.heads % (2 * config.mesh.model) == 0)
             for own in phases
@@ -124,7 +127,7 @@ def make_plan(
     )
 
 
-def sizes_of(config: ExperimentConfig, method: Method, lengths: Lengths, mesh: Any) -> Sizes:
+def sizes_of(config: ExperimentConfig, method: Method, lengths: Lengths, mesh: Mesh) -> Sizes:
     """The sizes of the programs for texts of these lengths: those of the longest texts that are expected."""
     rules, agent = config.debate, mesh.shape["agent"]
     texts = list(all_texts(stages_of(config, lengths)))
@@ -137,13 +140,30 @@ def sizes_of(config: ExperimentConfig, method: Method, lengths: Lengths, mesh: A
         lanes=-(-speakers // agent) * agent,
         rows=limited.rows,
         prefill_rows=limited.prefill_rows,
-        columns=cache_columns(lengths.longest * longest, config),
+        columns=cache_columns(lengths.longest_prompt * longest, config),
         prompt_tokens=padded_prompt(longest),
         row_targets=row_targets(config, method, lengths) if method.lessons else 0,
     )
 
 
-def _programs(config, target, sizes, method, decode, prefill, train):
+def _extreme(phase: Phase, config: ExperimentConfig, method: Method, lengths: Lengths, columns: int) -> Phase:
+    """The memory of sampling if every text reached its limit. The cache and the temporaries grow with its columns."""
+    rules = [method.protocol, *(make_method(name, config).evaluation for name in config.baselines)]
+    longest = max(longest_prompt(own, lengths, config.sampling.max_new_tokens) for own in rules)
+    growth = max(1.0, cache_columns(longest, config) / columns)
+    grown = {kind: size * growth if kind in (CACHE, TEMPORARIES) else size for kind, size in phase.kinds.items()}
+    return dataclasses.replace(phase, kinds=grown)
+
+
+def _programs(
+    config: ExperimentConfig,
+    target: Target,
+    sizes: Sizes,
+    method: Method,
+    decode: Figures,
+    prefill: Figures,
+    train: Figures | None,
+) -> Iterator[ProgramPlan]:
     tuning, tokens = config.finetuning, sizes.lanes * sizes.prefill_rows * sizes.prompt_tokens
     rows = sizes.lanes * sizes.rows
     found = [
@@ -165,6 +185,6 @@ def _compile_seconds(
     """The time to compile what a run needs: a prefill and a decode for each length, with adapters and without, and train."""
     texts = list(all_texts(stages_of(config, lengths)))
     prompts = {(own.adapted, padded_prompt(own.prompt)) for own in texts}
-    caches = {(own.adapted, cache_columns(lengths.longest * own.prompt, config)) for own in texts}
+    caches = {(own.adapted, cache_columns(lengths.longest_prompt * own.prompt, config)) for own in texts}
     total = len(prompts) * prefill.compile_seconds + len(caches) * decode.compile_seconds
     return total + (train.compile_seconds if train else 0.0)

@@ -1,7 +1,6 @@
 """The output of `mft plan`: for people, and as JSON."""
 
 import dataclasses
-import json
 import re
 from typing import Any
 
@@ -40,6 +39,11 @@ def memory_lines(plan: Plan) -> list[str]:
             lines.append(f"{phase.name} fits: {left:.1f} GB of {phase.available / 1e9:.1f} GB are left.")
         else:
             lines.append(f"{phase.name} DOES NOT FIT: {-left:.1f} GB too much. Change: {plan.advice[phase.name]}.")
+    over = (plan.extreme.needed - plan.extreme.available) / 1e9
+    if plan.phases[0].fits and over > 0:
+        lines.append(
+            f"If every text reached sampling.max_new_tokens, sampling would need {over:.1f} GB more than there are."
+        )
     return lines
 
 
@@ -67,22 +71,23 @@ def price_lines(plan: Plan) -> list[str]:
     return lines
 
 
-def plan_as_json(plan: Plan) -> str:
-    """The plan as a JSON object, for other programs. Sizes are in bytes, times in seconds, prices in dollars."""
+def plan_as_dict(plan: Plan) -> dict[str, Any]:
+    """The plan as plain values, for other programs. Sizes are in bytes, times in seconds, prices in dollars."""
     target = plan.target
-    found = {
+    return {
         "topology": target.name,
         "devices": len(target.devices),
         "prices_as_of": AS_OF,
         "dollars_per_device_hour": {"on_demand": target.on_demand, "spot": target.spot},
         "config": to_dict(plan.config),
-        "compiled_layers": plan.layers,
+        "compiled_layers": list(plan.layers),
         "lengths": dataclasses.asdict(plan.lengths),
         "fits": plan.fits,
         "memory": {
-            own.name: {"kinds": own.kinds, "needed": own.needed, "available": own.available, "fits": own.fits}
+            own.name: {"kinds": dict(own.kinds), "needed": own.needed, "available": own.available, "fits": own.fits}
             for own in plan.phases
         },
+        "most_needed_in_sampling": plan.extreme.needed,
         "advice": plan.advice,
         "programs": {own.name: _program_as_dict(own, len(target.devices)) for own in plan.programs},
         "stages": [dataclasses.asdict(stage) for stage in plan.stages],
@@ -94,7 +99,6 @@ def plan_as_json(plan: Plan) -> str:
             "dollars_spot": plan.device_hours * target.spot,
         },
     }
-    return json.dumps(found, indent=2)
 
 
 def _program_as_dict(own: Any, devices: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from mft_jax.plan.counting import Counts
 from mft_jax.plan.figures import Figures
 from mft_jax.plan.models import SHIPPED, read_model
 from mft_jax.plan.plan import make_plan
-from mft_jax.plan.table import plan_as_json, render_plan
+from mft_jax.plan.table import plan_as_dict, render_plan
 from mft_jax.plan.target import Target, check_mesh, find_target
 from mft_jax.plan.topology import find_slice
 from mft_jax.plan.workload import row_targets
@@ -65,6 +65,8 @@ def test_the_memory_is_that_of_the_arrays(planned, planned_config):
     assert sampling.kinds["adapters"] == pytest.approx(2 * adapters, rel=1e-3)
     assert finetuning.kinds["adapters"] == pytest.approx(3 * adapters, rel=1e-3)
     assert plan.fits
+    # The longest prompt: a question of twice the mean, answers and a summary of 16 tokens, or two answers to summarize.
+    assert plan.extreme.kinds["cache"] / sampling.kinds["cache"] == pytest.approx(max(1, 144 / columns))
 
 
 def test_the_second_plan_compiles_nothing(planned_config, target, monkeypatch, tmp_path):
@@ -88,7 +90,7 @@ def test_the_price(planned):
     plan, _ = planned
     assert plan.seconds == pytest.approx(sum(stage.seconds for stage in plan.stages))
     hours = (plan.seconds + plan.compile_seconds) / 3600
-    found = json.loads(plan_as_json(plan))
+    found = json.loads(json.dumps(plan_as_dict(plan)))
     assert found["estimate"]["device_hours"] == pytest.approx(hours)
     assert found["estimate"]["dollars_on_demand"] == pytest.approx(2 * hours)
     assert found["estimate"]["dollars_spot"] == pytest.approx(hours)

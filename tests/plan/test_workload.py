@@ -81,7 +81,7 @@ def clock():
 def test_the_time_of_a_stage(clock):
     """Two chunks of 16 and 14 questions: 48 and 42 answers, 16 and 14 in each lane of 8 rows and 4 prompts a call."""
     stage = DebateStage("x", 30, (Texts(3, 90, 100, 3, True),))
-    columns = cache_columns(1.5 * 90, CONFIG)
+    columns = cache_columns(1.25 * 90, CONFIG)
     step = 0.01 * (1 + 0.4 * (columns / 400 - 1))
     tail = 150 - 100  # the longest text is half as long again as the mean
     expected = (2 * 100 + tail) * step + 4 * 0.2 * 96 / 200 + (14 / 8 * 100 + tail) * step + 4 * 0.2 * 96 / 200
@@ -93,7 +93,7 @@ def test_the_time_of_a_stage(clock):
 def test_few_texts_wait_for_the_longest(clock):
     """Three texts for 8 rows: all are decoded at once, up to max_new_tokens."""
     stage = DebateStage("x", 1, (Texts(3, 90, 200, 3, True),))
-    columns = cache_columns(1.5 * 90, CONFIG)
+    columns = cache_columns(1.25 * 90, CONFIG)
     step = 0.01 * (1 + 0.4 * (columns / 400 - 1))
     assert clock.stage(stage).seconds == pytest.approx(250 * step + 0.2 * 96 / 200)
 
