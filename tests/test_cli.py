@@ -282,6 +282,30 @@ def test_an_unknown_command_is_one_line(mft):
     )  # fmt: skip
 
 
+# mft plan
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--topology", "v5e-8"], "mft plan needs a configuration, or --against RUN_DIR, but not both."),
+        (["CONFIG", "--against", "runs/x"], "mft plan needs a configuration, or --against RUN_DIR, but not both."),
+        (["CONFIG"], "mft plan needs the slice to plan for: give --topology, for example --topology v5e-8."),
+        (["--against", "runs/x", "--fit"], "--fit changes the settings of a run, which --against compares: give one"),
+        (
+            ["CONFIG", "--topology", "here", "--layers", "4", "2"],
+            "layers is 4 2, expected two numbers of layers, the smaller",
+        ),
+    ],
+)
+def test_options_of_a_plan_that_do_not_go_together(mft, config_file, arguments, reason):
+    arguments = [config_file("c.yaml") if argument == "CONFIG" else argument for argument in arguments]
+    code, said, complaint = mft("plan", *arguments)
+    assert (code, said) == (1, "")
+    assert complaint.startswith(f"mft: {reason}")
+    assert complaint.count("\n") == 1
+
+
 HOSTILE = "runs/[/] [bold]mine[/bold] :smile:"
 
 

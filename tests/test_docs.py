@@ -128,6 +128,8 @@ def check_values(options, arguments):
         value = settings
         for name in arguments[i].removeprefix("--").replace("-", "_").split("."):
             value = getattr(value, name)
+        if value is True and (i + 1 == end):  # a switch
+            continue
         shown = list(map(str, value)) if isinstance(value, tuple) else [str(value)]
         assert shown == arguments[i + 1 : i + 1 + len(shown)]
         assert not isinstance(value, tuple) or end == i + 1 + len(value)
