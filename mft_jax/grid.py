@@ -6,7 +6,9 @@ equal inputs are computed once and copied. A cell that fails does not stop the o
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
+from mft_jax.budget import check_baselines
 from mft_jax.config import Cell, Grid, MeshConfig, ModelSource, compare
 from mft_jax.errors import UserError
 from mft_jax.experiment import run
@@ -19,6 +21,8 @@ from mft_jax.runs.store import DamagedFile
 from mft_jax.runs.survey import find_damage
 from mft_jax.session import Session, open_session
 from mft_jax.tasks.load import check_name
+
+T = TypeVar("T")
 
 
 def run_grid(
@@ -56,15 +60,21 @@ def plan_cells(grid: Grid) -> tuple[Cell, ...]:
     """The cells of a grid, with complete configurations. Raises UserError for an unknown method, task or setting."""
     cells = []
     for cell in grid.cells():
-        try:
-            method = make_method(cell.method, cell.config)
-            check_name(cell.config.task.name)
-        except UserError as error:
-            raise UserError(f"{grid.source}, cell {cell.name}: {error}") from error
+        method = _check(grid, cell, make_method, cell.method, cell.config)
+        _check(grid, cell, check_name, cell.config.task.name)
         if not method.lessons:  # an untuned method is evaluated as its own baseline
             cell = dataclasses.replace(cell, config=dataclasses.replace(cell.config, baselines=(cell.method,)))
+        _check(grid, cell, check_baselines, cell.config)
         cells.append(cell)
     return tuple(cells)
+
+
+def _check(grid: Grid, cell: Cell, function: Callable[..., T], *arguments: object) -> T:
+    """Calls a function. A UserError that it raises names the cell too."""
+    try:
+        return function(*arguments)
+    except UserError as error:
+        raise UserError(f"{grid.source}, cell {cell.name}: {error}") from error
 
 
 class _Sessions:

@@ -186,12 +186,13 @@ def test_changed_settings_are_refused_before_anything_is_run(undisturbed, tmp_pa
     ("axes", "message"),
     [
         ({"methods": ["multagent_ft"]}, r"cell multagent_ft: Unknown method .* did you mean 'multiagent_ft'\?"),
+        ({"methods": ["multiagent_ft", "ttrl"]}, r"cell multiagent_ft: The baseline majority@debate needs the cost"),
         ({"methods": ["base"], "tasks": ["aritmetic"]}, r"There is no task .* did you mean 'arithmetic'\?"),
     ],
 )
 def test_unknown_names_are_refused_and_nothing_is_written(tmp_path, axes, message):
     with pytest.raises(UserError, match=message):
-        run_grid(load_grid(write_grid(tmp_path, axes)))
+        run_grid(load_grid(write_grid(tmp_path, axes, baselines=["majority@debate"])))
     assert not (tmp_path / "grid").exists()
 
 

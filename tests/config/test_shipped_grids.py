@@ -1,0 +1,55 @@
+"""The grids in configs/: each can be planned, and has the cells that its table needs."""
+
+import pathlib
+
+import pytest
+
+from mft_jax.config import load_grid
+from mft_jax.grid import plan_cells
+from mft_jax.methods import METHODS
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+CELLS = {
+    "paper/main": 6 * 3 * 3 * 3, "paper/iterations": 4 * 3, "paper/ablations": 7 * 3 + 3, "paper/agents": 3 * 4,
+    "paper/rounds": 2 * 3, "paper/appendix": 5 * 2, "paper/zero_shot": 2 * 2, "paper/fast": 12,
+    "field/rivals": 13 * 3, "field/iterations": 5 * 3, "field/untuned": 6 * 3 + 2 * 3, "field/fast": 10,
+}  # fmt: skip
+
+
+def cells(name):
+    return plan_cells(load_grid(CONFIGS / f"{name}.yaml"))
+
+
+def test_all_grids_are_known():
+    found = [path for path in CONFIGS.rglob("*.yaml") if load_grid(path) is not None]
+    assert {str(path.relative_to(CONFIGS).with_suffix("")) for path in found} == set(CELLS)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_grid_has_its_cells(name):
+    found = cells(name)
+    assert len(found) == CELLS[name]
+    assert load_grid(CONFIGS / f"{name}.yaml").shared.run_dir == f"runs/{name}"
+    for cell in found:
+        expected = (100, 100) if name.endswith("fast") else (500, 500)
+        assert (cell.config.task.train_questions, cell.config.task.eval_questions) == expected
+        assert cell.config.iterations == (5 if name.endswith("iterations") else 1)
+
+
+def test_the_fast_grids_use_the_model_of_the_package():
+    assert all(cell.config.model.path is None for name in ("paper/fast", "field/fast") for cell in cells(name))
+
+
+def test_every_finetuned_method_is_in_a_grid():
+    named = {cell.method for name in ("paper/fast", "field/rivals") for cell in cells(name)}
+    assert set(METHODS) - named == {"long_answer"}  # a baseline of field/rivals
+
+
+def test_the_high_temperature_control_is_for_one_method():
+    hot = [(c.method, c.config.sampling.temperature) for c in cells("paper/ablations") if c.override != "plain"]
+    assert hot == [("single_agent_ft", 2.0)] * 3
+
+
+def test_numbers_of_agents_and_rounds():
+    assert {cell.config.debate.agents for cell in cells("paper/agents")} == {2, 3, 5, 8}
+    assert {cell.config.debate.rounds for cell in cells("paper/rounds")} == {1, 2, 3}
