@@ -62,6 +62,9 @@ copy_run() {
     done
     find "$WORK/snapshot" -depth \( -name '.*.tmp' -o -name '*.orbax-checkpoint-tmp*' -o -name run.lock \) \
       -exec rm -rf {} +
+    # First the file without which a directory is no run, in case that this copy is the first and is interrupted.
+    [[ ! -f $WORK/snapshot/config.yaml ]] ||
+      gcloud storage cp --quiet "$WORK/snapshot/config.yaml" "$STORE/run/config.yaml" || exit 1
     gcloud storage rsync --quiet --recursive --delete-unmatched-destination-objects "$WORK/snapshot" "$STORE/run" || exit 1
     [[ ! -d $COMPILED ]] || gcloud storage rsync --quiet --recursive "$COMPILED" "$STORE/compiled" || true
     [[ ! -f $WORK/log.txt ]] || gcloud storage cp --quiet "$WORK/log.txt" "$STORE/log.txt"

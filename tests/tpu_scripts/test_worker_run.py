@@ -18,6 +18,7 @@ mkdir -p "$4/iteration_1/.half.tmp" "$HOME/.cache/mft_jax/compiled"
 echo "$(cat "$HOME/.cache/mft_jax/compiled/program" 2>/dev/null)compiled" >"$HOME/.cache/mft_jax/compiled/program"
 mkdir -p "$4/iteration_1/.half.tmp" "$4/iteration_1/2.orbax-checkpoint-tmp-1"
 echo lock >"$4/run.lock"
+echo "iterations: 1" >"$4/config.yaml"
 echo "$5 $6" >>"$4/starts"
 echo partial >"$4/iteration_1/.half.tmp/part"
 [[ ! -f $4/end ]] || exit "$(cat "$4/end")"
@@ -71,7 +72,11 @@ def test_a_stopped_run_is_continued_on_another_machine(cloud, worker):
     said, _ = process.communicate(timeout=60)
     assert process.returncode == START_AGAIN, said
     assert status_of(cloud) == ["stopped", str(START_AGAIN)]
-    assert sorted(path.name for path in copy.rglob("*")) == ["saved", "starts"]  # nothing half written, and no lock
+    assert sorted(path.name for path in copy.rglob("*")) == [
+        "config.yaml",
+        "saved",
+        "starts",
+    ]  # nothing half written, and no lock
     (copy / "end").write_text("0\n")
     process = worker("another machine")
     said, _ = process.communicate(timeout=60)
@@ -110,8 +115,11 @@ def test_a_copy_that_cannot_be_read_is_not_overwritten(cloud, worker):
 
 
 def test_a_copy_that_fails_is_tried_again(cloud, worker):
+    """The configuration is copied first: without it, `mft run` would refuse the rest of a first copy."""
     cloud.fails("delete-unmatched", "HTTPError 503: unavailable", times=2)
     process = worker()
+    wait_for(process, lambda: cloud.calls("storage rsync --quiet --recursive --delete"))
+    assert (cloud.run / "run" / "config.yaml").read_text() == "iterations: 1\n"
     wait_for(process, lambda: status_of(cloud) == ["running", "0"])
     os.kill(process.pid, signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
