@@ -64,6 +64,31 @@ def test_kill_9_and_run_again_gives_the_same_bytes(finished, tmp_path):
     assert run_files(directory) == run_files(finished[0])
 
 
+@pytest.mark.slow
+def test_kill_9_of_a_preference_method_gives_the_same_bytes(tmp_path, shipped):
+    """Killed while the log-probabilities of the reference are written, and again in the middle of the finetuning."""
+    task = dataclasses.replace(SMALL.task, eval_questions=2)
+    config = dataclasses.replace(SMALL, method="maca", iterations=1, baselines=(), task=task)
+    whole, directory = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "killed")
+    run(dataclasses.replace(config, run_dir=str(whole.path)), session=shipped)
+    pairs = lines(whole.training_set_file(1, "agent_0"))
+    assert pairs
+    assert all(example["reference"] and example["counterpart"] for example in pairs)
+    file = tmp_path / "small.yaml"
+    file.write_text(to_yaml(config))
+    command = [sys.executable, "-m", "mft_jax", "run", str(file), "--run-dir", str(directory.path)]
+    for path in (directory.training_set_file(1, "agent_0"), directory.checkpoint(1) / "1" / "_CHECKPOINT_METADATA"):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        while not path.exists():
+            assert process.poll() is None, process.stdout.read().decode()
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not directory.is_finished
+    run(dataclasses.replace(config, run_dir=str(directory.path)), session=shipped)
+    assert run_files(directory, iterations=1) == run_files(whole, iterations=1)
+
+
 def test_a_non_finite_loss_stops_and_the_run_is_resumed_with_a_lower_rate(tmp_path, shipped):
     """As its message says. The change, and from when on it counts, is recorded."""
     broken = RoleConfig(learning_rate=1000.0, epochs=4)
