@@ -5,8 +5,8 @@ Names, rank, alpha and targets are read from the run's checkpoint on export, and
 
 import json
 import pathlib
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -41,7 +41,8 @@ def export(
       peft        OUT/NAME/ for each adapter (generator_0, critic_2, ...), as PEFT and vLLM load it
       merged      OUT/NAME/ for each adapter: a checkpoint of the base with the adapter merged into its weights, in
                   files of at most `max_shard_size`
-      chat-jsonl  OUT/iteration_K/NAME.jsonl: the training set of each adapter, one {"messages": [...]} per line
+      chat-jsonl  OUT/iteration_K/NAME.jsonl: the training set of each adapter, one {"messages": [...]} per line, with
+                  "rejected" dialogues of pairs, weights, and values (advantages; in KTO 1 or -1) where there are any
     `agents` are names of adapters (default: all). `iteration` defaults to the last finished one, and for chat-jsonl to
     all finished ones. Raises UserError if there is no such run, iteration or adapter, or if `out` is not empty.
     """
@@ -74,9 +75,17 @@ def _export_chats(directory: RunDirectory, out: pathlib.Path, iteration: int, na
     path = out / f"iteration_{iteration}" / f"{name}.jsonl"
     path.parent.mkdir(exist_ok=True)
     examples = read_training_set(directory.store, iteration, name)
-    lines = (json.dumps({"messages": example["messages"]}, ensure_ascii=False) for example in examples)
+    lines = (json.dumps(_chat_of(example), ensure_ascii=False) for example in examples)
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8", newline="\n")
     return path
+
+
+def _chat_of(example: Mapping[str, Any]) -> dict[str, Any]:
+    """An example as others read it: a dialogue, the one it is preferred to, and its weight and reward if it has them."""
+    chat = {"messages": example["messages"]}
+    if example["kind"] == "pair":
+        chat["rejected"] = example["counterpart"]
+    return chat | {name: example[name] for name in ("weight", "value") if name in example}
 
 
 def _base_name(model: ModelSource, source: pathlib.Path) -> str:

@@ -117,7 +117,9 @@ def _with_rules(method: Method, config: ExperimentConfig) -> Method:
             shows=debate.shows if rules.shows == "summary" else rules.shows,
             summarizer=debate.summarizer,
             ties=debate.ties,
-            stops="agreement" if debate.stop_at_agreement in (phase, "always") else rules.stops,
+            stops="agreement"
+            if rules.stops == "never" and debate.stop_at_agreement in (phase, "always")
+            else rules.stops,
             temperature=temperature if learns else None,
         )
 

@@ -15,8 +15,8 @@ class Question:
     """Unique within the task and the same in every run. Random keys are derived from it."""
     text: str
     gold: str | None
-    """The right answer in canonical form, or None if it is unknown. Used only to measure accuracy, never for training
-    (method, section 1)."""
+    """The right answer in canonical form, or None if it is unknown. Used only to measure accuracy; only the method
+    star also trains on it (method, section 1)."""
 
 
 @dataclasses.dataclass(frozen=True)

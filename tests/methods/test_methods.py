@@ -134,6 +134,8 @@ def test_debates_can_end_at_agreement(where, training, evaluation):
     assert (method.protocol.stops, method.evaluation.stops) == (training, evaluation)
     plain = make_method("multiagent_ft", CONFIG)
     assert dataclasses.replace(method.protocol, stops="never") == plain.protocol
+    star = make_method("star", dataclasses.replace(CONFIG, debate=debate))
+    assert star.protocol.stops == "correct"  # one agent always agrees with itself
     no_debate = make_method("single_agent_ft_no_debate", dataclasses.replace(CONFIG, debate=debate))
     assert (no_debate.protocol.stops, no_debate.evaluation.rounds) == (training, 1)
 

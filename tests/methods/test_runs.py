@@ -25,6 +25,7 @@ from mft_jax.config import (
     TaskConfig,
 )  # fmt: skip
 from mft_jax.errors import UserError
+from mft_jax.exchange import export
 from mft_jax.experiment import Experiment
 from mft_jax.methods import make_method
 from mft_jax.metrics.flops import sampling_flops
@@ -148,6 +149,9 @@ def test_a_second_start_reads_the_log_probabilities_from_disk(session, tmp_path,
     monkeypatch.setattr("mft_jax.training_data.score_texts", lambda *_, **__: pytest.fail("scored again"))
     run(session, again.path, config)
     assert made(again) == made(whole)
+    (exported,) = export(whole.path, tmp_path / "chats", to="chat-jsonl", agents=["agent_0"])
+    (first_pair, *_), own = lines(exported), first["agent_0"][0]
+    assert first_pair == {"messages": own["messages"], "rejected": own["counterpart"]}
     assert lines(again.training_set_file(1, "agent_0")) == first["agent_0"]
 
 
