@@ -53,6 +53,11 @@ class Cell:
     override: str
     config: ExperimentConfig
 
+    @property
+    def setting(self) -> str:
+        """What cells that differ only in their seed have in common."""
+        return "-".join(label for label in (self.method, self.model, self.task, self.override) if label)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grid:

@@ -1,5 +1,6 @@
 """The output of a grid: what is done and what is left, and the table of all cells."""
 
+import statistics
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -12,13 +13,16 @@ from mft_jax.report.text import literal
 
 if TYPE_CHECKING:  # importing this module takes seconds
     from mft_jax.runs.grid_status import CellStatus, GridStatus
+    from mft_jax.runs.results import Result
 
 
 def render_grid(status: "GridStatus") -> RenderableType:
-    """The state of the grid, a table of all cells with their last results, and why cells failed."""
+    """The state of the grid, a table of all cells with their last results, means over seeds, and why cells failed."""
     failed = [cell for cell in status.cells if cell.state == "failed"]
     reasons = [literal(f"{cell.cell.name} failed: {cell.error}") for cell in failed]
-    return Group(_headline(status), _cells_table(status), *reasons)
+    means = _means_over_seeds(status)
+    tables = [_cells_table(status), *([_means_table(means)] if means else [])]
+    return Group(_headline(status), *tables, *reasons)
 
 
 def _headline(status: "GridStatus") -> Text:
@@ -66,17 +70,45 @@ def _state(cell: "CellStatus") -> str:
     return f"{cell.state} {done}/{len(cell.stages)}" if cell.stages else cell.state
 
 
+def _means_over_seeds(status: "GridStatus") -> dict[str, list[float]]:
+    """{setting: accuracies of its last iteration} of the settings that are finished with several seeds."""
+    found: dict[str, list[float]] = {}
+    for cell in status.cells:
+        last = _last_result(cell)
+        if cell.state == "finished" and last is not None and last.accuracy is not None:
+            found.setdefault(cell.cell.setting, []).append(last.accuracy)
+    return {setting: accuracies for setting, accuracies in found.items() if len(accuracies) > 1}
+
+
+def _means_table(means: dict[str, list[float]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0))
+    table.add_column("mean over seeds", overflow="fold")
+    table.add_column("seeds", justify="right")
+    table.add_column("accuracy\n%", justify="right", no_wrap=True)
+    for setting, accuracies in means.items():
+        error = statistics.stdev(accuracies) / len(accuracies) ** 0.5  # standard error of the mean over seeds
+        mean = f"{100 * statistics.mean(accuracies):.1f} ± {100 * error:.1f}"
+        table.add_row(literal(setting), str(len(accuracies)), mean)
+    return table
+
+
+def _last_result(status: "CellStatus") -> "Result | None":
+    """The result of the cell's method after its last iteration; None if there is none yet."""
+    config = status.cell.config
+    own = [r for r in status.results if (r.method, r.task) == (status.cell.method, config.task.name)]
+    return max(own, key=lambda result: result.iteration, default=None)
+
+
 def _result_cells(status: "CellStatus") -> tuple[str, ...]:
     """The last iteration of the cell's method and its accuracy, and the cost of all its iterations."""
-    results = [result for result in status.results if result.method == status.cell.method]
-    results = [result for result in results if result.task == results[0].task]  # without evaluations on other tasks
-    if not results:
+    last = _last_result(status)
+    if last is None:
         return (NOT_MEASURED,) * 4
-    last = max(results, key=lambda result: result.iteration)
+    own = [result for result in status.results if (result.method, result.task) == (last.method, last.task)]
     has_accuracy = last.accuracy is not None and last.stderr is not None
     return (
         str(last.iteration),
         f"{100 * last.accuracy:.1f} ± {100 * last.stderr:.1f}" if has_accuracy else NOT_MEASURED,
-        short_count(sum(result.new_tokens for result in results)),
-        f"{sum(result.wall_seconds for result in results):,.1f}",
+        short_count(sum(result.new_tokens for result in own)),
+        f"{sum(result.wall_seconds for result in own):,.1f}",
     )

@@ -46,6 +46,24 @@ def test_the_table_of_all_cells():
     assert max(map(len, text.splitlines()[1:])) <= 80
 
 
+def test_means_over_seeds():
+    """With the standard error over the seeds; a setting with one finished seed has none."""
+    accuracies = {"a": (0.5, 0.6, 0.7), "b": (0.4,)}
+    cells = [
+        CellStatus(
+            cell=dataclasses.replace(cell(f"base-{override}-{seed}"), override=override),
+            state="finished",
+            results=(result(accuracy=value),),
+        )
+        for override, values in accuracies.items()
+        for seed, value in enumerate(values)
+    ]
+    cells.append(CellStatus(cell=dataclasses.replace(cell("base-b-1"), override="b"), state="left"))
+    text = shown(GridStatus(path="g", cells=tuple(cells), seconds_left=1.0, is_whole=True))
+    rows = [line.split() for line in text.splitlines() if "base-a " in line or "base-b " in line]
+    assert rows == [["base-a", "3", "60.0", "±", "5.8"]]  # 0.1 / sqrt(3)
+
+
 @pytest.mark.parametrize(
     ("seconds", "is_whole", "words"),
     [(None, False, "unknown"), (0.0, True, "about 1 min"), (100.0, False, "more than 2 min"), (3600.0, True, "about 1 h 0 min")],
