@@ -36,18 +36,19 @@ def stacked_adapters(method: Method) -> int:
 def phases_of(
     method: Method, decode: Figures, prefill: Figures, train: Figures | None, lanes: int, available: float
 ) -> list[Phase]:
-    """The phases of a run. In both, the run keeps the adapters of the society and their stacks.
+    """The phases of a run.
 
-    `decode` and `prefill` have the adapters of `lanes` lanes among their arguments, which is one of the stacks.
+    In both the run keeps the adapters that it started from, those of the last iteration, and the stacks of the speakers,
+    of which `decode` and `prefill`, with `lanes` adapters, are given one.
     """
     count, stacks = len(method.lessons), stacked_adapters(method)
     sampling = max(decode, prefill, key=lambda own: own.memory[TEMPORARIES])
     kinds, one = dict(sampling.memory), sampling.memory.get(ADAPTERS, 0) / lanes
-    kinds[ADAPTERS] = one * (count + max(stacks, lanes if count else 0))
+    kinds[ADAPTERS] = one * (2 * count + max(stacks, lanes if count else 0))
     phases = [Phase(SAMPLING, kinds, available)]
     if train is not None:
         kinds = dict(train.memory)
-        kinds[ADAPTERS] += kinds[ADAPTERS] / count * (count + stacks)  # the society that is finetuned, kept unchanged
+        kinds[ADAPTERS] += kinds[ADAPTERS] / count * (2 * count + stacks)  # besides those that are finetuned
         phases.append(Phase(FINETUNING, kinds, available))
     return phases
 

@@ -20,7 +20,15 @@ from mft_jax.plan.lengths import Lengths, assumed_lengths
 from mft_jax.plan.memory import Phase, advice, phases_of
 from mft_jax.plan.models import read_model
 from mft_jax.plan.target import Target, check_mesh
-from mft_jax.plan.workload import all_texts, cache_columns, longest_prompt, padded_prompt, row_targets, stages_of
+from mft_jax.plan.workload import (
+    all_texts,
+    baseline_rules,
+    cache_columns,
+    longest_prompt,
+    padded_prompt,
+    row_targets,
+    stages_of,
+)
 from mft_jax.setup import limit_slots
 
 
@@ -148,7 +156,7 @@ def sizes_of(config: ExperimentConfig, method: Method, lengths: Lengths, mesh: M
 
 def _extreme(phase: Phase, config: ExperimentConfig, method: Method, lengths: Lengths, columns: int) -> Phase:
     """The memory of sampling if every text reached its limit. The cache and the temporaries grow with its columns."""
-    rules = [method.protocol, *(make_method(name, config).evaluation for name in config.baselines)]
+    rules = [method.protocol, *(own for _, own in baseline_rules(config, lengths))]
     longest = max(longest_prompt(own, lengths, config.sampling.max_new_tokens) for own in rules)
     growth = max(1.0, cache_columns(longest, config) / columns)
     grown = {kind: size * growth if kind in (CACHE, TEMPORARIES) else size for kind, size in phase.kinds.items()}

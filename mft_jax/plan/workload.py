@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
+from mft_jax.budget import Budget
 from mft_jax.config import ExperimentConfig
 from mft_jax.debate import Protocol
 from mft_jax.finetuning.examples import FirstAnswers, PooledFirstAnswers
@@ -59,13 +60,15 @@ def texts_of(rules: Protocol, lengths: Lengths, *, tuned: bool = True) -> tuple[
     Before finetuning the base model speaks for all agents (`tuned` False).
     """
     others, found = rules.agents - 1, []
+    lengths = dataclasses.replace(lengths, answer=min(lengths.answer, rules.max_new_tokens or lengths.answer))
     prompt = lengths.question
     for number, speakers in enumerate(rules.speakers):
         if number:
             shown = 0.0
             if others and rules.shows == "summary":
                 asked = lengths.question + others * lengths.answer + lengths.message
-                found.append(Texts(rules.agents, asked, lengths.summary, 1, False))
+                by_speakers = tuned and rules.summarizer == "speaker"
+                found.append(Texts(rules.agents, asked, lengths.summary, 1, by_speakers))
                 shown = lengths.summary
             elif others and rules.shows == "answers":
                 shown = others * lengths.answer
@@ -87,8 +90,7 @@ def stages_of(config: ExperimentConfig, lengths: Lengths) -> list[DebateStage | 
     """All stages of a run in order. Early ends of debates (debate.stop_at_agreement) are not counted on."""
     method, task = make_method(config.method, config), config.task
     stages: list[DebateStage | FinetuningStage] = []
-    for name in config.baselines:
-        rules = make_method(name, config).evaluation
+    for name, rules in baseline_rules(config, lengths):
         stages.append(DebateStage(f"{name} (untuned)", task.eval_questions, texts_of(rules, lengths, tuned=False)))
     for number in range(1, config.iterations + 1 if method.lessons else 1):
         title = f"iteration {number}: "
@@ -96,6 +98,24 @@ def stages_of(config: ExperimentConfig, lengths: Lengths) -> list[DebateStage | 
         stages.append(finetuning_of(f"{title}finetuning", config, method, lengths))
         stages.append(DebateStage(f"{title}evaluation", task.eval_questions, texts_of(method.evaluation, lengths)))
     return stages
+
+
+def baseline_rules(config: ExperimentConfig, lengths: Lengths) -> list[tuple[str, Protocol]]:
+    """The baselines and their rules. A vote at a budget has the answers that tokens buy; a token of training counts twice."""
+    return [
+        (name, make_method(name, config, _answers_for(name, config, lengths)).evaluation) for name in config.baselines
+    ]
+
+
+def _answers_for(name: str, config: ExperimentConfig, lengths: Lengths) -> int | None:
+    budget = Budget.of(name, config)
+    if budget is None:
+        return None
+    method, asked = make_method(budget.method, config), config.task.eval_questions
+    debated = lambda rules: sum(own.per_question * (own.prompt + own.new) for own in texts_of(rules, lengths))
+    trained = 2 * finetuning_of("", config, method, lengths).train_tokens if method.lessons else 0.0
+    training = budget.iteration * (config.task.train_questions * debated(method.protocol) + trained)
+    return max(1, round((debated(method.evaluation) + training / asked) / (lengths.question + lengths.answer)))
 
 
 def finetuning_of(name: str, config: ExperimentConfig, method: Method, lengths: Lengths) -> FinetuningStage:
@@ -113,8 +133,9 @@ def finetuning_of(name: str, config: ExperimentConfig, method: Method, lengths: 
 def _examples_of(lesson: Lesson, rules: Protocol, lengths: Lengths) -> tuple[float, float]:
     """(examples for each question, tokens of an example) of one adapter."""
     first, whole = lengths.question + lengths.answer, texts_of(rules, lengths)[-1].prompt + lengths.answer
-    if isinstance(lesson.select, PooledFirstAnswers):
-        return lengths.kept * lesson.select.agents, first
+    pooled = getattr(lesson.select, "agents", None)  # one adapter learns from the answers of all agents
+    if pooled is not None:
+        return lengths.kept * pooled, first
     return lengths.kept, first if isinstance(lesson.select, FirstAnswers) else whole
 
 
