@@ -16,8 +16,8 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "mft_jax.config": (
         "Change", "DebateConfig", "Difference", "ExperimentConfig", "FinetuningConfig", "LoraConfig", "MeshConfig",
-        "ModelSource", "PolicyConfig", "PreferenceConfig", "RoleConfig", "SamplingConfig", "TaskConfig", "compare",
-        "from_dict", "from_yaml", "load_config", "to_yaml", "validate",
+        "MetricsConfig", "ModelSource", "PolicyConfig", "PreferenceConfig", "RoleConfig", "SamplingConfig", "TaskConfig",
+        "compare", "from_dict", "from_yaml", "load_config", "to_yaml", "validate",
     ),
     "mft_jax.debate": ("AgentTranscript", "Debate", "Protocol", "Transcript", "Turn"),
     "mft_jax.errors": ("UserError",),
@@ -40,7 +40,7 @@ _PUBLIC = {
     "mft_jax.runs.directory": ("RunDirectory",),
     "mft_jax.runs.results": ("Result", "read_results"),
     "mft_jax.runs.status": ("StageStatus", "Status", "read_status"),
-    "mft_jax.sampling": ("Completion", "Request", "Sampler", "Score", "Text", "score_texts"),
+    "mft_jax.sampling": ("Completion", "Request", "Sampler", "Score", "Text", "compare_speakers", "score_texts"),
     "mft_jax.seeds": ("row_key",),
     "mft_jax.session": ("Session", "open_session"),
     "mft_jax.setup": ("Setup", "prepare"),

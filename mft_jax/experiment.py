@@ -14,6 +14,7 @@ from typing import Literal, cast
 from mft_jax.budget import Budget, check_baselines
 from mft_jax.config import ExperimentConfig, TaskConfig, validate
 from mft_jax.debate import Protocol, Transcript
+from mft_jax.diversity_stage import DiversityStage, check_diversity
 from mft_jax.errors import UserError
 from mft_jax.finetuning import Example, make_plan
 from mft_jax.methods import Method, make_method
@@ -123,8 +124,20 @@ class Experiment:
         title = f"iteration {iteration}: evaluation" if iteration else f"{method.name} (untuned)"
         with self._remedy_for_broken_weights(iteration):
             transcripts = self._run_debate_stage(method.evaluation, society, "eval", self.setup.task.eval, file, title)
+        self.measure_diversity(method, iteration, society, transcripts)
         self.directory.publish(self.config, self.setup.task)  # silent: each stage reports and repairs its own damage
         return transcripts
+
+    def measure_diversity(
+        self, method: Method, iteration: int, society: Society, transcripts: Sequence[Transcript]
+    ) -> None:
+        """Measures what `metrics.diversity` names on evaluation transcripts. With a single agent there is nothing to do."""
+        speakers = method.evaluation.speakers[-1] if society.names else (None,) * method.evaluation.agents
+        stage = DiversityStage(self.setup, society, speakers, self.reporter)
+        title = f"iteration {iteration}" if iteration else method.name
+        for measure in self.config.metrics.diversity if method.evaluation.agents > 1 else ():
+            file = layout.diversity(method.name, iteration, measure)
+            stage.run(measure, transcripts, StageFile(self.directory.store, file, self.reporter.say), title)
 
     def _run_debate_stage(
         self, rules: Protocol, society: Society, name: str, questions: Sequence[Question], file: str, title: str
@@ -167,7 +180,9 @@ def run(
     """
     validate(config)
     check_baselines(config)
-    if make_method(config.method, config).lessons and not config.task.train_questions:
+    method = make_method(config.method, config)
+    check_diversity(config, method)
+    if method.lessons and not config.task.train_questions:
         raise UserError("task.train_questions is 0, expected at least 1 to debate and finetune on.")
     reporter = reporter or SilentReporter()
     directory = RunDirectory(config.run_dir)

@@ -20,6 +20,7 @@ from mft_jax.errors import UserError
 from mft_jax.experiment import evaluate, run
 from mft_jax.prompts import GSM8K
 from mft_jax.runs.directory import RunDirectory
+from mft_jax.runs.results import Result
 from mft_jax.session import open_session
 from mft_jax.setup import prepare
 from mft_jax.tasks import gsm8k, load_task
@@ -33,7 +34,7 @@ def test_results_count_every_method_and_its_cost(finished):
     assert rows == [*untuned, ("multiagent_ft", 1, "arithmetic", 8), ("multiagent_ft", 2, "arithmetic", 8)]
     raw = json.loads(directory.results_file.read_text())
     for result, row in zip(results, raw, strict=True):
-        assert dataclasses.asdict(result) == row
+        assert Result.from_dict(row) == result
         assert row["stderr"] == pytest.approx(math.sqrt(row["accuracy"] * (1 - row["accuracy"]) / 8))
         assert min(row[k] for k in ("prompt_tokens", "new_tokens", "flops", "device_seconds", "wall_seconds")) > 0
     assert raw[0]["diversity"] is None

@@ -25,7 +25,7 @@ LAYERS = [
     ("runs",),
     ("report",),
     ("stage_inputs",),
-    ("stages", "training_data", "budget"),
+    ("diversity_stage", "stages", "training_data", "budget"),
     ("bench",),
     ("plan",),
     ("experiment",),

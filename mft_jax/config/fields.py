@@ -26,6 +26,7 @@ from mft_jax.config.limits import (
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # in Phi-3
 MATH_LEVELS = range(1, 6)
+DIVERSITY = ("nll", "embedding", "kl")
 ADDITION_DIGITS = range(1, 10)
 
 Dtype = Literal["float32", "bfloat16"]
@@ -217,6 +218,16 @@ class FinetuningConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MetricsConfig:
+    diversity: Annotated[tuple[Annotated[str, one_of(*DIVERSITY)], ...], WITHOUT_REPETITION, Change.GROW] = ()
+    """Measures of diversity besides consensus: nll, embedding, kl. Every evaluation takes longer with them."""
+    diversity_questions: Annotated[Count, Change.GROW] = 100
+    """Number of evaluation questions on which they are measured, from the first; at most all of them."""
+    encoder: str | None = None
+    """For embedding: a sentence-transformers model; None: mean states of the base model's last layer."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
     agent: Annotated[Count, Change.ANY_TIME] = 1
     """Number of devices over which agents are split; it must divide debate.agents."""
@@ -250,5 +261,7 @@ class ExperimentConfig:
     """How answers are sampled, and how many at once."""
     finetuning: FinetuningConfig = FinetuningConfig()
     """How the agents are finetuned on their debates."""
+    metrics: MetricsConfig = MetricsConfig()
+    """What is measured besides accuracy and consensus."""
     mesh: MeshConfig = MeshConfig()
     """The device mesh; the number of devices is agent x data x model."""

@@ -11,13 +11,16 @@ from mft_jax.parallel.mesh import replicated, sharding
 from mft_jax.programs.decode import decode
 from mft_jax.programs.prefill import prefill
 from mft_jax.programs.program import Program
-from mft_jax.programs.score import score
+from mft_jax.programs.score import divergence, score
 from mft_jax.programs.slots import slot_shardings, view_shardings
 from mft_jax.programs.train import Objective, train_step
 
 
 class Programs:
-    """prefill, decode and score for any adapters, and train for any objective. `dtype` is the dtype of the KV cache."""
+    """prefill, decode, score and divergence for any adapters, and train for any objective.
+
+    `dtype` is the dtype of the KV cache.
+    """
 
     def __init__(self, graphdef: nnx.GraphDef, model: ModelConfig, mesh: Mesh, dtype: str = "float32"):
         self.graphdef, self.model, self.mesh, self.dtype = graphdef, model, mesh, dtype
@@ -26,6 +29,7 @@ class Programs:
         self.prefill = Program("prefill", bind(prefill), donate=[2], out_shardings=slots)
         self.decode = Program("decode", bind(decode), donate=[2], out_shardings=(slots, view_shardings(mesh)))
         self.score = Program("score", bind(score), out_shardings=rows)
+        self.divergence = Program("divergence", bind(divergence), out_shardings=rows)
         self._train: dict[tuple, Program] = {}
 
     def train(self, objective: Objective, adapters: int, agents_at_once: int | None, remat: bool) -> Program:
@@ -57,5 +61,5 @@ class Programs:
         return counts
 
     def _all_programs(self) -> Iterator[Program]:
-        yield from (self.prefill, self.decode, self.score)
+        yield from (self.prefill, self.decode, self.score, self.divergence)
         yield from self._train.values()

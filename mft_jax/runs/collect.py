@@ -10,7 +10,7 @@ from mft_jax.config import ExperimentConfig
 from mft_jax.errors import UserError
 from mft_jax.metrics.accuracy import accuracy
 from mft_jax.metrics.answers import Speakers, VoteQuality, count_unparsed, summarize_answers, vote_quality
-from mft_jax.metrics.diversity import Equivalent, consensus_diversity
+from mft_jax.metrics.diversity import Equivalent, consensus_diversity, mean_of_known
 from mft_jax.metrics.ledger import Cost, Ledger, total
 from mft_jax.metrics.statistics import compare_with_first
 from mft_jax.runs import layout
@@ -56,11 +56,13 @@ def collect_results(
     seed: int,
     say: Callable[[str], None],
     trained_in: Store | None = None,
+    measures: Sequence[str] = (),
 ) -> list[Result]:
     """The results of the complete evaluations, which have `questions` committed questions, in the given order.
 
     Each is compared with the first one. An evaluation with damaged files is left out, and `say` reports it; the run
     repairs it when it is started again. `trained_in` is the store of the run that trained the agents, if it is another.
+    `measures` are the measures of diversity besides consensus.
     """
     results, correct = [], []
     costs = functools.cache(functools.partial(training_costs, trained_in or store))
@@ -73,6 +75,8 @@ def collect_results(
                 spent = cost if trained_in else ledger.debate + ledger.finetuning + cost
                 result = make_result(lines, evaluation, task=task, cost=spent, counts=counts, equivalent=equivalent)
                 votes = read_vote_quality(trained_in or store, evaluation.iteration)
+                if result.diversity is not None:
+                    result.diversity.update(read_diversity(store, evaluation, measures))
                 results.append(dataclasses.replace(result, ledger=ledger, training_vote=votes))
                 correct.append([line["correct"] for line in lines])
         except DamagedFile as error:
@@ -106,6 +110,18 @@ def read_vote_quality(store: Store, iteration: int) -> VoteQuality | None:
     """The quality of the votes that an iteration was trained on; None for iteration 0, which has no training."""
     lines, _, counts = read_stage(store, layout.debate(iteration)) if iteration else ([], Cost(), {})
     return vote_quality(lines, counts.get("cut", 0)) if lines else None
+
+
+def read_diversity(store: Store, evaluation: Evaluation, measures: Sequence[str]) -> dict[str, Any]:
+    """The means of the measures over the questions that have a value, the number of questions, and the encoder."""
+    found: dict[str, Any] = {}
+    for measure in measures:
+        lines, _, _ = read_stage(store, layout.diversity(evaluation.method, evaluation.iteration, measure))
+        for name in lines[0].keys() - {"id", "encoder"} if lines else ():
+            found[name] = mean_of_known([line[name] for line in lines])
+        if lines:
+            found |= {name: lines[0][name] for name in lines[0] if name == "encoder"} | {"questions": len(lines)}
+    return dict(sorted(found.items()))
 
 
 def make_result(
@@ -151,7 +167,7 @@ def publish_results(
     """
     own = collect_results(
         store, list_evaluations(config), task=task.name, questions=len(task.eval), equivalent=task.equivalent,
-        seed=config.seed, say=say, trained_in=trained_in,
+        seed=config.seed, say=say, trained_in=trained_in, measures=config.metrics.diversity,
     )  # fmt: skip
     results = own + read_evaluations(store, say)
     write_results(store, results)

@@ -45,6 +45,11 @@ def checkpoint(iteration: int) -> str:
     return f"iteration_{iteration}/checkpoint"
 
 
+def diversity(method: str, iteration: int, measure: str) -> str:
+    """The stage with a measure of diversity on the evaluation transcripts of a method after an iteration."""
+    return f"{evaluation(method, iteration).rpartition('/')[0]}/diversity_{measure}.jsonl"
+
+
 def evaluation(method: str, iteration: int) -> str:
     """The stage with the evaluation transcripts of a method after an iteration; 0: without finetuning."""
     return f"iteration_{iteration}/eval/eval.jsonl" if iteration else f"baselines/{method}/eval.jsonl"

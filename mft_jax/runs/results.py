@@ -36,7 +36,9 @@ class Result:
     flops: int
     device_seconds: float
     wall_seconds: float
-    diversity: dict[str, float] | None  # None for a single agent
+    diversity: (
+        dict[str, Any] | None
+    )  # consensus, diversity = 1 - consensus, and `metrics.diversity`; None for one agent
     cut: int = 0  # answers cut off by a limit
     unparsed: int = 0  # answers that the model ended itself, but that contain no answer
     unanswered: int = 0  # turns whose prompt did not fit into the model's context

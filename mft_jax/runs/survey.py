@@ -57,7 +57,20 @@ def list_stages(store: Store, config: ExperimentConfig) -> list[StageStatus]:
             _read_steps(store, f"iteration {k}: finetuning", layout.checkpoint(k)),
             _read_questions(store, f"iteration {k}: evaluation", layout.evaluation(config.method, k), evaluation),
         ]
+        stages += list(_diversity_stages(store, config, config.method, k, f"iteration {k}"))
+    for method in config.baselines:  # those with one agent have none
+        found = _diversity_stages(store, config, method, 0, method)
+        stages += [stage for stage in found if stage.done or stage.damage]
     return stages
+
+
+def _diversity_stages(
+    store: Store, config: ExperimentConfig, method: str, iteration: int, title: str
+) -> Iterator[StageStatus]:
+    evaluated = (count_questions(store) or (0, config.task.eval_questions))[1]
+    questions = min(config.metrics.diversity_questions, evaluated)
+    for measure in config.metrics.diversity:
+        yield _read_questions(store, f"{title}: {measure}", layout.diversity(method, iteration, measure), questions)
 
 
 def _read_questions(store: Store, name: str, stage: str, questions: int) -> StageStatus:

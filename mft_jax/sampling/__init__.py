@@ -2,9 +2,9 @@
 
 from mft_jax.sampling.completions import Completion, Progress, Reason, Request, Sampling, Usage
 from mft_jax.sampling.sampler import NonFiniteLogits, Sampler
-from mft_jax.sampling.scorer import Score, Text, score_texts
+from mft_jax.sampling.scorer import ComparedText, Score, Text, compare_speakers, score_texts
 
 __all__ = [
-    "Completion", "NonFiniteLogits", "Progress", "Reason", "Request", "Sampler", "Sampling", "Score", "Text", "Usage",
-    "score_texts",
+    "ComparedText", "Completion", "NonFiniteLogits", "Progress", "Reason", "Request", "Sampler", "Sampling", "Score",
+    "Text", "Usage", "compare_speakers", "score_texts",
 ]  # fmt: skip

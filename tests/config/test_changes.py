@@ -17,6 +17,7 @@ NEXT_STEP = {
         "warmup", "weight_decay", "beta1", "beta2", "eps", "clip_norm",
     )
 }  # fmt: skip
+GROW = {"iterations", "baselines", "metrics.diversity", "metrics.diversity_questions"}
 # A valid value of every kind of setting that is not its default.
 OTHER = {
     "method": "debate", "baselines": ["base"], "lora.targets": ["q_proj"], "lora.dtype": "bfloat16",
@@ -27,6 +28,7 @@ OTHER = {
     "debate.shows": "answers", "debate.summarizer": "speaker", "debate.ties": "none",
     "finetuning.preference.reference": "base", "finetuning.policy.reference": "start",
     "finetuning.policy.clip_low": 0.25, "finetuning.min_vote_share": 0.25,
+    "metrics.diversity": ["kl"],
 }  # fmt: skip
 BY_TYPE = {bool: True, int: 7, float: 3.5, str: "other", int | None: 3, float | None: 1.5, str | None: "other"}
 
@@ -51,10 +53,12 @@ def test_when_each_setting_may_change(field):
         assert found == ()
         return
     (difference,) = found
-    kinds = {Change.ANY_TIME: ANY_TIME, Change.NEXT_STEP: NEXT_STEP, Change.GROW: {"iterations", "baselines"}}
+    kinds = {Change.ANY_TIME: ANY_TIME, Change.NEXT_STEP: NEXT_STEP, Change.GROW: GROW}
     expected = next((kind for kind, fields in kinds.items() if field in fields), Change.NEVER)
     assert (difference.field, difference.change) == (field, expected)
-    assert difference.allowed == (expected in (Change.ANY_TIME, Change.NEXT_STEP) or field == "iterations")
+    assert difference.allowed == (
+        expected in (Change.ANY_TIME, Change.NEXT_STEP) or field in ("iterations", "metrics.diversity")
+    )
 
 
 def test_equal_configurations_have_no_differences():

@@ -8,7 +8,7 @@ from flax import nnx
 
 from mft_jax.errors import UserError
 from mft_jax.programs import score
-from mft_jax.sampling import Text, score_texts
+from mft_jax.sampling import ComparedText, Text, compare_speakers, score_texts
 from tests.conftest import NAMES
 
 
@@ -67,3 +67,28 @@ def test_texts_longer_than_the_context(tiny, programs):
     assert score_texts(programs, tiny.base, []) == []
     with pytest.raises(UserError, match="A text to score has 129 tokens, but the model's context is 128 tokens"):
         score_texts(programs, tiny.base, [Text(None, [1] * 129)])
+
+
+@pytest.mark.parametrize(
+    "most", [score.MAX_LOGITS, 2 * 6 * 300 * 5], ids=["all tokens at once", "few tokens at a time"]
+)
+def test_divergences_of_pairs_of_speakers(forward, tiny, programs, texts, monkeypatch, most):
+    """Compared with the definition. A speaker does not diverge from itself."""
+    monkeypatch.setattr(score, "MAX_LOGITS", most)
+    fresh = programs.__class__(tiny.graphdef, tiny.config, programs.mesh)
+    pairs = [("ann", "bob"), ("bob", "ann"), ("cy", "ann"), ("ann", None), ("bob", "bob"), (None, None), ("ann", "bob")]
+    compared = [ComparedText(*pair, text.tokens) for pair, text in zip(pairs, texts, strict=True)]
+    for text, found in zip(compared, compare_speakers(fresh, tiny.base, compared, tiny.society, rows=2), strict=True):
+        tokens = jnp.asarray(list(text.tokens) + [0] * (32 - len(text.tokens)))
+        logs = [
+            forward(tokens, None if name is None else tiny.agent(NAMES.index(name)))[1]
+            for name in (text.speaker, text.other)
+        ]
+        expected = np.concatenate([[0.0], jnp.sum(jnp.exp(logs[0]) * (logs[0] - logs[1]), axis=-1)])[: len(text.tokens)]
+        np.testing.assert_allclose(found, expected, atol=2e-4)
+        assert (found.max() > 0.01) == (text.speaker != text.other and len(text.tokens) > 1)
+
+
+def test_the_base_model_is_compared_with_adapters_only_as_the_other(tiny, programs):
+    with pytest.raises(ValueError, match="only an adapter with the base model"):
+        compare_speakers(programs, tiny.base, [ComparedText(None, "ann", [1, 2])], tiny.society)
