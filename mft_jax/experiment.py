@@ -24,6 +24,7 @@ from mft_jax.runs import layout
 from mft_jax.runs.adapters import chosen_iteration, with_imported
 from mft_jax.runs.checkpoints import Checkpoints
 from mft_jax.runs.directory import RunDirectory
+from mft_jax.runs.early_end import last_iteration, record_end
 from mft_jax.runs.metrics_log import MetricsLogger
 from mft_jax.runs.results import Result, read_results
 from mft_jax.runs.stage_file import StageFile
@@ -63,6 +64,8 @@ class Experiment:
             society = self.finetune(iteration, begin, examples)
             self.evaluate(method, iteration, society)
             self.evaluate_baselines(iteration)
+            if self.ends_after(iteration):
+                break
 
     def evaluate_baselines(self, iteration: int) -> None:
         """Evaluates the baselines whose budget is known after `iteration`; 0: all that need no finetuning."""
@@ -127,6 +130,26 @@ class Experiment:
         self.measure_diversity(method, iteration, society, transcripts)
         self.directory.publish(self.config, self.setup.task)  # silent: each stage reports and repairs its own damage
         return transcripts
+
+    def ends_after(self, iteration: int) -> bool:
+        """Reports whether the society still improves. True if the run ends because it collapses: `stop_when_collapsing`."""
+        store, results = self.directory.store, read_results(self.directory.results_file)
+        task, method = self.setup.task.name, self.setup.method.name
+        ours = [own for own in results if (own.method, own.iteration, own.task) == (method, iteration, task)]
+        monitor = ours[0].monitor if ours else None
+        if monitor is not None:
+            self.reporter.say(f"iteration {iteration}: {monitor.verdict}: {monitor.reason}.")
+        if not self.config.stop_when_collapsing:
+            return False
+        is_last = (
+            last_iteration(store, self.config) == iteration < self.config.iterations
+        )  # decided by an earlier start
+        if not is_last and monitor is not None and monitor.verdict == "collapsing":
+            record_end(store, iteration, monitor)
+            is_last = True
+        if is_last:
+            self.reporter.say(f"The run ends after iteration {iteration}, because the society collapses.")
+        return is_last
 
     def measure_diversity(
         self, method: Method, iteration: int, society: Society, transcripts: Sequence[Transcript]

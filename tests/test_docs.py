@@ -404,6 +404,7 @@ def test_the_files_of_a_run(readme):
     named, run = documented_files(), readme[0] / "runs/notebook"
     occasional = {
         "iteration_K/eval/diversity_NAME.jsonl",
+        "iteration_K/collapsed.json",
         f"{layout.INITIAL}/",
         f"{layout.EVALUATIONS}/LABEL/",
         f"{DAMAGED}/",

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from mft_jax.metrics.accuracy import accuracy
 from mft_jax.metrics.answers import Speakers, VoteQuality, count_unparsed, summarize_answers, vote_quality
 from mft_jax.metrics.diversity import Equivalent, consensus_diversity, mean_of_known
 from mft_jax.metrics.ledger import Cost, Ledger, total
+from mft_jax.metrics.monitor import watch
 from mft_jax.metrics.statistics import compare_with_first
 from mft_jax.runs import layout
 from mft_jax.runs.checkpoint_info import latest_info
@@ -82,7 +84,24 @@ def collect_results(
         except DamagedFile as error:
             say(f"The results of {evaluation.method}, iteration {evaluation.iteration}, are left out. {error}")
     compared = zip(results, compare_with_first(correct, seed), strict=True)
-    return [dataclasses.replace(result, comparison=comparison) for result, comparison in compared]
+    results = [dataclasses.replace(result, comparison=comparison) for result, comparison in compared]
+    return results if trained_in else with_monitors(store, evaluations, results, equivalent)
+
+
+def with_monitors(
+    store: Store, evaluations: Sequence[Evaluation], results: Sequence[Result], equivalent: Equivalent
+) -> list[Result]:
+    """The results, with the verdicts on all iterations before which no iteration is missing."""
+    stages = {evaluation.iteration: evaluation.stage for evaluation in evaluations}
+    found = {result.iteration for result in results}
+    count = next(k for k in itertools.count() if k + 1 not in found)
+    if not count:
+        return list(results)
+    read = lambda stage: read_stage(store, stage)[0]
+    untuned = read(layout.debate(1))
+    verdicts = watch(untuned, [read(stages[k]) for k in range(1, count + 1)], equivalent) if untuned else []
+    by_iteration = dict(enumerate(verdicts, start=1))
+    return [dataclasses.replace(result, monitor=by_iteration.get(result.iteration)) for result in results]
 
 
 def make_ledger(costs: Callable[[int], tuple[Cost, Cost]], iteration: int, evaluation: Cost) -> Ledger:

@@ -45,6 +45,11 @@ def checkpoint(iteration: int) -> str:
     return f"iteration_{iteration}/checkpoint"
 
 
+def verdict(iteration: int) -> str:
+    """Why a run ended after this iteration, if it did because the society collapsed."""
+    return f"iteration_{iteration}/collapsed.json"
+
+
 def diversity(method: str, iteration: int, measure: str) -> str:
     """The stage with a measure of diversity on the evaluation transcripts of a method after an iteration."""
     return f"{evaluation(method, iteration).rpartition('/')[0]}/diversity_{measure}.jsonl"

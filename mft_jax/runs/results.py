@@ -9,6 +9,7 @@ from typing import Any
 from mft_jax.errors import UserError
 from mft_jax.metrics.answers import AnswerSummary, VoteQuality
 from mft_jax.metrics.ledger import Ledger
+from mft_jax.metrics.monitor import Monitor
 from mft_jax.metrics.statistics import Comparison
 from mft_jax.runs import layout
 from mft_jax.runs.store import Store
@@ -47,6 +48,7 @@ class Result:
     comparison: Comparison | None = None  # with the first result of the same task; None for this one itself
     answers: AnswerSummary | None = None  # None if no right answer is known
     training_vote: VoteQuality | None = None  # of the debate that made the training data; None without finetuning
+    monitor: Monitor | None = None  # whether the society still improves; None without finetuning, or on another task
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -68,6 +70,7 @@ _READ = {
     "comparison": lambda raw: Comparison(**raw),
     "answers": AnswerSummary.from_dict,
     "training_vote": lambda raw: VoteQuality(**raw),
+    "monitor": Monitor.from_dict,
 }
 
 

@@ -7,6 +7,7 @@ from mft_jax.config import ExperimentConfig
 from mft_jax.metrics.ledger import Cost, total
 from mft_jax.runs import layout
 from mft_jax.runs.checkpoint_info import latest_info
+from mft_jax.runs.early_end import last_iteration
 from mft_jax.runs.questions import count_questions
 from mft_jax.runs.stage_file import read_committed
 from mft_jax.runs.store import DamagedFile, Store
@@ -38,7 +39,7 @@ def find_damage(store: Store, config: ExperimentConfig, adapters: Sequence[str] 
         expected = stages if adapters else stages[: len(config.baselines)]
         missing = [stage.name for stage in expected if not stage.is_done and not stage.damage]
         damage += [f"The files of {name} are missing or incomplete." for name in missing]
-    for iteration in range(1, config.iterations + 1):
+    for iteration in range(1, last_iteration(store, config) + 1):
         damage += _damaged_adapters(store, iteration)
         damage += _damaged_training_sets(store, iteration, adapters or ())
     return list(dict.fromkeys(damage))
@@ -51,7 +52,7 @@ def list_stages(store: Store, config: ExperimentConfig) -> list[StageStatus]:
         _read_questions(store, f"{method} (untuned)", layout.evaluation(method, 0), evaluation)
         for method in config.baselines
     ]
-    for k in range(1, config.iterations + 1):
+    for k in range(1, last_iteration(store, config) + 1):
         stages += [
             _read_questions(store, f"iteration {k}: debate", layout.debate(k), train),
             _read_steps(store, f"iteration {k}: finetuning", layout.checkpoint(k)),
