@@ -15,6 +15,7 @@ USAGE = """Multiagent finetuning: agents over one base model debate, vote, and f
   mft run CONFIG.yaml [--field value ...] [--run-dir DIR]
   mft status RUN_DIR
   mft eval RUN_DIR --task NAME
+  mft plots RUN_DIR... -o DIR
   mft export RUN_DIR --to peft|merged|chat-jsonl OUT
   mft import-adapters RUN_DIR PEFT_DIR... --config YAML
   mft bench CONFIG.yaml [--json OUT] [--compare OLD.json]
@@ -102,6 +103,19 @@ class Export:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Plots:
+    """Draws accuracy against compute and over iterations, as SVG and PNG, from the results of one or several runs.
+
+    Runs that differ in their seed only are averaged.
+    """
+
+    run_dirs: Annotated[tuple[str, ...], Positional, arg(metavar="RUN_DIR")]
+    """Directories of runs."""
+    out: Annotated[str, arg(aliases=["-o"])]
+    """Directory for the plots; files of the same names are replaced."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ImportAdapters:
     """Imports PEFT adapters into a new run directory; `mft run CONFIG.yaml --run-dir RUN_DIR` then starts from them."""
 
@@ -166,11 +180,12 @@ class Plan:
         return self.topology or "here"
 
 
-Command = Run | Status | Eval | Export | ImportAdapters | Bench | Plan
+Command = Run | Status | Eval | Plots | Export | ImportAdapters | Bench | Plan
 NAMES = (
     "run",
     "status",
     "eval",
+    "plots",
     "export",
     "import-adapters",
     "bench",
@@ -225,4 +240,4 @@ def _commands(config: ExperimentConfig) -> Any:
         | Annotated[Bench, subcommand(default=measuring)]
         | Annotated[Plan, subcommand(default=planning)]
     )
-    return with_defaults | Status | Eval | Export
+    return with_defaults | Status | Eval | Plots | Export

@@ -5,6 +5,7 @@ The arguments are read before slow modules such as JAX are imported. Each comman
 
 import dataclasses
 import os
+import pathlib
 import shlex
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from mft_jax.arguments import (
     Export,
     ImportAdapters,
     Plan,
+    Plots,
     Run,
     Status,
     read_arguments,
@@ -96,6 +98,29 @@ def eval_command(options: Eval, console: Console) -> None:
             options.run_dir, task, iteration=options.iteration, label=options.label, reporter=TerminalReporter(console)
         )
     console.print(render_results([result], f"{result.task}, {result.n} questions"))
+
+
+def plots_command(options: Plots, console: Console) -> None:
+    from mft_jax.files import atomic_write
+    from mft_jax.report.plots import encode_plots
+    from mft_jax.report.plotted_runs import PlottedRun, merge_runs
+    from mft_jax.runs.directory import RunDirectory
+    from mft_jax.runs.results import read_results
+
+    runs = []
+    for path in options.run_dirs:
+        directory = RunDirectory(path)
+        runs.append(PlottedRun(path, directory.config(), read_results(directory.results_file)))
+    files = encode_plots(merge_runs(runs))
+    if not files:
+        raise UserError(
+            f"There is nothing to plot in {', '.join(options.run_dirs)}: no result has an accuracy and a ledger of its "
+            "cost. If an older version made them, start `mft run` again, which rebuilds results.json."
+        )
+    for name, content in files.items():
+        path = pathlib.Path(options.out, name)
+        atomic_write(path, content)
+        console.print(literal(path), soft_wrap=True)
 
 
 def export_command(options: Export, console: Console) -> None:
@@ -176,6 +201,7 @@ COMMANDS: dict[type, Callable[[Any, Console], None]] = {
     ImportAdapters: import_command,
     Status: status_command,
     Eval: eval_command,
+    Plots: plots_command,
     Export: export_command,
     Bench: bench_command,
     Plan: plan_command,

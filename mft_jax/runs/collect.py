@@ -15,6 +15,7 @@ from mft_jax.metrics.diversity import Equivalent, consensus_diversity, mean_of_k
 from mft_jax.metrics.ledger import Cost, Ledger, total
 from mft_jax.metrics.monitor import watch
 from mft_jax.metrics.statistics import compare_with_first
+from mft_jax.metrics.vote_curve import vote_curve
 from mft_jax.runs import layout
 from mft_jax.runs.checkpoint_info import latest_info
 from mft_jax.runs.manifest import parse_manifest
@@ -34,6 +35,11 @@ class Evaluation:
     iteration: int  # 0: without finetuning
     stage: str  # the name of the stage with its transcripts
     speakers: Speakers = ()  # [M][N]: the adapters that speak; empty if the base model speaks for all agents
+
+    @property
+    def is_independent(self) -> bool:
+        """Whether all agents have the same first speaker, so that without later rounds their answers are independent."""
+        return not self.speakers or len(set(self.speakers[0])) == 1
 
 
 def list_evaluations(config: ExperimentConfig) -> list[Evaluation]:
@@ -77,6 +83,8 @@ def collect_results(
                 spent = cost if trained_in else ledger.debate + ledger.finetuning + cost
                 result = make_result(lines, evaluation, task=task, cost=spent, counts=counts, equivalent=equivalent)
                 votes = read_vote_quality(trained_in or store, evaluation.iteration)
+                if evaluation.is_independent and all(len(line["votes"]) == 1 for line in lines):
+                    result = dataclasses.replace(result, vote_curve=vote_curve(lines, equivalent, cost.flops))
                 if result.diversity is not None:
                     result.diversity.update(read_diversity(store, evaluation, measures))
                 results.append(dataclasses.replace(result, ledger=ledger, training_vote=votes))

@@ -11,6 +11,7 @@ from mft_jax.metrics.answers import AnswerSummary, VoteQuality
 from mft_jax.metrics.ledger import Ledger
 from mft_jax.metrics.monitor import Monitor
 from mft_jax.metrics.statistics import Comparison
+from mft_jax.metrics.vote_curve import VotePoint
 from mft_jax.runs import layout
 from mft_jax.runs.store import Store
 
@@ -48,6 +49,7 @@ class Result:
     comparison: Comparison | None = None  # with the first result of the same task; None for this one itself
     answers: AnswerSummary | None = None  # None if no right answer is known
     training_vote: VoteQuality | None = None  # of the debate that made the training data; None without finetuning
+    vote_curve: tuple[VotePoint, ...] | None = None  # over 1..N answers; None unless the agents answer independently
     monitor: Monitor | None = None  # whether the society still improves; None without finetuning, or on another task
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,6 +72,7 @@ _READ = {
     "comparison": lambda raw: Comparison(**raw),
     "answers": AnswerSummary.from_dict,
     "training_vote": lambda raw: VoteQuality(**raw),
+    "vote_curve": lambda raw: tuple(VotePoint(**point) for point in raw),
     "monitor": Monitor.from_dict,
 }
 
