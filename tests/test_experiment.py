@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 
@@ -17,10 +18,11 @@ from mft_jax.config import (
     TaskConfig,
 )
 from mft_jax.errors import UserError
-from mft_jax.experiment import evaluate, run
+from mft_jax.experiment import Experiment, evaluate, run
 from mft_jax.prompts import GSM8K
 from mft_jax.runs.directory import RunDirectory
-from mft_jax.runs.results import Result
+from mft_jax.runs.results import Result, read_results, write_results
+from mft_jax.runs.survey import find_damage, list_stages
 from mft_jax.session import open_session
 from mft_jax.setup import prepare
 from mft_jax.tasks import gsm8k, load_task
@@ -288,3 +290,29 @@ def test_the_command_lists_its_fields():
     assert "--sampling.top-p" in done.stdout
     assert "Nucleus: the smallest set of tokens" in done.stdout
     assert mft("fly").returncode == 2
+
+
+def test_a_run_ends_after_an_iteration_that_collapses(finished, shipped, tmp_path):
+    """The decision is recorded: later starts end after the same iteration, whatever they would find."""
+    shutil.copytree(finished[0].path, tmp_path / "run")
+    directory, remarks = RunDirectory(tmp_path / "run"), Remarks()
+    directory.store.hold()
+    config = dataclasses.replace(SMALL, iterations=3, stop_when_collapsing=True)
+    experiment = Experiment(prepare(config, shipped), directory, remarks)
+    first, second = ((own, own.monitor) for own in read_results(directory.results_file)[-2:])
+    assert (first[1].verdict, first[1].compared_with) == ("improving", 0)
+    assert not experiment.ends_after(1)
+    assert remarks.said == [f"iteration 1: improving: {first[1].reason}."]
+    collapsing = dataclasses.replace(second[1], verdict="collapsing", reason="made")
+    write_results(directory.store, [first[0], dataclasses.replace(second[0], monitor=collapsing)])
+    unguarded = dataclasses.replace(config, stop_when_collapsing=False)
+    assert not Experiment(prepare(unguarded, shipped), directory, remarks).ends_after(2)
+    assert experiment.ends_after(2)
+    assert remarks.said[-2:] == [
+        "iteration 2: collapsing: made.", "The run ends after iteration 2, because the society collapses."
+    ]  # fmt: skip
+    write_results(directory.store, [first[0], second[0]])
+    assert experiment.ends_after(2)
+    assert [stage.name for stage in list_stages(directory.store, config)][-1] == "iteration 2: evaluation"
+    assert find_damage(directory.store, config, experiment.setup.method.adapters) == []
+    directory.store.release()
