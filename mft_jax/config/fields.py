@@ -245,12 +245,12 @@ class ExperimentConfig:
     """Random seed of the choice of questions, sampling, new adapters and the order of training data."""
     iterations: Annotated[Count, Change.GROW] = 1
     """L: number of iterations of debate and finetuning. It can be increased after a run has finished."""
-    stop_when_collapsing: bool = False
-    """End the run after an iteration in which the society collapses, judged without gold answers; see results.json."""
     method: str = "multiagent_ft"
     """The method to run; see mft_jax.methods. module:function runs a method of your own."""
     baselines: Annotated[tuple[str, ...], WITHOUT_REPETITION, Change.GROW] = ("base", "majority", "debate")
     """Methods without finetuning that are evaluated first; see mft_jax.methods. More can be added later."""
+    stop_when_collapsing: bool = False
+    """End the run after an iteration in which the society collapses, judged without gold answers; see results.json."""
     model: ModelSource = ModelSource()
     """The frozen base model that all agents share."""
     lora: LoraConfig = LoraConfig()

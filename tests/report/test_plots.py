@@ -1,14 +1,18 @@
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
 
+from mft_jax import cli
 from mft_jax.config import from_dict
 from mft_jax.metrics.ledger import Cost, Ledger
 from mft_jax.metrics.vote_curve import VotePoint
 from mft_jax.report.plot_style import looks
 from mft_jax.report.plots import NO_CURVE, encode_plots, make_plots
 from mft_jax.report.plotted_runs import PlottedRun, merge_runs
+from mft_jax.runs.directory import RunDirectory
+from mft_jax.runs.results import write_results
 from tests.report.made import result
 
 
@@ -114,3 +118,25 @@ def test_a_baseline_of_two_methods_is_drawn_once_and_other_settings_get_other_na
 def test_twenty_methods_look_different():
     found = looks([str(number) for number in range(24)])
     assert len({tuple(look.values()) for look in found.values()}) == 24
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    run = RunDirectory(tmp_path / "run")
+    config = from_dict({"run_dir": str(run.path)})
+    run.take(config)
+    run.create(config)
+    write_results(run.store, [BASE, MAJORITY])
+    run.release()
+    monkeypatch.setattr(sys, "argv", ["mft", "plots", str(run.path), "-o", str(tmp_path / "plots")])
+    cli.main()
+    names = [f"arithmetic_{name}.{kind}" for name in ("test_compute", "all_compute") for kind in ("svg", "png")]
+    assert capsys.readouterr().out.split() == [str(tmp_path / "plots" / name) for name in names]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "plots").iterdir()} == encode_plots([BASE, MAJORITY])
+
+    run.store.hold()
+    write_results(run.store, [dataclasses.replace(BASE, accuracy=None, stderr=None)])
+    run.release()
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    assert f"mft: There is nothing to plot in {run.path}: no result has an accuracy" in capsys.readouterr().err
