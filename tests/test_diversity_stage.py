@@ -83,6 +83,15 @@ def test_the_base_model_as_every_agent(setup, transcripts, tmp_path):
     assert {(line["kl"], line["kl_to_base"]) for line in measured(stage, "kl", transcripts, tmp_path)} == {(0.0, 0.0)}
 
 
+def test_more_questions_are_measured_after_those_that_are_done(setup, transcripts, tmp_path):
+    stage = DiversityStage(setup, Society(), (None, None), SilentReporter())
+    first = measured(stage, "kl", transcripts, tmp_path)
+    settings = dataclasses.replace(setup.config.metrics, diversity_questions=5)
+    larger = dataclasses.replace(setup, config=dataclasses.replace(setup.config, metrics=settings))
+    both = measured(dataclasses.replace(stage, setup=larger), "kl", transcripts, tmp_path)
+    assert (both[:3], [line["id"] for line in both]) == (first, [transcript.id for transcript in transcripts[:5]])
+
+
 def test_the_same_text_has_no_dissimilarity(setup, transcripts, tmp_path):
     stage = DiversityStage(setup, Society(), (None, None), SilentReporter())
     first = transcripts[0].agents[0]
@@ -97,7 +106,9 @@ def test_a_run_measures_what_is_asked_for_later_and_resumes(shipped, finished, t
     """Measures can be added to a finished run. What is measured is not measured again."""
     shutil.copytree(finished[0].path, tmp_path / "run")
     directory = RunDirectory(tmp_path / "run")
-    config = dataclasses.replace(SMALL, run_dir=str(directory.path), metrics=ALL)
+    config = dataclasses.replace(
+        SMALL, run_dir=str(directory.path), metrics=dataclasses.replace(ALL, diversity_questions=100)
+    )
     config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, chunk_questions=2))
     results = run(config, session=shipped)
     assert results == read_results(directory.results_file)
@@ -107,7 +118,7 @@ def test_a_run_measures_what_is_asked_for_later_and_resumes(shipped, finished, t
     assert set(last.diversity) == {
         "consensus", "diversity", "nll", "embedding", "kl", "kl_to_base", "encoder", "questions"
     }  # fmt: skip
-    assert (last.diversity["questions"], last.diversity["encoder"]) == (3, BASE_STATES)
+    assert (last.diversity["questions"], last.diversity["encoder"]) == (8, BASE_STATES)
     for name in ("nll", "kl", "kl_to_base"):
         file = directory.path / f"iteration_2/eval/diversity_{name.removesuffix('_to_base')}.jsonl"
         assert last.diversity[name] == pytest.approx(np.mean([line[name] for line in lines(file)]), abs=1e-12)
@@ -120,10 +131,6 @@ def test_a_run_measures_what_is_asked_for_later_and_resumes(shipped, finished, t
     file.unlink()  # found at the next start, and made again
     assert run(config, session=shipped) == results
     assert file.read_bytes() == values
-    more = dataclasses.replace(config, metrics=dataclasses.replace(ALL, diversity_questions=4))
-    assert run(more, session=shipped)[-1].diversity["questions"] == 4
-    assert file.read_bytes().startswith(values)
-    assert len(lines(file)) == 4
 
 
 def test_a_method_with_one_agent_has_no_pairs_to_compare(tmp_path):
