@@ -192,7 +192,7 @@ class _Counter:
 
     def _used(self, inside: Computation, own: Instruction) -> float:
         """How many bytes of `own`, an array in main memory, the instructions of a fusion read. An upper bound."""
-        used = 0.0
+        used = float(own.types[0].bytes) if own is inside.root else 0.0  # goes on outside
         for user in inside.users[own.name]:
             size = own.types[0].element_bytes
             if user.opcode in _SLICES and user.operands[0] == own.name:

@@ -18,10 +18,17 @@ from tests.plan.conftest import SPEEDS
 PROGRAM = """
 HloModule jit_f, is_scheduled=true
 
+%renamed (param_0.2: bf16[64,32]) -> bf16[64,32,1] {
+  %param_0.2 = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %bitcast.1 = bf16[64,32,1]{1,0,2:T(8,128)(2,1)} bitcast(%param_0.2)
+}
+
 %fused_matmul (param_0: bf16[8,64], param_1: bf16[64,32]) -> bf16[8,32] {
   %param_0 = bf16[8,64]{1,0:T(8,128)(2,1)S(1)} parameter(0)
   %param_1 = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(1)
-  ROOT %convolution.1 = bf16[8,32]{1,0:T(8,128)(2,1)S(1)} convolution(%param_0, %param_1), dim_labels=bf_io->bf
+  %rows = bf16[1,8,64]{2,1,0:S(1)} bitcast(%param_0)
+  %fusion.3 = bf16[64,32,1]{1,0,2:T(8,128)(2,1)} fusion(%param_1), kind=kLoop, calls=%renamed
+  ROOT %convolution.1 = bf16[1,8,32]{2,1,0:S(1)} convolution(%rows, %fusion.3), window={size=1}, dim_labels=0bf_io0->0bf
 }
 
 %fused_write (param_0.1: bf16[4,1024], param_1.1: bf16[1,1024], param_2.1: s32[]) -> bf16[4,1024] {
