@@ -49,6 +49,18 @@ fetch_run() {
   rm -rf "$WORK/fetched"
 }
 
+# Copies, once, the files without which a directory is not a run or a grid. They must be in the bucket before the others,
+# in case that a first copy is interrupted.
+copy_beginnings() {
+  local name
+  while read -r name; do
+    if ! grep -qxF "$name" "$WORK/begun" 2>/dev/null; then
+      gcloud storage cp --quiet "$WORK/snapshot/$name" "$STORE/run/$name" </dev/null || return 1
+      echo "$name" >>"$WORK/begun"
+    fi
+  done < <(find "$WORK/snapshot" \( -name config.yaml -o -name grid.json \) -printf '%P\n')
+}
+
 # Copies the run to the bucket. The run replaces its files as a whole, so a hard link to each of them is a copy of what
 # was there. Linking is repeated if a file disappears meanwhile. JAX ignores compiled programs that are not whole.
 copy_run() {
@@ -62,9 +74,7 @@ copy_run() {
     done
     find "$WORK/snapshot" -depth \( -name '.*.tmp' -o -name '*.orbax-checkpoint-tmp*' -o -name run.lock \) \
       -exec rm -rf {} +
-    # First the file without which a directory is no run, in case that this copy is the first and is interrupted.
-    [[ ! -f $WORK/snapshot/config.yaml ]] ||
-      gcloud storage cp --quiet "$WORK/snapshot/config.yaml" "$STORE/run/config.yaml" || exit 1
+    copy_beginnings || exit 1
     gcloud storage rsync --quiet --recursive --delete-unmatched-destination-objects "$WORK/snapshot" "$STORE/run" || exit 1
     [[ ! -d $COMPILED ]] || gcloud storage rsync --quiet --recursive "$COMPILED" "$STORE/compiled" || true
     [[ ! -f $WORK/log.txt ]] || gcloud storage cp --quiet "$WORK/log.txt" "$STORE/log.txt"

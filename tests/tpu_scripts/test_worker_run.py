@@ -115,7 +115,7 @@ def test_a_copy_that_cannot_be_read_is_not_overwritten(cloud, worker):
 
 
 def test_a_copy_that_fails_is_tried_again(cloud, worker):
-    """The configuration is copied first: without it, `mft run` would refuse the rest of a first copy."""
+    """The configuration is copied first, and once: without it, `mft run` would refuse the rest of a first copy."""
     cloud.fails("delete-unmatched", "HTTPError 503: unavailable", times=2)
     process = worker()
     wait_for(process, lambda: cloud.calls("storage rsync --quiet --recursive --delete"))
@@ -123,6 +123,7 @@ def test_a_copy_that_fails_is_tried_again(cloud, worker):
     wait_for(process, lambda: status_of(cloud) == ["running", "0"])
     os.kill(process.pid, signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
+    assert len([call for call in cloud.calls("storage cp") if call.endswith("mine/run/config.yaml")]) == 1
     assert said.count("The run could not be copied to gs://my-bucket/mine; the next try is in 0.05 seconds.") == 2
     assert process.returncode == START_AGAIN
 
