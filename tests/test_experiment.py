@@ -314,5 +314,6 @@ def test_a_run_ends_after_an_iteration_that_collapses(finished, shipped, tmp_pat
     write_results(directory.store, [first[0], second[0]])
     assert experiment.ends_after(2)
     assert [stage.name for stage in list_stages(directory.store, config)][-1] == "iteration 2: evaluation"
-    assert find_damage(directory.store, config, experiment.setup.method.adapters) == []
+    budgets = dataclasses.replace(config, baselines=(*config.baselines, "majority@iteration_3"))
+    assert find_damage(directory.store, budgets, experiment.setup.method.adapters) == []
     directory.store.release()

@@ -48,11 +48,14 @@ def find_damage(store: Store, config: ExperimentConfig, adapters: Sequence[str] 
 def list_stages(store: Store, config: ExperimentConfig) -> list[StageStatus]:
     """The stages in the order in which the run works on them."""
     train, evaluation = count_questions(store) or (config.task.train_questions, config.task.eval_questions)
+    last = last_iteration(store, config)
+    skipped = {f"majority@iteration_{k}" for k in range(last + 1, config.iterations + 1)}  # their budget is never known
     stages = [
         _read_questions(store, f"{method} (untuned)", layout.evaluation(method, 0), evaluation)
         for method in config.baselines
+        if method not in skipped
     ]
-    for k in range(1, last_iteration(store, config) + 1):
+    for k in range(1, last + 1):
         stages += [
             _read_questions(store, f"iteration {k}: debate", layout.debate(k), train),
             _read_steps(store, f"iteration {k}: finetuning", layout.checkpoint(k)),
