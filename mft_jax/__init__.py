@@ -44,6 +44,7 @@ _PUBLIC = {
     "mft_jax.seeds": ("row_key",),
     "mft_jax.session": ("Session", "open_session"),
     "mft_jax.setup": ("Setup", "prepare"),
+    "mft_jax.steps": ("Finetuned", "Steps", "load_society"),
     "mft_jax.tasks": ("Question", "Task", "load_task"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}

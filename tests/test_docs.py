@@ -11,6 +11,7 @@ import statistics
 import sys
 import typing
 
+import jax
 import numpy as np
 import pytest
 import tyro
@@ -21,7 +22,7 @@ from mft_jax import cli
 from mft_jax.arguments import NAMES, Eval, ImportAdapters, Run, read_arguments
 from mft_jax.config import Change, ExperimentConfig, TaskConfig, from_dict, to_yaml, validate
 from tests.config.settings import FIELDS
-from tests.small_run import SMALL
+from tests.small_run import SMALL, adapters_of
 
 ROOT = pathlib.Path(__file__).parent.parent
 README, *DOCS = DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -352,6 +353,31 @@ def test_the_comparison_of_two_methods(tmp_path):
     assert printed == ["PairedTest(only_first=3, only_second=1, difference=0.4, p_value=0.625)\n"]
 
 
+def test_one_iteration_by_hand(finished, shipped, tmp_path, monkeypatch):
+    """The guide's steps give the transcripts, training sets and adapters of a run with the same configuration."""
+    directory = finished[0]
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/quickstart.yaml").write_text(to_yaml(SMALL))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/quickstart").symlink_to(directory.path)
+    monkeypatch.setattr(mft_jax.setup, "open_session", lambda *source: shipped)
+    names, printed = run_blocks(ROOT / "docs/guide.md", tmp_path)
+    assert names["transcripts"] == [
+        mft_jax.Transcript.from_dict(line) for line in lines_of(directory.debate_file(2))[:4]
+    ]
+    for name, own in names["examples"].items():
+        assert own == lines_of(directory.training_set_file(1, name))
+    tuned, stored = names["tuned"], adapters_of(directory, 1)
+    for index, name in enumerate(tuned.society.names):
+        pairs = zip(*map(jax.tree.leaves, (tuned.society.stacked.weights, stored[name])), strict=True)
+        assert all((np.asarray(a[index]) == np.asarray(b)).all() for a, b in pairs)
+    metrics = [line["loss"] for line in lines_of(directory.metrics_file) if line["iteration"] == 1]
+    np.testing.assert_allclose(np.nanmean(tuned.loss, axis=1), metrics, rtol=1e-6)
+    assert names["after"] == [line["correct"] for line in lines_of(directory.evaluation_file(1))]
+    assert names["before"] == [line["correct"] for line in lines_of(directory.baseline_file("debate"))]
+    assert printed[0] == f"{tuned.society.names}\n"
+
+
 def test_a_method_of_the_user(finished, shipped, tmp_path, monkeypatch):
     """The file of the page, beside the configuration, is run by the command. It differs only in what it learns."""
     first, second = python_blocks(ROOT / "docs/methods.md")
@@ -380,9 +406,8 @@ def test_a_method_of_the_user(finished, shipped, tmp_path, monkeypatch):
 
 
 def test_all_python_blocks_are_run():
-    assert {path.name: len(python_blocks(path)) for path in DOCUMENTS} == {
-        "README.md": 4, "base_model.md": 0, "methods.md": 2, "results.md": 1
-    }  # fmt: skip
+    found = {path.name: len(python_blocks(path)) for path in DOCUMENTS if python_blocks(path)}
+    assert found == {"README.md": 4, "guide.md": 5, "methods.md": 2, "results.md": 1}
 
 
 # Files of a run

@@ -29,7 +29,7 @@ LAYERS = [
     ("bench",),
     ("plan",),
     ("experiment",),
-    ("grid",),
+    ("grid", "steps"),
     ("exchange",),
     ("arguments",),
     ("cli",),
