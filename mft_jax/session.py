@@ -98,6 +98,7 @@ def open_session(source: ModelSource, mesh_config: MeshConfig) -> Session:
         model,
         dtype=stored,
         compute_dtype=compute,
+        mesh=mesh,
         place=lambda path, tensor: jax.device_put(tensor, base_sharding(mesh, path, tensor.shape)),
     )
     return Session(source, directory, model, chat, mesh, base, Programs(graphdef, model, mesh, compute.name))

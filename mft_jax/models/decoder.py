@@ -11,15 +11,17 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from mft_jax.models.attention import causal_attention, transposed
+from mft_jax.models.attention_backend import AttentionBackend, attention_backend
 from mft_jax.models.config import ModelConfig
 from mft_jax.models.lora import Adapter, LowRank, low_rank_product, projection_shapes
 from mft_jax.models.rotary import rotate, rotation
+from mft_jax.parallel.mesh import constrain
 
 # Called by every block with (index of the block, q, k, v). Returns the attention output, and may store k and v in a cache.
-Attention = Callable[[int, Array, Array, Array], Float[Array, "B T N H"]]
+Attention = Callable[[int, Array, Array, Array], Float[Array, "B T N*H"]]
 
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": partial(jax.nn.gelu, approximate=True)}
 
@@ -59,8 +61,8 @@ class RMSNorm(nnx.Module):
 class Block(nnx.Module):
     """Attention and a gated MLP, each with a norm before it, with `out_norms` another one after it, and a residual."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
-        self.config = config
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, mesh: Mesh | None = None):
+        self.config, self.mesh = config, mesh
         norm = lambda size: RMSNorm(size, config.norm_eps, config.norm_offset, dtype)
         shapes = projection_shapes(config)
         linear = lambda name, bias: Linear(*shapes[name], bias, dtype)
@@ -90,12 +92,16 @@ class Block(nnx.Module):
         with jax.named_scope("attention"):
             q, k, v = self._queries_keys_values(self.input_norm(x), lora)
             output = attention(rotate(q, *rope) * self.config.query_scale, rotate(k, *rope), v)
-            output = self.o_proj(output.reshape(*x.shape[:2], -1), lora.get("o_proj"))
+            output = self._summed(self.o_proj(output, lora.get("o_proj")))
             x = x + (output if self.attention_out_norm is None else self.attention_out_norm(output))
         with jax.named_scope("mlp"):
             gate, up = self._gate_up(self.post_norm(x), lora)
-            y = self.down_proj(_ACTIVATIONS[self.config.activation](gate) * up, lora.get("down_proj"))
+            y = self._summed(self.down_proj(_ACTIVATIONS[self.config.activation](gate) * up, lora.get("down_proj")))
             return x + (y if self.mlp_out_norm is None else self.mlp_out_norm(y))
+
+    def _summed(self, y: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """`y`, whole on each device of the model axis. Its terms are spread over them, so this is where they are added up."""
+        return constrain(self.mesh, y, "batch", None, None)
 
     def _queries_keys_values(self, y: Float[Array, "B T D"], lora: Mapping[str, LowRank]) -> tuple[Array, Array, Array]:
         """Queries [B, T, N, H], keys [B, T, K, H] and values [B, T, K, H]."""
@@ -129,11 +135,13 @@ class Decoder(nnx.Module):
         config: ModelConfig,
         dtype: jnp.dtype = jnp.float32,
         compute_dtype: jnp.dtype | None = None,
+        mesh: Mesh | None = None,
+        backend: AttentionBackend | None = None,
     ):
-        self.config = config
+        self.config, self.mesh, self.backend = config, mesh, backend or attention_backend(mesh)
         self.compute_dtype = jnp.dtype(dtype if compute_dtype is None else compute_dtype)
         self.embedding = nnx.Param(jnp.zeros((config.vocab_size, config.embed), dtype))
-        self.blocks = nnx.List([Block(config, dtype) for _ in range(config.layers)])
+        self.blocks = nnx.List([Block(config, dtype, mesh) for _ in range(config.layers)])
         self.norm = RMSNorm(config.embed, config.norm_eps, config.norm_offset, dtype)
         self.lm_head = None if config.tied_embeddings else Linear(config.embed, config.vocab_size, False, dtype)
 
@@ -154,6 +162,7 @@ class Decoder(nnx.Module):
         """
         config = self.config
         x = self.embedding[...][tokens].astype(self.compute_dtype)
+        x = constrain(self.mesh, x, "batch", None, None)
         if config.embedding_scale != 1.0:
             x = x * jnp.asarray(config.embedding_scale, self.compute_dtype)
         rope = rotation(config.rope, positions, long)
@@ -175,8 +184,8 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """The hidden states of complete sequences, with causal attention within each segment of a row."""
         config, long = self.config, None
-        attention = lambda layer, q, k, v: causal_attention(
-            q, *transposed(k, v), segment_ids, window=config.windows[layer], softcap=config.attention_softcap
+        attention = lambda layer, q, k, v: self.backend.causal(
+            q, k, v, segment_ids, window=config.windows[layer], softcap=config.attention_softcap
         )
         if config.long_after is not None and tokens.shape[1] > config.long_after:
             lengths = jnp.sum(
@@ -203,9 +212,12 @@ def build(
     config: ModelConfig,
     dtype: jnp.dtype = jnp.float32,
     compute_dtype: jnp.dtype | None = None,
+    mesh: Mesh | None = None,
+    backend: AttentionBackend | None = None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """The graphdef and the abstract base, whose leaves are ShapeDtypeStructs. `weights.load_base` loads the arrays.
 
-    `dtype` is the dtype of the weights and `compute_dtype` that of the activations (None: the same).
+    `dtype` is the dtype of the weights and `compute_dtype` that of the activations (None: the same). Activations are
+    sharded over `mesh`, and `backend` computes the attention (None: the fastest one for the mesh).
     """
-    return nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype, compute_dtype)))
+    return nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype, compute_dtype, mesh, backend)))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
 from mft_jax.errors import UserError
@@ -81,17 +82,19 @@ def load_base(
     *,
     dtype: jnp.dtype | None = jnp.float32,
     compute_dtype: jnp.dtype | None = None,
+    mesh: Mesh | None = None,
     place: Callable[[Path, np.ndarray], jax.Array] | None = None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Reads a checkpoint into (graphdef, base), every tensor placed on its devices before the next is read.
 
     `dtype` is that of the weights; None: each as it is stored. `compute_dtype` is that of activations; None: the same.
+    `mesh` is that of the activations.
     `place(path, tensor)` puts one leaf on the devices of a mesh; by default it goes to the default device.
     On the host no more than a tensor and its transposed copy are held besides what was placed there.
     Raises UserError for a missing file or tensor, a wrong shape, a tensor that holds NaN or infinity, and a tensor that
     the decoder does not use.
     """
-    graphdef, abstract = build(config, dtype or jnp.float32, compute_dtype)
+    graphdef, abstract = build(config, dtype or jnp.float32, compute_dtype, mesh)
     place = place or (lambda _, tensor: jnp.asarray(tensor))
     files = find_tensors(directory)
     flat, treedef = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(abstract))

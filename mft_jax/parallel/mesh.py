@@ -65,6 +65,16 @@ def sharding(mesh: Mesh, *axes: str | None, shape: Sequence[int] | None = None) 
     return NamedSharding(mesh, PartitionSpec(*names))
 
 
+def constrain(mesh: Mesh | None, x: jax.Array, *axes: str | None) -> jax.Array:
+    """`x`, sharded by these logical axes at this place of a compiled function. An axis that does not divide is not sharded.
+
+    Without the constraint the compiler may choose a sharding that costs more communication.
+    """
+    if mesh is None or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, sharding(mesh, *axes, shape=x.shape))
+
+
 def base_sharding(mesh: Mesh, path: tuple[str | int, ...], shape: Sequence[int]) -> NamedSharding:
     """The sharding of one array of the frozen base. Its path in the module tree determines its logical axes."""
     if path[0] == "embedding":

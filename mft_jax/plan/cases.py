@@ -52,7 +52,7 @@ class Cases:
         base, adapters, slots = self._sampling(model)
         settings = abstract.abstract_settings(self.mesh, agents=self.sizes.lanes, stop_ids=8)
         kinds = {WEIGHTS: base, ADAPTERS: adapters, CACHE: slots}
-        # One token of every row; the loop inside it draws until a token is accepted.
+        # One token of every row; other devices than TPUs draw in a loop inside it until a token is accepted.
         return Case(self.programs(model).decode, (base, adapters, slots, settings), kinds, (1, DRAWS))
 
     def prefill(self, model: ModelConfig) -> Case:
@@ -81,7 +81,7 @@ class Cases:
 
     def programs(self, model: ModelConfig) -> Programs:
         stored, compute = self._dtypes
-        graphdef, _ = build(model, stored, compute)
+        graphdef, _ = build(model, stored, compute, self.mesh)
         return Programs(graphdef, model, self.mesh, compute.name)
 
     @functools.cached_property

@@ -188,7 +188,11 @@ class _Counter:
             )
             return float(read), float(sum(self._written(called, own.types)))
         read = sum(main(kind) for operand in operands for kind in operand.types)
-        return float(read), float(sum(main(kind) for kind in own.types))
+        written = sum(main(kind) for kind in own.types)
+        known = own.attribute(r'"bytes_accessed":"?(\d+)') if own.opcode == "custom-call" else None
+        if known is not None:  # a kernel that says so: of arrays that it updates in place it touches only a part
+            return float(min(read, int(known))), float(max(0, int(known) - read))
+        return float(read), float(written)
 
     def _used(self, inside: Computation, own: Instruction) -> float:
         """How many bytes of `own`, an array in main memory, the instructions of a fusion read. An upper bound."""

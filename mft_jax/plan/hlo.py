@@ -114,7 +114,7 @@ def parse_module(text: str) -> Module:
         if header:
             name, body, root = header[2], {}, None
             entry = name if header[1] else entry
-        elif name is not None and line.startswith("}"):
+        elif name is not None and line.rstrip() == "}":  # attributes of kernels can have lines that begin with it
             if root is not None:
                 computations[name] = Computation(name, body, root)
             name = None

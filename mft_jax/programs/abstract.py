@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from mft_jax.config import LoraConfig
+from mft_jax.models.attention_backend import attention_backend
 from mft_jax.models.config import ModelConfig
 from mft_jax.models.decoder import build
 from mft_jax.models.lora import Adapter, init_society
@@ -44,7 +45,9 @@ def abstract_slots(
     model: ModelConfig, mesh: Mesh, *, agents: int, rows: int, columns: int, new_tokens: int, dtype: str
 ) -> Slots:
     """The slots of `decode`: A = `agents`, B = `rows`, cache length S = `columns`, M = `new_tokens`; no log-probabilities."""
-    make = functools.partial(zero_slots, model, agents, rows, columns, new_tokens, dtype, False)
+    make = functools.partial(
+        zero_slots, model, attention_backend(mesh), agents, rows, columns, new_tokens, dtype, False
+    )
     return _with_shardings(slot_shardings(mesh, model), jax.eval_shape(make))
 
 

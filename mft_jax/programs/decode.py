@@ -5,12 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from mft_jax.models.attention import attend, transposed, visible
 from mft_jax.models.decoder import Decoder
 from mft_jax.models.lora import Adapter
 from mft_jax.programs.choose import Choice, choose
+from mft_jax.programs.choose_split import choose_split
 from mft_jax.programs.over_agents import over_agents
 from mft_jax.programs.slots import Settings, Slots, View
 
@@ -42,8 +43,10 @@ def decode(
 def decode_token(model: Decoder, adapters: Adapter | None, slots: Slots, settings: Settings) -> Slots:
     """Decodes one token for every active row. Inactive rows are computed too, but their results are discarded."""
     step = functools.partial(next_logits, model, jnp.asarray(settings.long))
-    logits, keys, values = over_agents(step, adapters, slots.keys, slots.values, slots.token, slots.position)
-    choice = _choose_tokens(logits, slots, settings)
+    logits, keys, values = over_agents(
+        model.mesh, step, adapters, slots.keys, slots.values, slots.token, slots.position
+    )
+    choice = _choose_tokens(logits, slots, settings, model.mesh)
     token, active = choice.token, slots.active & choice.finite
     put = jax.vmap(jax.vmap(lambda row, at, new: row.at[at].set(new, mode="drop")))
     place = jnp.where(active, slots.count, slots.output.shape[-1])  # an index past the end is dropped
@@ -67,17 +70,20 @@ def decode_token(model: Decoder, adapters: Adapter | None, slots: Slots, setting
     )
 
 
-def _choose_tokens(logits: Float[Array, "A B V"], slots: Slots, settings: Settings) -> Choice:
+def _choose_tokens(logits: Float[Array, "A B V"], slots: Slots, settings: Settings, mesh: Mesh | None) -> Choice:
     """Chooses the next token of every slot; the fields of the result are [A, B]."""
-    agents, rows = slots.token.shape
+    agents, rows, _ = logits.shape
+    temperature, top_p = jnp.asarray(settings.temperature), jnp.asarray(settings.top_p)
     with jax.named_scope("choose"):
+        if mesh is not None and mesh.devices.flat[0].platform == "tpu":
+            return choose_split(logits, slots.key, slots.count, temperature, top_p, mesh)
         choice = choose(
             logits.reshape(agents * rows, -1),
             slots.key.reshape(agents * rows, 2),
             slots.count.reshape(-1),
             slots.active.reshape(-1),
-            jnp.asarray(settings.temperature),
-            jnp.asarray(settings.top_p),
+            temperature,
+            top_p,
         )
     return Choice(*(part.reshape(agents, rows) for part in choice))
 
@@ -86,7 +92,7 @@ def next_logits(
     model: Decoder,
     long: Bool[Array, ""],
     adapter: Adapter | None,
-    keys: tuple[Float[Array, "B K H S"], ...],
+    keys: tuple[Float[Array, "B K _ _"], ...],
     values: tuple[Float[Array, "B K S H"], ...],
     token: Int[Array, " B"],
     position: Int[Array, " B"],
@@ -96,38 +102,13 @@ def next_logits(
     Returns the logits [B, V], and the KV cache with the keys and values of these tokens written at `position`.
     """
     new_keys, new_values, config = list(keys), list(values), model.config
-    columns = jnp.arange(values[0].shape[-2])
-    masks = {window: visible(position[:, None], columns, window)[:, None] for window in set(config.windows)}
 
     def attention(layer, q, k, v):
-        k, v = transposed(k, v)
-        new_keys[layer] = with_column(keys[layer], k.astype(keys[layer].dtype), position, axis=3)
-        new_values[layer] = with_column(values[layer], v.astype(values[layer].dtype), position, axis=2)
-        mask = masks[config.windows[layer]]
-        return attend(q, new_keys[layer], new_values[layer], mask, config.attention_softcap)
+        output, new_keys[layer], new_values[layer] = model.backend.decode(
+            q, k, v, keys[layer], values[layer], position,
+            window=config.windows[layer], softcap=config.attention_softcap,
+        )  # fmt: skip
+        return output
 
     hidden = model.run(token[:, None], position[:, None], adapter, attention, long=long)
     return model.logits(hidden[:, 0]), tuple(new_keys), tuple(new_values)
-
-
-def with_column(
-    cache: Float[Array, "B K _ _"], new: Float[Array, "B K _ _"], position: Int[Array, " B"], axis: int
-) -> Float[Array, "B K _ _"]:
-    """Writes `new` into the cache, for each row at its own `position` along `axis`. `new` has size 1 along `axis`.
-
-    On TPUs this is a select: XLA would compile the update to a loop over rows with two copies of the cache.
-    """
-    update, select = functools.partial(update_column, axis=axis), functools.partial(select_column, axis=axis)
-    return jax.lax.platform_dependent(cache, new, position, tpu=select, default=update)
-
-
-def update_column(cache: Array, new: Array, position: Array, axis: int) -> Array:
-    """Updates one column of each row in place."""
-    update = lambda cache, new, at: jax.lax.dynamic_update_slice_in_dim(cache, new, at, axis - 1)
-    return jax.vmap(update)(cache, new, position)
-
-
-def select_column(cache: Array, new: Array, position: Array, axis: int) -> Array:
-    """Does the same with an element-wise select, which XLA fuses with the attention that reads the cache."""
-    here = jax.lax.broadcasted_iota(jnp.int32, cache.shape, axis) == jnp.expand_dims(position, (1, 2, 3))
-    return jnp.where(here, new, cache)

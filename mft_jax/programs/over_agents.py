@@ -4,16 +4,29 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from mft_jax.models.lora import Adapter
+from mft_jax.parallel.mesh import RULES
 
 
-def over_agents(function: Callable[..., Any], adapters: Adapter | None, *rows: Any) -> Any:
+def over_agents(mesh: Mesh | None, function: Callable[..., Any], adapters: Adapter | None, *rows: Any) -> Any:
     """Calls `function(adapter, *rows)` for every agent and stacks the results on a leading agent axis.
 
     The leading axis of every array in `rows` is the agent axis. With `adapters` None, each agent is the base model and
     `function` gets None as its adapter.
     """
+    count = jax.tree.leaves(rows)[0].shape[0]
     if adapters is None:
-        return jax.vmap(lambda *own: function(None, *own))(*rows)
-    return jax.vmap(function)(adapters, *rows)
+        return map_agents(mesh, count, lambda *own: function(None, *own))(*rows)
+    return map_agents(mesh, count, function)(adapters, *rows)
+
+
+def map_agents(mesh: Mesh | None, count: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.vmap` of `function` over `count` agents, which are sharded over the mesh's agent axis where that divides them.
+
+    Sharding constraints inside `function`, which know nothing of agents, then hold for each agent.
+    """
+    axis = RULES["agent"]
+    split = mesh is not None and mesh.size > 1 and count % mesh.shape[axis] == 0
+    return jax.vmap(function, spmd_axis_name=axis if split else None)

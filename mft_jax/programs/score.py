@@ -42,7 +42,7 @@ def score(graphdef: nnx.GraphDef, base: nnx.State, adapters: Adapter | None, tex
         return _score_rows(model, adapter, Texts(*own), chunk)
 
     with jax.named_scope("score"):
-        return over_agents(score_agent, adapters, *texts)
+        return over_agents(model.mesh, score_agent, adapters, *texts)
 
 
 def divergence(
@@ -61,8 +61,8 @@ def divergence(
 
     with jax.named_scope("divergence"):
         if others is None:
-            return over_agents(lambda adapter, *own: compare_agent(adapter, None, *own), adapters, *texts)
-        return over_agents(compare_agent, adapters, others, *texts)
+            return over_agents(model.mesh, lambda adapter, *own: compare_agent(adapter, None, *own), adapters, *texts)
+        return over_agents(model.mesh, compare_agent, adapters, others, *texts)
 
 
 def _chunk_size(texts: Texts, logits: int) -> int:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from mft_jax.models.attention_backend import AttentionBackend, attention_backend
 from mft_jax.models.config import ModelConfig
 from mft_jax.parallel.mesh import RULES, replicated, sharding
 from mft_jax.programs.arrays import AnyArray
@@ -20,7 +21,8 @@ class Slots(NamedTuple):
     sums over a row's tokens in the same order in every batch.
     """
 
-    keys: tuple[Float[Array, "A B K H S"], ...]  # one array per layer, which XLA can update in place
+    # One array per layer, which XLA can update in place. The last axes are H, S or S, H (`AttentionBackend.key_shape`).
+    keys: tuple[Float[Array, "A B K _ _"], ...]
     values: tuple[Float[Array, "A B K S H"], ...]
     token: Int[Array, "A B"]  # the newest token; its keys and values are not in the cache yet
     position: Int[Array, "A B"]  # the cache column of the newest token
@@ -108,23 +110,36 @@ def empty_slots(
     new_tokens: int,
     dtype: str,
     log_probs: bool = False,
+    backend: AttentionBackend | None = None,
 ) -> Slots:
-    """Allocates free slots on the mesh: A = `agents`, B = `rows`, cache length S = `columns`, M = `new_tokens`."""
-    return _compile_allocator(config, mesh, agents, rows, columns, new_tokens, dtype, log_probs)()
+    """Allocates free slots on the mesh: A = `agents`, B = `rows`, cache length S = `columns`, M = `new_tokens`.
+
+    `backend` decides on the layout of the cache (None: the fastest one for the mesh).
+    """
+    backend = backend or attention_backend(mesh)
+    return _compile_allocator(config, mesh, backend, agents, rows, columns, new_tokens, dtype, log_probs)()
 
 
 @functools.lru_cache(maxsize=8)
-def _compile_allocator(config: ModelConfig, mesh: Mesh, *size: Any):
-    return jax.jit(functools.partial(zero_slots, config, *size), out_shardings=slot_shardings(mesh, config))
+def _compile_allocator(config: ModelConfig, mesh: Mesh, backend: AttentionBackend, *size: Any):
+    return jax.jit(functools.partial(zero_slots, config, backend, *size), out_shardings=slot_shardings(mesh, config))
 
 
 def zero_slots(
-    config: ModelConfig, agents: int, rows: int, columns: int, new_tokens: int, dtype: str, log_probs: bool
+    config: ModelConfig,
+    backend: AttentionBackend,
+    agents: int,
+    rows: int,
+    columns: int,
+    new_tokens: int,
+    dtype: str,
+    log_probs: bool,
 ) -> Slots:
     """Slots of zeros. Under jax.eval_shape this gives the shapes and dtypes only."""
     zeros = lambda *last, kind=jnp.int32: jnp.zeros((agents, rows, *last), kind)
+    keys = backend.key_shape(config.kv_heads, columns, config.head_dim)
     return Slots(
-        keys=tuple(zeros(config.kv_heads, config.head_dim, columns, kind=dtype) for _ in range(config.layers)),
+        keys=tuple(zeros(*keys, kind=dtype) for _ in range(config.layers)),
         values=tuple(zeros(config.kv_heads, columns, config.head_dim, kind=dtype) for _ in range(config.layers)),
         token=zeros(),
         position=zeros(),

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from mft_jax.models.decoder import Decoder
 from mft_jax.models.lora import Adapter, AdapterWeights
 from mft_jax.programs.arrays import AnyArray
+from mft_jax.programs.over_agents import map_agents
 
 MAX_LOGITS = 2**26  # most elements of logits [A, B, chunk, V] in memory at once: 256 MiB in float32
 
@@ -159,7 +160,7 @@ def train_step(
         return objective(Targets(scored[0], jnp.asarray(rows.target_weight), scored[1], rows.signals))
 
     loss, gradient = _map_in_groups(
-        jax.value_and_grad(loss_of), spread, together, state.adapters, jnp.asarray(hyper.lora_scale), batch
+        mesh, jax.value_and_grad(loss_of), spread, together, state.adapters, jnp.asarray(hyper.lora_scale), batch
     )
     norm = jax.vmap(optax.tree.norm)(gradient)
     rate = learning_rate(index, hyper.peak, hyper.warmup_steps, hyper.total_steps)
@@ -247,12 +248,13 @@ def adamw(state: TrainState, gradient: PyTree, norm: Array, rate: Array, hyper: 
 
 
 def _map_in_groups(
-    gradient_of: Callable, spread: int, together: int, adapters: AdapterWeights, scale: Array, batch: Batch
+    mesh: Mesh, gradient_of: Callable, spread: int, together: int, adapters: AdapterWeights, scale: Array, batch: Batch
 ) -> Any:
     """Maps `gradient_of` over the adapters, one group at a time. Groups in which no adapter has data are skipped."""
     count, size = batch.tokens.shape[0], spread * together
+    mapped = map_agents(mesh, size, gradient_of)
     if size == count:
-        return jax.vmap(gradient_of)(adapters, scale, batch)
+        return mapped(adapters, scale, batch)
     # Each device has a block of consecutive adapters. A group takes `together` adapters from each device's block.
     # `split` reshapes [A, ...] to [groups, size, ...]; `join` is its inverse.
     split = lambda x: jnp.moveaxis(x.reshape(spread, -1, together, *x.shape[1:]), 1, 0).reshape(-1, size, *x.shape[1:])
@@ -260,7 +262,7 @@ def _map_in_groups(
 
     def of_group(part: tuple[AdapterWeights, Array, Batch]) -> Any:
         nothing = lambda adapters, scale, rows: (jnp.zeros(size), jax.tree.map(jnp.zeros_like, adapters))
-        return jax.lax.cond(jnp.any(part[2].target_weight > 0), jax.vmap(gradient_of), nothing, *part)
+        return jax.lax.cond(jnp.any(part[2].target_weight > 0), mapped, nothing, *part)
 
     return jax.tree.map(join, jax.lax.map(of_group, jax.tree.map(split, (adapters, scale, batch))))
 

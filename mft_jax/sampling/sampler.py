@@ -225,8 +225,7 @@ class _Grid:
         """
         config, taken = self.config, []
         for lane, queue in enumerate(queues):
-            free = np.flatnonzero(owner[lane] < 0)
-            for place, slot in enumerate(free[: config.prefill_rows][: len(queue)]):
+            for place, slot in self._matching(owner[lane] < 0)[: len(queue)]:
                 owner[lane, slot] = number = queue.popleft()
                 taken.append((lane, place, slot, rows[number]))
         size, length = (len(queues), config.prefill_rows), bucket(max(len(row.tokens) for *_, row in taken), SHORTEST)
@@ -244,6 +243,20 @@ class _Grid:
         prompts = jax.device_put(prompts, sharding(self.mesh, "agent", "batch"))
         self.clock.start()
         return self.programs.prefill(self.base, self.adapters, slots, prompts, np.bool_(long))
+
+    def _matching(self, free: np.ndarray) -> list[tuple[int, int]]:
+        """(place among the prompts, slot) of the free slots of a lane that one call of `prefill` can fill.
+
+        The places and the slots are both split evenly over the devices of the data axis. A place goes with a slot of the
+        same device, so that keys and values do not move between devices.
+        """
+        devices = self.mesh.shape["data"]
+        places, slots = self.config.prefill_rows // devices, len(free) // devices
+        return [
+            (device * places + place, device * slots + slot)
+            for device in range(devices)
+            for place, slot in enumerate(np.flatnonzero(free[device * slots : (device + 1) * slots])[:places])
+        ]
 
     def _make_settings(self, queues: Sequence[Queue], long: bool) -> Settings:
         stop_ids = np.full(max(8, bucket(len(self.stop_ids), 8)), -1, np.int32)

@@ -3,7 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mft_jax.programs.choose import MAX_DRAWS, choose, inverse_cdf
+from mft_jax.config import MeshConfig
+from mft_jax.parallel.mesh import make_mesh
+from mft_jax.programs import choose_kernel
+from mft_jax.programs.choose import MAX_DRAWS, Choice, choose, inverse_cdf
+from mft_jax.programs.choose_split import choose_split
 from mft_jax.seeds import row_key
 
 
@@ -19,8 +23,35 @@ def nucleus(logits, temperature, top_p):
     return kept / kept.sum()
 
 
+def masses_from(weights, thresholds):
+    return jnp.sum(jnp.where(weights[:, None] >= thresholds[..., None], weights[:, None], 0), axis=-1)
+
+
+def draw(weights, least, target):
+    sums = jnp.cumsum(jnp.where(weights >= least, weights, 0), axis=1)
+    index = jnp.minimum(jnp.sum(sums <= target, axis=1, keepdims=True), weights.shape[1] - 1)
+    return index, jnp.take_along_axis(weights, index, axis=1) >= least
+
+
+def split_in(parts):
+    """`choose_split` over that many devices, with the arguments of `choose`."""
+    mesh = make_mesh(MeshConfig(model=parts))
+
+    def choose(logits, keys, index, active, temperature, top_p):
+        arrays = (jnp.asarray(x)[None] for x in (logits, keys, index))
+        settings = jnp.float32(temperature), jnp.float32(top_p)
+        choice = choose_split(*arrays, *settings, mesh, masses_from=masses_from, draw=draw)
+        return Choice(choice.token[0], choice.finite[0])
+
+    return choose
+
+
+ALGORITHMS = [pytest.param(choose, id="choose"), *(pytest.param(split_in(n), id=f"split in {n}") for n in (1, 4))]
+
+
+@pytest.mark.parametrize("choose", ALGORITHMS)
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 0.9), (0.7, 0.5), (1.5, 1.0), (1.0, 0.05)])
-def test_tokens_follow_the_renormalized_nucleus_distribution(temperature, top_p):
+def test_tokens_follow_the_renormalized_nucleus_distribution(choose, temperature, top_p):
     logits = 2.5 * np.random.default_rng(0).normal(size=300).astype(np.float32)
     draws = 20_000
     keys = np.stack([row_key("test", i) for i in range(draws)])
@@ -37,15 +68,17 @@ def test_tokens_follow_the_renormalized_nucleus_distribution(temperature, top_p)
     assert chi2 < freedom + 4 * np.sqrt(2 * freedom)
 
 
-def test_temperature_zero_is_greedy():
+@pytest.mark.parametrize("choose", ALGORITHMS)
+def test_temperature_zero_is_greedy(choose):
     logits = np.random.default_rng(1).normal(size=(7, 300)).astype(np.float32)
     keys = np.stack([row_key(i) for i in range(7)])
-    choice = choose(jnp.asarray(logits), keys, jnp.zeros(7, int), jnp.ones(7, bool), 0.0, 0.9)
+    choice = jax.jit(choose)(jnp.asarray(logits), keys, jnp.zeros(7, int), jnp.ones(7, bool), 0.0, 0.9)
     np.testing.assert_array_equal(choice.token, logits.argmax(-1))
 
 
+@pytest.mark.parametrize("choose", ALGORITHMS)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_rows_with_invalid_logits_are_flagged(temperature):
+def test_rows_with_invalid_logits_are_flagged(choose, temperature):
     """Logits with NaN, with +inf, or with only -inf. The valid rows get the same tokens as without the invalid rows."""
     logits = np.random.default_rng(3).normal(size=(6, 300)).astype(np.float32)
     keys = np.stack([row_key(i) for i in range(6)])
@@ -96,3 +129,18 @@ def test_inverse_cdf_equals_searchsorted():
     got = np.asarray(inverse_cdf(jnp.asarray(weights), jnp.asarray(uniform)))
     assert (got == expected).mean() >= 0.98  # the two sums are rounded differently
     assert (weights[np.arange(50), got] > 0).all()
+
+
+def test_kernels_for_a_split_vocabulary():
+    """Two blocks of rows, the second not full, and two and a half blocks of 128 columns."""
+    rng = np.random.default_rng(5)
+    weights = jnp.asarray(np.pad(rng.random((11, 300)), ((0, 0), (0, 84))) ** 4, jnp.float32)
+    thresholds = jnp.asarray(rng.random((11, 3)), jnp.float32)
+    masses = choose_kernel.masses_from(weights, thresholds, interpret=True)
+    np.testing.assert_allclose(masses, masses_from(weights, thresholds), rtol=1e-6)
+    least = thresholds[:, :1]
+    target = masses[:, :1] * jnp.asarray(rng.random((11, 1)), jnp.float32)
+    index, counts = choose_kernel.draw(weights, least, target, interpret=True)
+    np.testing.assert_array_equal(index, draw(weights, least, target)[0])
+    assert counts.all()
+    assert not choose_kernel.draw(weights, least, masses[:, :1] + 1, interpret=True)[1].any()

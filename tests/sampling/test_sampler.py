@@ -14,7 +14,7 @@ from mft_jax.config import MeshConfig, SamplingConfig
 from mft_jax.models.lora import Adapter
 from mft_jax.models.society import Society
 from mft_jax.parallel.mesh import make_mesh
-from mft_jax.programs import Programs, decode
+from mft_jax.programs import Programs
 from mft_jax.programs.program import Program
 from mft_jax.programs.slots import bucket
 from mft_jax.sampling import NonFiniteLogits, Request, Sampler, Text, score_texts
@@ -247,17 +247,3 @@ print(token.tolist(), jax.random.uniform(adapter_key(3), 2).tolist())
 
 def test_buckets_are_at_most_two_per_octave():
     assert [bucket(n) for n in (1, 16, 17, 24, 25, 33, 49, 65, 97, 129)] == [16, 16, 24, 24, 32, 48, 64, 96, 128, 192]
-
-
-@pytest.mark.parametrize("axis", [2, 3])
-def test_both_cache_updates_write_the_same(axis):
-    """Both implementations equal a loop over rows."""
-    rng = np.random.default_rng(0)
-    cache, new = rng.normal(size=(4, 2, 5, 6)), rng.normal(size=(4, 2, 5, 6)).take([0], axis)
-    position, expected = np.array([0, 3, 4, 1]), cache.copy()
-    for row, column in enumerate(position):
-        expected[row].swapaxes(0, axis - 1)[column] = new[row].swapaxes(0, axis - 1)[0]
-    for put in (decode.update_column, decode.select_column):
-        np.testing.assert_array_equal(
-            put(jnp.asarray(cache), jnp.asarray(new), jnp.asarray(position), axis), np.float32(expected)
-        )

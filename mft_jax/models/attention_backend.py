@@ -1,0 +1,101 @@
+"""How attention is computed on the devices of a mesh: by XLA on CPUs and GPUs, by Pallas kernels on TPUs.
+
+A backend is a static part of the decoder. Its two functions are those of one agent; they are mapped over agents.
+"""
+
+import dataclasses
+from collections.abc import Hashable
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from mft_jax.models.attention import attend, causal_attention, transposed, visible
+
+
+class AttentionBackend(Hashable, Protocol):
+    """The attention of a decoder layer. The queries are already scaled; `window` and `softcap` are as in `attention.py`."""
+
+    def causal(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+        segment_ids: Int[Array, "B T"] | None,
+        *,
+        window: int | None,
+        softcap: float | None,
+    ) -> Float[Array, "B T N*H"]:
+        """Attention of complete rows, causal within each segment; without `segment_ids` a row is one segment."""
+        ...
+
+    def decode(
+        self,
+        q: Float[Array, "B 1 N H"],
+        k: Float[Array, "B 1 K H"],
+        v: Float[Array, "B 1 K H"],
+        keys: Float[Array, "B K _ _"],
+        values: Float[Array, "B K S H"],
+        position: Int[Array, " B"],
+        *,
+        window: int | None,
+        softcap: float | None,
+    ) -> tuple[Float[Array, "B 1 N*H"], Float[Array, "B K _ _"], Float[Array, "B K S H"]]:
+        """Writes `k` and `v` into column `position` of each row's cache, and attends to all columns up to this one.
+
+        Returns (output, keys, values).
+        """
+        ...
+
+    def to_cache(
+        self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]
+    ) -> tuple[Float[Array, "B K _ _"], Float[Array, "B K T H"]]:
+        """Keys and values in the layout of the KV cache, with T columns."""
+        ...
+
+    def key_shape(self, kv_heads: int, columns: int, head_dim: int) -> tuple[int, int, int]:
+        """The shape of one row's keys in the cache: (K, H, S) or (K, S, H)."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class XlaAttention:
+    """The functions of `attention.py`. The cache has transposed keys, [B, K, H, S]."""
+
+    def causal(self, q, k, v, segment_ids, *, window, softcap):
+        segments = jnp.zeros(q.shape[:2], jnp.int32) if segment_ids is None else segment_ids
+        return _join_heads(causal_attention(q, *transposed(k, v), segments, window=window, softcap=softcap))
+
+    def decode(self, q, k, v, keys, values, position, *, window, softcap):
+        k, v = transposed(k, v)
+        keys = _with_column(keys, k.astype(keys.dtype), position, axis=2)
+        values = _with_column(values, v.astype(values.dtype), position, axis=1)
+        mask = visible(position[:, None], jnp.arange(values.shape[2]), window)[:, None]
+        return _join_heads(attend(q, keys, values, mask, softcap)), keys, values
+
+    def to_cache(self, k, v):
+        return transposed(k, v)
+
+    def key_shape(self, kv_heads, columns, head_dim):
+        return kv_heads, head_dim, columns
+
+
+def attention_backend(mesh: Mesh | None) -> AttentionBackend:
+    """The fastest backend for the devices of the mesh; None: the default device of the host."""
+    if mesh is None or mesh.devices.flat[0].platform != "tpu":
+        return XlaAttention()
+    from mft_jax.models.tpu_attention import TpuAttention  # the import of Pallas takes half a second
+
+    return TpuAttention(mesh)
+
+
+def _join_heads(output: Float[Array, "B T N H"]) -> Float[Array, "B T N*H"]:
+    return output.reshape(*output.shape[:2], -1)
+
+
+def _with_column(cache: Float[Array, "B K _ _"], new: Float[Array, "B K _ _"], position: Array, axis: int) -> Array:
+    """Writes `new`, of size 1 along `axis` of one row, into the cache of each row at its own `position`, in place."""
+    update = lambda cache, new, at: jax.lax.dynamic_update_slice_in_dim(cache, new, at, axis)
+    return jax.vmap(update)(cache, new, position)

@@ -1,0 +1,147 @@
+"""A Pallas TPU kernel for the attention of one decode step, which also writes the new column into the KV cache.
+
+XLA cannot do this cheaply: each row writes at its own position, which XLA compiles to a copy or to an element-wise select
+of the whole cache. The kernel reads only the blocks of columns that a row has filled, and writes one tile per row and kv
+head. The softmax is accumulated block by block (Milakov and Gimelshein, 2018) in a fixed order, so that a row's result
+does not depend on the other rows.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+BLOCK = 512  # most columns per block; [K, BLOCK, H] keys and values, twice for the pipeline, must fit the vector memory
+_NEGATIVE = -1e30
+_LANES = 128  # the running maximum and sum are stored once per lane, because a column vector would not fit the tiling
+
+
+def attend_and_write(
+    q: Float[Array, "R K G H"],
+    k: Float[Array, "R K 1 H"],
+    v: Float[Array, "R K 1 H"],
+    keys: Float[Array, "R K S H"],
+    values: Float[Array, "R K S H"],
+    position: Int[Array, " R"],
+    *,
+    window: int | None = None,
+    softcap: float | None = None,
+    interpret: bool = False,
+) -> tuple[Float[Array, "R K G H"], Float[Array, "R K S H"], Float[Array, "R K S H"]]:
+    """Writes `k` and `v` into column `position` of each row's cache, and attends to the columns up to this one.
+
+    G is the number of query heads per kv head. The queries are already scaled. With `window` only the last `window` columns
+    are attended to; with `softcap` c the scores are c tanh(q k / c). Returns (output, keys, values). The cache is updated in
+    place if the caller donates it. `interpret` runs the kernel on any platform, slowly.
+    """
+    rows, kv_heads, groups, dim = q.shape
+    columns, tile = keys.shape[2], 32 // keys.dtype.itemsize
+    if columns % tile:
+        raise ValueError(f"the cache has {columns} columns, expected a multiple of {tile} for {keys.dtype}")
+    block = next(size for size in range(min(BLOCK, columns), 0, -tile) if columns % size == 0)
+    first = lambda at: 0 if window is None else jnp.maximum(at - window + 1, 0) // block
+    row = lambda r, j, at: (r, 0, 0, 0)
+    # Blocks outside of the row's columns map to its nearest block, which the pipeline does not fetch again.
+    filled = lambda r, j, at: (r, 0, jnp.clip(j, first(at[r]), at[r] // block), 0)
+    written = lambda r, j, at: (r, 0, at[r] // tile, 0)
+    cache_in, cache_out = (
+        pl.BlockSpec((1, kv_heads, block, dim), filled),
+        pl.BlockSpec((1, kv_heads, tile, dim), written),
+    )
+    queries, new = pl.BlockSpec((1, kv_heads, groups, dim), row), pl.BlockSpec((1, kv_heads, 1, dim), row)
+    running = pltpu.VMEM((kv_heads, groups, _LANES), jnp.float32)
+    shape = lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype)
+    return pl.pallas_call(
+        functools.partial(_kernel, block=block, tile=tile, window=window, softcap=softcap),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(rows, columns // block),
+            in_specs=[queries, new, new, cache_in, cache_in],
+            out_specs=[queries, cache_out, cache_out],
+            scratch_shapes=[running, running, pltpu.VMEM((kv_heads, groups, dim), jnp.float32)],
+        ),
+        out_shape=[shape(q), shape(keys), shape(values)],
+        input_output_aliases={4: 1, 5: 2},  # keys and values, counted with the positions
+        cost_estimate=pl.CostEstimate(
+            flops=4 * q.size * columns,
+            transcendentals=rows * kv_heads * groups * columns,
+            bytes_accessed=keys.nbytes
+            + values.nbytes
+            + 2 * q.nbytes
+            + 2 * rows * kv_heads * tile * dim * keys.dtype.itemsize,
+        ),
+        name="decode_attention",
+        interpret=interpret,
+    )(position, q, k, v, keys, values)
+
+
+def _kernel(
+    position,
+    q,
+    new_k,
+    new_v,
+    keys,
+    values,
+    output,
+    keys_out,
+    values_out,
+    top,
+    total,
+    sums,
+    *,
+    block,
+    tile,
+    window,
+    softcap,
+):
+    """One block of columns of one row. `top` and `total` are the softmax's maximum and sum so far, `sums` the products."""
+    row, index = pl.program_id(0), pl.program_id(1)
+    at = position[row]
+    last = at // block
+    first = 0 if window is None else jnp.maximum(at - window + 1, 0) // block
+    heads, _, dim = sums.shape
+
+    @pl.when(index == 0)
+    def _():
+        top[...] = jnp.full_like(top, _NEGATIVE)
+        total[...] = jnp.zeros_like(total)
+        sums[...] = jnp.zeros_like(sums)
+
+    def with_new(cache: Array, new: Array, start: Array) -> Array:
+        """Columns of the cache from `start` on, with the new column at its place."""
+        columns = start + jax.lax.broadcasted_iota(jnp.int32, cache.shape, 0)
+        return jnp.where(columns == at, jnp.broadcast_to(new, cache.shape), cache)
+
+    @pl.when((index >= first) & (index <= last))
+    def _():
+        start = index * block
+        columns = start + jax.lax.broadcasted_iota(jnp.int32, (q.shape[2], block), 1)
+        seen = columns <= at if window is None else (columns <= at) & (columns > at - window)
+        filled = start + jax.lax.broadcasted_iota(jnp.int32, (block, dim), 0) <= at
+        for head in range(heads):
+            k = with_new(keys[0, head], new_k[0, head], start)
+            # Columns that are not filled can hold anything, also NaN, which a weight of zero would not remove.
+            v = jnp.where(filled, with_new(values[0, head], new_v[0, head], start), 0)
+            scores = jax.lax.dot_general(q[0, head], k, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+            if softcap is not None:
+                scores = softcap * jnp.tanh(scores / softcap)
+            scores = jnp.where(seen, scores, _NEGATIVE)
+            before = top[head, :, :1]
+            now = jnp.maximum(before, jnp.max(scores, axis=1, keepdims=True))
+            weights, shrink = jnp.exp(scores - now), jnp.exp(before - now)
+            total[head] = total[head] * shrink + jnp.sum(weights, axis=1, keepdims=True)
+            product = jnp.dot(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+            sums[head] = sums[head] * shrink + product
+            top[head] = jnp.broadcast_to(now, top.shape[1:])
+
+    @pl.when(index == last)
+    def _():
+        start = at // tile * tile
+        inside = pl.ds(pl.multiple_of(start - last * block, tile), tile)
+        for head in range(heads):
+            keys_out[0, head] = with_new(keys[0, head, inside], new_k[0, head], start)
+            values_out[0, head] = with_new(values[0, head, inside], new_v[0, head], start)
+            output[0, head] = (sums[head] / total[head, :, :1]).astype(output.dtype)

@@ -1,0 +1,133 @@
+"""Attention on TPUs by Pallas kernels, as an `AttentionBackend`."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from mft_jax.models.decode_kernel import attend_and_write
+from mft_jax.parallel.mesh import sharding
+
+_LANES = 128  # the number of lanes of a TPU's vector unit
+_SPLASH_BLOCKS = (512, 256, 128)
+
+
+@dataclasses.dataclass(frozen=True)
+class TpuAttention:
+    """Splash attention (JAX's flash attention for TPUs) for complete rows, and `decode_kernel` for decoding.
+
+    XLA cannot partition a kernel, so each device runs it on its own rows and heads. Heads that the mesh's model axis does
+    not divide are not split; then every device of this axis computes all of them. `interpret` runs the kernels on any
+    platform, slowly, for tests.
+    """
+
+    mesh: Mesh
+    interpret: bool = False
+
+    def causal(self, q, k, v, segment_ids, *, window, softcap):
+        heads, rows = self._specs(k)
+        function = functools.partial(_splash_rows, window=window, softcap=softcap, interpret=self.interpret)
+        arrays, specs = (q, k, v), (heads, heads, heads)
+        if segment_ids is not None:
+            arrays, specs = (*arrays, segment_ids), (*specs, rows)
+        return self._on_each_device(function, specs, PartitionSpec(heads[0], None, heads[2]))(*arrays)
+
+    def decode(self, q, k, v, keys, values, position, *, window, softcap):
+        heads, rows = self._specs(k)
+        cache = PartitionSpec(heads[0], heads[2], None, None)
+        function = functools.partial(_decode_rows, window=window, softcap=softcap, interpret=self.interpret)
+        arguments = (q, k.astype(keys.dtype), v.astype(values.dtype), keys, values, position)
+        specs = (heads, heads, heads, cache, cache, PartitionSpec(rows[0]))
+        out = PartitionSpec(heads[0], None, heads[2])
+        return self._on_each_device(function, specs, (out, cache, cache))(*arguments)
+
+    def to_cache(self, k, v):
+        return k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+
+    def key_shape(self, kv_heads, columns, head_dim):
+        return kv_heads, columns, head_dim
+
+    def _specs(self, k: Float[Array, "B T K H"]) -> tuple[PartitionSpec, PartitionSpec]:
+        """The partitions of [B, T, heads, H], the same for queries, keys and values, and of [B, T]."""
+        heads = sharding(self.mesh, "batch", None, "kv_heads", None, shape=k.shape).spec
+        return heads, PartitionSpec(heads[0], None)
+
+    def _on_each_device(self, function: Any, in_specs: Any, out_specs: Any) -> Any:
+        return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def _splash_rows(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    segment_ids: Int[Array, "B T"] | None = None,
+    *,
+    window: int | None,
+    softcap: float | None,
+    interpret: bool,
+) -> Float[Array, "B T N*H"]:
+    """Splash attention of rows, padded to a multiple of its block size. Padding comes last, so no real token sees it.
+
+    The heads are joined here, on each device. If that were left to XLA, it would copy the weights of the output
+    projection to another layout instead, in each step.
+    """
+    time = q.shape[1]
+    padded = -(-time // _LANES) * _LANES
+    heads_first = lambda x: jnp.pad(x, ((0, 0), (0, padded - time), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
+    kernel = _splash_kernel(q.shape[2], padded, window, softcap, interpret)
+    if segment_ids is None:
+        output = jax.vmap(kernel)(heads_first(q), heads_first(k), heads_first(v))
+    else:
+        ids = jnp.pad(segment_ids, ((0, 0), (0, padded - time)))
+        output = jax.vmap(kernel)(heads_first(q), heads_first(k), heads_first(v), splash.SegmentIds(ids, ids))
+    return output.transpose(0, 2, 1, 3)[:, :time].reshape(*q.shape[:2], -1)
+
+
+def _splash_kernel(heads: int, time: int, window: int | None, softcap: float | None, interpret: bool) -> Any:
+    """The kernel for one row. Its mask is computed inside the kernel, and blocks that are masked completely are skipped."""
+    causal = splash.CausalMask((time, time))
+    mask = causal if window is None else causal & splash.LocalMask((time, time), (window - 1, 0), 0)
+    block = next(size for size in _SPLASH_BLOCKS if time % size == 0)
+    sizes = splash.BlockSizes(
+        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
+    )
+    return splash.make_splash_mha(
+        splash.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1,
+        attn_logits_soft_cap=softcap, interpret=interpret,
+    )  # fmt: skip
+
+
+def _decode_rows(
+    q: Float[Array, "B 1 N H"],
+    k: Float[Array, "B 1 K H"],
+    v: Float[Array, "B 1 K H"],
+    keys: Float[Array, "B K S H"],
+    values: Float[Array, "B K S H"],
+    position: Int[Array, " B"],
+    *,
+    window: int | None,
+    softcap: float | None,
+    interpret: bool,
+) -> tuple[Array, Array, Array]:
+    """`attend_and_write`, which under vmap runs once for the rows of all agents."""
+
+    @jax.custom_batching.custom_vmap
+    def of_rows(*arguments: Array) -> tuple[Array, Array, Array]:
+        return attend_and_write(*arguments, window=window, softcap=softcap, interpret=interpret)
+
+    @of_rows.def_vmap
+    def of_all_rows(agents: int, batched: Any, *arguments: Array) -> tuple[tuple[Array, Array, Array], Any]:
+        assert all(batched), "each agent has rows of its own"
+        join = lambda x: x.reshape(-1, *x.shape[2:])
+        split = lambda x: x.reshape(agents, -1, *x.shape[1:])
+        output, keys, values = of_rows(*map(join, arguments))
+        return (split(output), split(keys), split(values)), (True, True, True)
+
+    heads_second = lambda x: x.reshape(x.shape[0], keys.shape[1], -1, x.shape[-1])  # [B, K, G, H]
+    output, keys, values = of_rows(heads_second(q), heads_second(k), heads_second(v), keys, values, position)
+    return output.reshape(*q.shape[:2], -1), keys, values
