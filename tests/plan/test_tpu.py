@@ -1,0 +1,70 @@
+"""Plans for TPU slices by their real compiler, which needs no TPU."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mft_jax.config import ModelSource, to_yaml
+from mft_jax.methods import make_method
+from mft_jax.parallel.mesh import make_mesh
+from mft_jax.plan.cases import Cases, Sizes
+from mft_jax.plan.chips import SLICES
+from mft_jax.plan.figures import measure
+from mft_jax.plan.layers import of_all_layers
+from mft_jax.plan.models import read_model
+from mft_jax.plan.target import find_target
+from mft_jax.plan.topology import prepare_environment
+from tests.plan.conftest import on_mesh
+
+pytestmark = pytest.mark.tpu
+
+
+def test_the_command(planned_config, tmp_path):
+    """A whole plan of a tiny model, in a process of its own. Nothing of libtpu's messages is seen."""
+    (tmp_path / "config.yaml").write_text(to_yaml(on_mesh(planned_config, 1, 2, 2)))
+    command = [sys.executable, "-m", "mft_jax", "plan", str(tmp_path / "config.yaml"), "--topology", "v5e-4", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.split("\n") == [*(f"compiling {name}, 2 layers" for name in ("decode", "prefill", "train")), ""]
+    found = json.loads(done.stdout)
+    assert (found["topology"], found["devices"], found["fits"]) == ("v5e-4", 4, True)
+    assert found["memory"]["sampling"]["available"] == int(15.75 * 2**30)
+    # In each of 2 layers one after attention and one after the MLP, which the last layer needs for no cache.
+    for name, least in (("decode", 4), ("prefill", 3), ("train", 8)):
+        program = found["programs"][name]
+        assert program["collectives"]["all-reduce"] >= least
+        assert program["flops"] > 0
+        assert program["seconds"] > 0
+
+
+@pytest.mark.slow
+def test_a_decode_step_of_llama_3_8b(planned_config):
+    """Of 32 layers, from 2 and 4: each chip of v5e-8 reads a quarter of the weights and its part of the cache."""
+    prepare_environment("v5e-8")
+    source = ModelSource(path="meta-llama/Meta-Llama-3-8B-Instruct")
+    model, stored = read_model(source)
+    config = on_mesh(dataclasses.replace(planned_config, model=source), 1, 2, 4)
+    target = find_target("v5e-8")
+    sizes = Sizes(lanes=3, rows=8, prefill_rows=2, columns=256, prompt_tokens=128, row_targets=64)
+    cases = Cases(config, make_method("multiagent_ft", config), make_mesh(config.mesh, target.devices), stored, sizes)
+    found = of_all_layers(model, lambda own: measure(cases.decode(own), target.speeds, "v5e-8"))
+    weights = 8_030_261_248 * 2 / 4
+    assert found.memory["weights"] == pytest.approx(weights, rel=0.001)
+    cache = 2 * 32 * 12 * 256 * 2 * 128 * 2
+    adapters = found.memory["adapters"]
+    assert found.memory["cache"] == pytest.approx(cache, rel=0.01)
+    embedding = 128256 * 4096 * 2 / 4  # of which only the rows of the tokens are read
+    assert found.counts.bytes_read == pytest.approx(weights - embedding + cache + adapters, rel=0.15)
+    assert found.counts.collectives["all-reduce"] == pytest.approx(2 * 32, abs=30)
+
+
+def test_every_slice_can_be_planned_for():
+    """The compiler knows the topology of each of them."""
+    prepare_environment("v5e-8")
+    for name in ("v5e-1", "v5p-8", "v5p-32", "v6e-16"):
+        target = find_target(name)
+        assert len(target.devices) == SLICES[name].count
+        assert target.devices[0].platform == "tpu"
