@@ -72,7 +72,6 @@ def _read_cell(directory: RunDirectory, cell: Cell, error: str | None) -> CellSt
         state = "interrupted"  # the grid asks for more, such as more iterations
     if state != "finished" and error:
         state = "failed"
-    expected = {work.name for work in _list_work(cell)}  # an untuned method has no iterations
     names = {name: stage for name, stage, _ in _debate_stages(cell)}
     records = {name: read_record(directory.store, stage) for name, stage in names.items()}
     copied = frozenset(name for name, record in records.items() if record is not None and record.copied_from)
@@ -81,9 +80,15 @@ def _read_cell(directory: RunDirectory, cell: Cell, error: str | None) -> CellSt
         state=state,
         error=None if state == "finished" else error or status.error,
         results=tuple(status.results),
-        stages=tuple(stage for stage in status.stages if stage.name in expected),
+        stages=own_stages(cell, status.stages),
         copied=copied,
     )
+
+
+def own_stages(cell: Cell, stages: Sequence[StageStatus]) -> tuple[StageStatus, ...]:
+    """The stages that a cell has; an untuned method has no iterations."""
+    is_tuned = bool(make_method(cell.method, cell.config).lessons)
+    return tuple(stage for stage in stages if is_tuned or not stage.name.startswith("iteration "))
 
 
 def _debate_stages(cell: Cell) -> list[tuple[str, str, int]]:
@@ -132,7 +137,8 @@ def estimate_seconds_left(cells: Iterable[CellStatus]) -> tuple[float | None, bo
     """(estimated wall time in seconds of the stages that are left, whether all kinds of stages are in it).
 
     A stage takes as long per sampled text or training example as the finished stages of the same model and task, or,
-    where there are none, of the same model, or of the whole grid. None: no stage is finished.
+    where there are none, of the same model, or of the whole grid. Measures of diversity, which take little time, are left
+    out. None: no stage is finished.
     """
     measured: dict[_Kind, list[float]] = collections.defaultdict(lambda: [0.0, 0.0])  # kind -> [seconds, units]
     remaining: list[tuple[_Work, float]] = []

@@ -6,7 +6,7 @@ import pytest
 
 from mft_jax.config import Cell, DebateConfig, ExperimentConfig, TaskConfig
 from mft_jax.metrics.ledger import Cost
-from mft_jax.runs.grid_status import CellStatus, estimate_seconds_left
+from mft_jax.runs.grid_status import CellStatus, estimate_seconds_left, own_stages
 from mft_jax.runs.survey import StageStatus
 
 CONFIG = ExperimentConfig(
@@ -77,3 +77,11 @@ def test_the_speed_is_that_of_the_same_task_if_it_is_known():
 def test_a_kind_of_stage_without_any_measurement_makes_the_estimate_a_lower_bound():
     statuses = [left(cell("a"), stage(DEBATE, 10, 60.0))]
     assert estimate_seconds_left(statuses) == (20 * TEXTS, False)
+
+
+def test_an_untuned_cell_has_no_iterations():
+    """And a cell keeps all others of its stages, also those that the estimate does not know."""
+    untuned = (stage("debate (untuned)", 20), stage("debate: nll", 20))
+    tuned = (stage(DEBATE, 10), stage("iteration 1: nll", 20))
+    assert own_stages(cell("a", "debate"), (*untuned, *tuned)) == untuned
+    assert own_stages(cell("b", "multiagent_ft"), tuned) == tuned
