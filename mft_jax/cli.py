@@ -107,6 +107,8 @@ def plots_command(options: Plots, console: Console) -> None:
     from mft_jax.runs.directory import RunDirectory
     from mft_jax.runs.results import read_results
 
+    if not options.run_dirs:
+        raise UserError("mft plots needs results: give the directory of at least one run.")
     runs = []
     for path in options.run_dirs:
         directory = RunDirectory(path)

@@ -20,11 +20,11 @@ def render_results(results: "Sequence[Result]", title: str | None = None) -> Ren
     """All tables of the results: accuracies, costs, answers, and comparisons. Empty tables are left out."""
     parts: list[RenderableType] = [results_table(results, title)]
     if any(result.ledger for result in results):
-        parts.append(costs_table(results))
+        parts += ["", costs_table(results)]
     if any(result.answers for result in results):
-        parts.append(answers_table(results))
+        parts += ["", answers_table(results)]
     if any(result.comparison for result in results):
-        parts.append(comparisons_table(results))
+        parts += ["", comparisons_table(results)]
     return Group(*parts)
 
 

@@ -133,6 +133,11 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.split() == [str(tmp_path / "plots" / name) for name in names]
     assert {path.name: path.read_bytes() for path in (tmp_path / "plots").iterdir()} == encode_plots([BASE, MAJORITY])
 
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["mft", "plots", "-o", str(tmp_path)])
+        with pytest.raises(SystemExit):
+            cli.main()
+    assert capsys.readouterr().err == "mft: mft plots needs results: give the directory of at least one run.\n"
     run.store.hold()
     write_results(run.store, [dataclasses.replace(BASE, accuracy=None, stderr=None)])
     run.release()
