@@ -67,8 +67,9 @@ def test_kill_9_and_run_again_gives_the_same_bytes(finished, tmp_path):
 @pytest.mark.slow
 def test_kill_9_of_a_preference_method_gives_the_same_bytes(tmp_path, shipped):
     """Killed while the log-probabilities of the reference are written, and again in the middle of the finetuning."""
-    task = dataclasses.replace(SMALL.task, eval_questions=2)
-    config = dataclasses.replace(SMALL, method="maca", iterations=1, baselines=(), task=task)
+    task = dataclasses.replace(SMALL.task, train_questions=8, eval_questions=2)
+    one_round = dataclasses.replace(SMALL.debate, rounds=1)  # so that a pair fits into a row
+    config = dataclasses.replace(SMALL, method="maca", iterations=1, baselines=(), task=task, debate=one_round)
     whole, directory = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "killed")
     run(dataclasses.replace(config, run_dir=str(whole.path)), session=shipped)
     pairs = lines(whole.training_set_file(1, "agent_0"))
