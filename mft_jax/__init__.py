@@ -34,6 +34,7 @@ _PUBLIC = {
     "mft_jax.models.peft": ("load_peft", "save_peft"),
     "mft_jax.metrics.ledger": ("Cost", "Ledger"),
     "mft_jax.models.society": ("Society",),
+    "mft_jax.report.page": ("write_report",),
     "mft_jax.report.progress": ("SilentReporter", "TerminalReporter"),
     "mft_jax.report.status": ("render_status",),
     "mft_jax.report.table": ("render_results", "results_table"),

@@ -16,6 +16,7 @@ USAGE = """Multiagent finetuning: agents over one base model debate, vote, and f
   mft status RUN_DIR
   mft eval RUN_DIR --task NAME
   mft plots RUN_DIR... -o DIR
+  mft report RUN_DIR... [-o report.html]
   mft export RUN_DIR --to peft|merged|chat-jsonl OUT
   mft import-adapters RUN_DIR PEFT_DIR... --config YAML
   mft bench CONFIG.yaml [--json OUT] [--compare OLD.json]
@@ -82,6 +83,16 @@ class Eval:
         if task.name == "jsonl" and task.eval_path is None:
             raise UserError("mft eval --task jsonl needs the questions: give --eval-path FILE.")
         return task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """Writes one HTML file with the results, charts and debates of one or several runs, finished or not."""
+
+    run_dirs: Annotated[tuple[str, ...], Positional, arg(metavar="RUN_DIR")]
+    """Directories of the runs, which are shown side by side."""
+    out: Annotated[str, arg(aliases=["-o"])] = "report.html"
+    """HTML file to write. It needs no network; debates beyond 5 MB are written to a folder beside it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,12 +191,14 @@ class Plan:
         return self.topology or "here"
 
 
-Command = Run | Status | Eval | Plots | Export | ImportAdapters | Bench | Plan
+
+Command = Run | Status | Eval | Plots | Report | Export | ImportAdapters | Bench | Plan
 NAMES = (
     "run",
     "status",
     "eval",
     "plots",
+    "report",
     "export",
     "import-adapters",
     "bench",
@@ -240,4 +253,4 @@ def _commands(config: ExperimentConfig) -> Any:
         | Annotated[Bench, subcommand(default=measuring)]
         | Annotated[Plan, subcommand(default=planning)]
     )
-    return with_defaults | Status | Eval | Plots | Export
+    return with_defaults | Status | Eval | Plots | Report | Export

@@ -24,6 +24,7 @@ from mft_jax.arguments import (
     ImportAdapters,
     Plan,
     Plots,
+    Report,
     Run,
     Status,
     read_arguments,
@@ -125,6 +126,16 @@ def plots_command(options: Plots, console: Console) -> None:
         console.print(literal(path), soft_wrap=True)
 
 
+def report_command(options: Report, console: Console) -> None:
+    if not options.run_dirs:
+        raise UserError("mft report needs the directory of a run: give one or more.")
+    from mft_jax.report.page import write_report
+
+    for problem in write_report(options.run_dirs, options.out):
+        console.print(literal(problem), soft_wrap=True)
+    console.print(literal(f"The report is in {options.out}."), soft_wrap=True)
+
+
 def export_command(options: Export, console: Console) -> None:
     from mft_jax.exchange import export
 
@@ -204,6 +215,7 @@ COMMANDS: dict[type, Callable[[Any, Console], None]] = {
     Status: status_command,
     Eval: eval_command,
     Plots: plots_command,
+    Report: report_command,
     Export: export_command,
     Bench: bench_command,
     Plan: plan_command,

@@ -19,6 +19,7 @@ from mft_jax.errors import UserError
 from mft_jax.finetuning import Example, make_plan
 from mft_jax.methods import Method, make_method
 from mft_jax.models.society import Society
+from mft_jax.report.page import write_own_report
 from mft_jax.report.progress import Reporter, SilentReporter
 from mft_jax.runs import layout
 from mft_jax.runs.adapters import chosen_iteration, with_imported
@@ -215,6 +216,8 @@ def run(
             task = load_task(config.task, config.seed)
             directory.keep_questions(task, reporter.say)
             results = directory.publish(config, task, reporter.say)
+            if not directory.store.exists(layout.REPORT):
+                write_own_report(directory, reporter.say)
             reporter.say(
                 f"The run in {directory.path} is finished; nothing to do. For another run, give another --run-dir."
             )
@@ -326,6 +329,7 @@ def _run_remaining_stages(
     directory.keep_questions(experiment.setup.task, reporter.say)
     experiment.run()
     results = directory.publish(config, experiment.setup.task, reporter.say)
+    write_own_report(directory, reporter.say)
     directory.finish()
     return results
 

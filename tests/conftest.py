@@ -52,18 +52,33 @@ def pytest_configure():
 
 
 LIBTPU = importlib.util.find_spec("libtpu") is not None
+CHROMIUM = os.environ.get("MFT_CHROMIUM") or shutil.which("chromium")
 
 
 def pytest_report_header():
-    return None if LIBTPU else "tests marked tpu are deselected: libtpu is not installed (pip install 'jax[tpu]')"
+    notes = [] if LIBTPU else ["tests marked tpu are deselected: libtpu is not installed (pip install 'jax[tpu]')"]
+    notes += [] if CHROMIUM else ["tests marked browser are deselected: install chromium or set MFT_CHROMIUM"]
+    return notes
 
 
 def pytest_collection_modifyitems(config, items):
-    """Deselects the tests marked `real` if no model is given, and those marked `tpu` if there is no compiler for TPUs."""
-    missing = {"real": config.getoption("--real-model") is None, "tpu": not LIBTPU}
+    """Deselects the tests marked `real` if no model is given, and those marked `tpu` or `browser` without their program."""
+    missing = {"real": config.getoption("--real-model") is None, "tpu": not LIBTPU, "browser": not CHROMIUM}
     left_out = [item for item in items if any(item.get_closest_marker(name) for name in missing if missing[name])]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A headless Chromium, driven by Playwright."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Chromium refuses its sandbox to root. Without the GPU it starts faster.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,1 +1,1 @@
-"""Terminal output: progress, tables and the state of a run. Text from outside is shown literally (`text.py`)."""
+"""Terminal output (progress, tables, the state of a run), and the HTML report. Text from outside is shown literally."""

@@ -7,6 +7,7 @@ questions.json         ids of the questions, and a checksum of their texts; writ
 metrics.jsonl          scalars of every optimizer step
 results.json           derived from the evaluations
 X.inputs.json          beside the transcripts X.jsonl: what they were computed from
+report.html            the HTML report; report_debates/ beside it has debates that do not fit in
 initial/               imported adapters that the run starts from; without them, agents start as the base model
 damaged/               damaged files, moved here by `Store.set_aside`
 """
@@ -16,6 +17,7 @@ MANIFEST = "run.json"
 QUESTIONS = "questions.json"
 METRICS = "metrics.jsonl"
 RESULTS = "results.json"
+REPORT = "report.html"
 INITIAL = "initial"
 EVALUATIONS = "evaluations"
 

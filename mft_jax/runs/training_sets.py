@@ -77,16 +77,32 @@ def read_training_set(store: Store, iteration: int, name: str) -> list[Example]:
         ) from damage
 
 
+def list_training_sets(store: Store, iteration: int) -> list[str]:
+    """The adapters that have a training set; none if the sets are not complete yet.
+
+    Changes nothing. Raises DamagedFile if the file of their checksums is damaged.
+    """
+    if not store.exists(layout.training_set_checksums(iteration)):
+        return []
+    try:
+        return list(_read_checksums(store, iteration, []))
+    except Damage as damage:
+        path = store.path(layout.training_set_checksums(iteration))
+        raise DamagedFile(
+            f"{path} is damaged ({damage}): start the run again, which selects the training sets again."
+        ) from damage
+
+
 def _read_checksums(store: Store, iteration: int, names: Sequence[str]) -> dict[str, str]:
     data = store.read_if_exists(layout.training_set_checksums(iteration))
     if data is None:
         raise Damage("training_sets.json is missing")
     try:
         digests = json.loads(data)["sha256"]
-        missing = [name for name in names if not isinstance(digests[name], str)]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        missing = names
-    if missing:
+        is_whole = set(names) <= digests.keys() and all(isinstance(digest, str) for digest in digests.values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        is_whole = False
+    if not is_whole:
         raise Damage("a checksum is missing")
     return digests
 

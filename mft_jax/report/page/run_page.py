@@ -1,0 +1,83 @@
+"""What the page shows of one run, apart from its debates: results, costs, curves, configuration and versions."""
+
+import collections
+import dataclasses
+import pathlib
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from mft_jax.config import to_yaml
+from mft_jax.errors import UserError
+from mft_jax.report.page.debates import Debates
+from mft_jax.report.page.sources import list_sources
+from mft_jax.report.page.work import MessageCost, stage_costs, training_curves
+from mft_jax.runs.directory import RunDirectory
+from mft_jax.runs.results import Result
+from mft_jax.runs.status import read_status
+from mft_jax.tasks.answers import equivalent
+
+_CUMULATIVE = ("prompt_tokens", "new_tokens", "flops", "device_seconds", "wall_seconds")
+
+Json = dict[str, Any]
+
+
+def read_run(path: str | pathlib.Path, debates: Debates) -> Json:
+    """Reads a run, in whatever state it is, and adds its debates to `debates`.
+
+    What is damaged is left out and described under "problems". Raises UserError if there is no run.
+    """
+    status = read_status(path)
+    directory = RunDirectory(path)
+    config = directory.config()
+    problems = list(status.problems)
+    cost = MessageCost.of(config)
+    sources = list_sources(directory, config)
+    stages = [debates.add(source, config, equivalent, cost, problems.append) for source in sources]
+    is_done = bool(status.stages) and all(stage.is_done for stage in status.stages)
+    return {
+        "name": directory.path.resolve().name,
+        "path": str(path),
+        "state": "finished" if is_done and status.state == "running" else status.state,  # it is writing this report
+        "left": [stage.name for stage in status.stages if not stage.is_done],
+        "error": status.error,
+        "problems": list(dict.fromkeys(problems)),
+        "started": status.started,
+        "finished": status.finished,
+        "task": config.task.name,
+        "model": config.model.path or "the base model of the package",
+        "method": config.method,
+        "results": with_cumulative_costs(status.results),
+        "work": stage_costs(status.stages),
+        "curves": training_curves(directory.store),
+        "stages": [stage for stage in stages if stage is not None],
+        "config": to_yaml(config),
+        "command": _command(directory),
+        **_environment(directory),
+    }
+
+
+def with_cumulative_costs(results: Sequence[Result]) -> list[Json]:
+    """The results with "cumulative": the cost of all iterations of the method on the task up to this one."""
+    spent: dict[tuple[str, str], collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    rows = []
+    for result in results:
+        own = spent[result.method, result.task]
+        own.update({name: getattr(result, name) for name in _CUMULATIVE})
+        rows.append(dataclasses.asdict(result) | {"cumulative": dict(own)})
+    return rows
+
+
+def _command(directory: RunDirectory) -> str:
+    """The command that repeats the run in another directory."""
+    again = directory.path.with_name(f"{directory.path.name}-again")
+    return shlex.join(["mft", "run", str(directory.config_file), "--run-dir", str(again)])
+
+
+def _environment(directory: RunDirectory) -> Json:
+    """Versions, devices and changed settings, from run.json."""
+    try:
+        manifest = directory.manifest()
+    except UserError:  # `read_status` reports it
+        return {"starts": [], "changes": []}
+    return {"starts": manifest["starts"], "changes": manifest["changes"]}

@@ -1,0 +1,145 @@
+"""Finds the debates of a run: the stages with transcripts, who spoke in them, and what became training data."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from mft_jax.config import ExperimentConfig
+from mft_jax.debate import Transcript
+from mft_jax.errors import UserError
+from mft_jax.methods import make_method
+from mft_jax.runs import layout
+from mft_jax.runs.directory import RunDirectory
+from mft_jax.runs.stage_file import read_stage
+from mft_jax.runs.store import DamagedFile, Store
+from mft_jax.runs.training_sets import list_training_sets, read_training_set
+
+Speakers = tuple[tuple[str | None, ...], ...]  # [M][N]: the adapter that speaks; None: the base model
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """A stage with transcripts."""
+
+    store: Store
+    file: str
+    method: str
+    iteration: int  # 0: without finetuning
+    split: Literal["eval", "train"]
+    task: str  # the task of the run, or the label of an evaluation on another one
+    speakers: Speakers  # empty: not known
+
+    @property
+    def name(self) -> str:
+        """The name in links. It stays the same when the report is written again."""
+        return self.file.removesuffix(".jsonl")
+
+
+def list_sources(directory: RunDirectory, config: ExperimentConfig) -> list[Source]:
+    """The stages of a run in the order in which it works on them, then its evaluations on other tasks.
+
+    Stages without transcripts are listed too.
+    """
+    return [*_own_sources(directory.store, config), *_evaluations(directory, config)]
+
+
+def read_transcripts(source: Source, say: Say) -> list[Transcript]:
+    """The committed transcripts of a stage. If they cannot be read, there are none, and `say` gives the reason."""
+    path = source.store.path(source.file)
+    try:
+        lines, _, _ = read_stage(source.store, source.file)
+        return [Transcript.from_dict(line) for line in lines]
+    except DamagedFile as error:
+        say(str(error))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:80]}"
+        say(f"The debates of {path} are left out: they were written by another version of mft_jax ({reason}).")
+    return []
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """A training example of an adapter."""
+
+    adapter: str
+    kind: str  # first, corrected, kept, ...
+    agent: int | None  # the agent whose messages the adapter learns from; None: of any agent
+    messages: tuple[tuple[str, str], ...]  # (role, text) of the whole dialogue
+
+
+def read_lessons(source: Source, config: ExperimentConfig, say: Say) -> Mapping[str, list[Lesson]]:
+    """{id of the question: the training examples made from its debate}. Empty for evaluations.
+
+    A training set that is damaged is left out, and `say` reports it.
+    """
+    lessons: dict[str, list[Lesson]] = {}
+    if source.split != "train":
+        return lessons
+    agents = _agents_of_lessons(config)
+    try:
+        names = list_training_sets(source.store, source.iteration)
+    except DamagedFile as error:
+        say(str(error))
+        names = []
+    for name in names:
+        try:
+            examples = read_training_set(source.store, source.iteration, name)
+        except DamagedFile as error:
+            say(str(error))
+            continue
+        for example in examples:
+            lesson = Lesson(name, str(example.get("kind", "")), agents.get(name), _texts(example))
+            lessons.setdefault(example["id"], []).append(lesson)
+    return lessons
+
+
+def _own_sources(store: Store, config: ExperimentConfig) -> Iterator[Source]:
+    shared = {"store": store, "task": config.task.name}
+    for name in config.baselines:
+        speakers = tuple((None,) * len(row) for row in _speakers(name, config, "eval"))  # the base model speaks for all
+        file = layout.evaluation(name, 0)
+        yield Source(**shared, file=file, method=name, iteration=0, split="eval", speakers=speakers)
+    for k in range(1, config.iterations + 1):
+        for split, file in (("train", layout.debate(k)), ("eval", layout.evaluation(config.method, k))):
+            speakers = _speakers(config.method, config, split)
+            yield Source(**shared, file=file, method=config.method, iteration=k, split=split, speakers=speakers)
+
+
+def _evaluations(directory: RunDirectory, config: ExperimentConfig) -> Iterator[Source]:
+    """The evaluations in evaluations/LABEL/, which are stored like runs."""
+    for folder in directory.store.names(layout.EVALUATIONS):
+        label = folder.rsplit("/", 1)[-1]
+        for entry in directory.store.names(folder):
+            found = re.fullmatch(r"iteration_(\d+)", entry.rsplit("/", 1)[-1])
+            if found:
+                file = f"{folder}/{layout.evaluation(config.method, int(found[1]))}"
+                yield Source(
+                    store=directory.store, file=file, method=config.method, iteration=int(found[1]), split="eval",
+                    task=label, speakers=_speakers(config.method, config, "eval"),
+                )  # fmt: skip
+
+
+def _speakers(name: str, config: ExperimentConfig, split: str) -> Speakers:
+    """Who speaks when in the debates of a method; empty if this version does not have the method."""
+    try:
+        method = make_method(name, config)
+    except UserError:
+        return ()
+    return (method.protocol if split == "train" else method.evaluation).speakers
+
+
+def _agents_of_lessons(config: ExperimentConfig) -> dict[str, int]:
+    """{adapter: the agent that it learns from}, for adapters that learn from one agent only."""
+    try:
+        lessons = make_method(config.method, config).lessons
+    except UserError:
+        return {}
+    found = {lesson.adapter: getattr(lesson.select, "agent", None) for lesson in lessons}
+    return {name: agent for name, agent in found.items() if isinstance(agent, int)}
+
+
+def _texts(example: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    messages: Sequence[Mapping[str, str]] = example.get("messages", ())
+    return tuple((message["role"], message["content"]) for message in messages)

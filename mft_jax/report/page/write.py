@@ -1,0 +1,81 @@
+"""Writes the report of one or several runs."""
+
+import collections
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mft_jax import __version__
+from mft_jax.errors import UserError
+from mft_jax.report.page.debates import Debates
+from mft_jax.report.page.document import MAX_BYTES, PART, Document, make_document
+from mft_jax.report.page.judge import FLAGS
+from mft_jax.report.page.run_page import read_run
+from mft_jax.runs import layout
+from mft_jax.runs.directory import RunDirectory
+from mft_jax.runs.environment import now
+from mft_jax.runs.store import Store
+
+
+def write_report(
+    run_dirs: Sequence[str | pathlib.Path], out: str | pathlib.Path, *, max_bytes: int = MAX_BYTES
+) -> list[str]:
+    """Writes the report of these runs to the HTML file `out`; debates beyond `max_bytes` to the folder beside it.
+
+    Runs may be unfinished. Returns a sentence for each thing that the report could not show. Raises UserError if a
+    directory is no run, or if the report cannot be written; an old report then stays.
+    """
+    out = pathlib.Path(out).expanduser()
+    if out.suffix != ".html":
+        raise UserError(f"{out} is not the name of an HTML file: give one that ends in .html.")
+    return _write(Store(out.parent), out.name, run_dirs, max_bytes)
+
+
+def write_own_report(directory: RunDirectory, say: Callable[[str], None]) -> None:
+    """Writes report.html of a run into its own directory. Never raises an error, because the run itself is complete."""
+    try:
+        _write(directory.store, layout.REPORT, [directory.path], MAX_BYTES)
+    except Exception as error:
+        say(
+            f"The report {directory.store.path(layout.REPORT)} could not be written ({error}): `mft report` makes it "
+            "from the files of the run."
+        )
+
+
+def _write(store: Store, name: str, run_dirs: Sequence[str | pathlib.Path], max_bytes: int) -> list[str]:
+    folder = f"{name.removesuffix('.html')}_debates"
+    debates = Debates()
+    runs = [read_run(path, debates) for path in run_dirs]
+    _distinguish(runs)
+    index = {"flags": FLAGS, "questions": debates.questions, "stages": [run.pop("stages") for run in runs]}
+    summary = {"version": __version__, "made": now(), "runs": runs}
+    title = "mft report: " + ", ".join(run["name"] for run in runs)
+    document = make_document(title, summary, index, debates.chunks, folder, max_bytes=max_bytes)
+    _replace(store, name, folder, document)
+    return [problem for run in runs for problem in run["problems"]]
+
+
+def _replace(store: Store, name: str, folder: str, document: Document) -> None:
+    """Writes the parts, then the page, then removes old parts. Parts are named by their content.
+
+    Thus the page on disk always has its parts, even if the process is killed in between.
+    """
+    for part, data in document.parts.items():
+        store.write(f"{folder}/{part}", data)
+    store.write(name, document.page)
+    for old in store.names(folder):
+        part = old.rsplit("/", 1)[-1]
+        if PART.fullmatch(part) and part not in document.parts:
+            store.delete(old)
+    if store.exists(folder) and not store.names(folder):
+        store.delete(folder)
+
+
+def _distinguish(runs: Sequence[dict[str, Any]]) -> None:
+    """Gives runs of the same name the names "NAME (1)", "NAME (2)", ..."""
+    counts = collections.Counter(run["name"] for run in runs)
+    numbers: collections.Counter[str] = collections.Counter()
+    for run in runs:
+        if counts[run["name"]] > 1:
+            numbers[run["name"]] += 1
+            run["name"] = f"{run['name']} ({numbers[run['name']]})"
