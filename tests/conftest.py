@@ -55,10 +55,11 @@ LIBTPU = importlib.util.find_spec("libtpu") is not None
 CHROMIUM = os.environ.get("MFT_CHROMIUM") or shutil.which("chromium")
 
 
-def pytest_report_header():
-    notes = [] if LIBTPU else ["tests marked tpu are deselected: libtpu is not installed (pip install 'jax[tpu]')"]
-    notes += [] if CHROMIUM else ["tests marked browser are deselected: install chromium or set MFT_CHROMIUM"]
-    return notes
+def pytest_terminal_summary(terminalreporter):
+    if not LIBTPU:
+        terminalreporter.line("tests marked tpu are deselected: libtpu is not installed (pip install 'jax[tpu]')")
+    if not CHROMIUM:
+        terminalreporter.line("tests marked browser are deselected: install chromium or set MFT_CHROMIUM")
 
 
 def pytest_collection_modifyitems(config, items):
