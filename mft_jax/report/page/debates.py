@@ -110,7 +110,8 @@ def _body(
             own = _turn(agent, round, turn, summary, summary_turn)
             own["flops"] = cost.flops(turn, adapted=speaker is not None)
             if summary_turn is not None:
-                own["summary"]["flops"] = cost.flops(summary_turn, adapted=False)
+                by_speaker = source.summarizer == "speaker" and speaker is not None
+                own["summary"]["flops"] = cost.flops(summary_turn, adapted=by_speaker)
             own |= {"mark": verdict.marks[n][round - 1], "agrees": verdict.agrees[n][round - 1]}
             learners = _learners(agent, n, round, lessons)
             turns.append(own | ({"for": learners} if learners else {}))

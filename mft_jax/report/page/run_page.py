@@ -1,10 +1,7 @@
 """What the page shows of one run, apart from its debates: results, costs, curves, configuration and versions."""
 
-import collections
-import dataclasses
 import pathlib
 import shlex
-from collections.abc import Sequence
 from typing import Any
 
 from mft_jax.config import to_yaml
@@ -13,11 +10,9 @@ from mft_jax.report.page.debates import Debates
 from mft_jax.report.page.sources import list_sources
 from mft_jax.report.page.work import MessageCost, stage_costs, training_curves
 from mft_jax.runs.directory import RunDirectory
-from mft_jax.runs.results import Result
+from mft_jax.runs.results import COSTS, Result
 from mft_jax.runs.status import read_status
 from mft_jax.tasks.answers import equivalent
-
-_CUMULATIVE = ("prompt_tokens", "new_tokens", "flops", "device_seconds", "wall_seconds")
 
 Json = dict[str, Any]
 
@@ -47,7 +42,7 @@ def read_run(path: str | pathlib.Path, debates: Debates) -> Json:
         "task": config.task.name,
         "model": config.model.path or "the base model of the package",
         "method": config.method,
-        "results": with_cumulative_costs(status.results),
+        "results": [result_row(result) for result in status.results],
         "work": stage_costs(status.stages),
         "curves": training_curves(directory.store),
         "stages": [stage for stage in stages if stage is not None],
@@ -57,15 +52,10 @@ def read_run(path: str | pathlib.Path, debates: Debates) -> Json:
     }
 
 
-def with_cumulative_costs(results: Sequence[Result]) -> list[Json]:
-    """The results with "cumulative": the cost of all iterations of the method on the task up to this one."""
-    spent: dict[tuple[str, str], collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    rows = []
-    for result in results:
-        own = spent[result.method, result.task]
-        own.update({name: getattr(result, name) for name in _CUMULATIVE})
-        rows.append(dataclasses.asdict(result) | {"cumulative": dict(own)})
-    return rows
+def result_row(result: Result) -> Json:
+    """A result with "cumulative": its cost with that of all training before it. Older results have no ledger."""
+    own = {name: getattr(result, name) for name in COSTS}
+    return result.to_dict() | {"cumulative": own if result.ledger is None else result.ledger.cumulative.to_dict()}
 
 
 def _command(directory: RunDirectory) -> str:

@@ -30,6 +30,7 @@ class Source:
     split: Literal["eval", "train"]
     task: str  # the task of the run, or the label of an evaluation on another one
     speakers: Speakers  # empty: not known
+    summarizer: Literal["base", "speaker"]
 
     @property
     def name(self) -> str:
@@ -90,13 +91,12 @@ def read_lessons(source: Source, config: ExperimentConfig, say: Say) -> Mapping[
             say(str(error))
             continue
         for example in examples:
-            lesson = Lesson(name, str(example.get("kind", "")), agents.get(name), _texts(example))
-            lessons.setdefault(example["id"], []).append(lesson)
+            lessons.setdefault(example["id"], []).extend(_lessons(name, example, agents.get(name)))
     return lessons
 
 
 def _own_sources(store: Store, config: ExperimentConfig) -> Iterator[Source]:
-    shared = {"store": store, "task": config.task.name}
+    shared = {"store": store, "task": config.task.name, "summarizer": config.debate.summarizer}
     for name in config.baselines:
         speakers = tuple((None,) * len(row) for row in _speakers(name, config, "eval"))  # the base model speaks for all
         file = layout.evaluation(name, 0)
@@ -117,7 +117,7 @@ def _evaluations(directory: RunDirectory, config: ExperimentConfig) -> Iterator[
                 file = f"{folder}/{layout.evaluation(config.method, int(found[1]))}"
                 yield Source(
                     store=directory.store, file=file, method=config.method, iteration=int(found[1]), split="eval",
-                    task=label, speakers=_speakers(config.method, config, "eval"),
+                    task=label, speakers=_speakers(config.method, config, "eval"), summarizer=config.debate.summarizer,
                 )  # fmt: skip
 
 
@@ -140,6 +140,15 @@ def _agents_of_lessons(config: ExperimentConfig) -> dict[str, int]:
     return {name: agent for name, agent in found.items() if isinstance(agent, int)}
 
 
-def _texts(example: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    messages: Sequence[Mapping[str, str]] = example.get("messages", ())
+def _lessons(adapter: str, example: Mapping[str, Any], agent: int | None) -> Iterator[Lesson]:
+    """The dialogue of an example; for a pair also the rejected one. In a pair, both may be those of other agents."""
+    kind = str(example.get("kind", ""))
+    if kind == "pair":
+        yield Lesson(adapter, "preferred", None, _texts(example.get("messages", ())))
+        yield Lesson(adapter, "rejected", None, _texts(example.get("counterpart", ())))
+    else:
+        yield Lesson(adapter, kind, agent, _texts(example.get("messages", ())))
+
+
+def _texts(messages: Sequence[Mapping[str, str]]) -> tuple[tuple[str, str], ...]:
     return tuple((message["role"], message["content"]) for message in messages)

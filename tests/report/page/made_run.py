@@ -10,9 +10,10 @@ from mft_jax.config import DebateConfig, ExperimentConfig, TaskConfig
 from mft_jax.debate import AgentTranscript, Transcript, Turn
 from mft_jax.metrics.ledger import Cost
 from mft_jax.runs import layout
+from mft_jax.runs.collect import collect_results, list_evaluations
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.metrics_log import MetricsLogger
-from mft_jax.runs.results import collect_results, list_evaluations, write_results
+from mft_jax.runs.results import write_results
 from mft_jax.runs.stage_file import StageFile
 from mft_jax.runs.training_sets import write_training_sets
 from mft_jax.tasks.answers import equivalent
@@ -102,7 +103,7 @@ def make_run(path, evaluation=EVALUATION, training=TRAINING, finished=True, **ch
             commit(directory, layout.evaluation(config.method, k), evaluation)
     logger.flush()
     places = list_evaluations(config)
-    shared = {"task": config.task.name, "questions": len(evaluation), "equivalent": equivalent, "say": print}
+    shared = {"task": config.task.name, "questions": len(evaluation), "equivalent": equivalent, "seed": 0, "say": print}
     write_results(store, collect_results(store, places, **shared))
     directory.finish() if finished else directory.release()
     return directory

@@ -107,8 +107,8 @@ def test_cumulative_costs(tmp_path):
     assert [row["cumulative"]["new_tokens"] for row in results] == [
         50,
         100,
-        200,
-    ]  # untuned; debate and evaluation, twice
+        150,
+    ]  # all debates so far, and its evaluation
 
 
 def test_training_curves(made, tmp_path):

@@ -76,7 +76,7 @@ function diversityChart() {
 }
 
 function flopsChart() {
-  return figure("Accuracy against compute", "FLOPs of all iterations so far: debates, finetuning and evaluations.", (width) => {
+  return figure("Accuracy against compute", "FLOPs to get these answers from the base model alone: all training so far, and the evaluation.", (width) => {
     const points = resultPoints().filter((point) => Number.isFinite(point.accuracy) && point.flops > 0);
     return plot(width, {
       x: {type: "log", label: "FLOPs (cumulative)", grid: true, tickFormat: (value) => count(value), ticks: width / 90, inset: 12},

@@ -51,6 +51,8 @@ function resultsTable(results, several) {
       {title: "iter.", hint: "Number of finetunings", cell: (row) => row.iteration},
       {title: "accuracy %", hint: "With standard error", cell: (row) =>
         [element("b", {}, percent(row.accuracy)), row.stderr === null ? null : span("error", ` ± ${percent(row.stderr)}`)]},
+      results.some((row) => row.comparison) && {title: "to first", cell: comparisonCell,
+        hint: "Difference to the first row of the run in percentage points, and the p-value of the paired test after Holm's correction"},
       {title: "n", hint: "Questions", cell: (row) => row.n},
       {title: "diversity", hint: "1 - mean share of agents that agree with the vote", cell: (row) =>
         (row.diversity ? row.diversity.diversity.toFixed(2) : "–")},
@@ -61,8 +63,18 @@ function resultsTable(results, several) {
       cost("wall_seconds", "wall time", "Everything included", duration),
       ...counts.map(([name, title, hint]) => ({title, hint, cell: (row) => row[name]})),
     ].filter((column) => column), results, {style: "results"}),
-    element("p", {class: "note"}, "Costs: those of the row, and below them all iterations so far (debates, finetuning, evaluations)."),
+    element("p", {class: "note"}, "Costs: those of the iteration, and below them what it takes to get these answers from the base ",
+      "model alone: all training so far, and this evaluation."),
   ];
+}
+
+/** "+3.5, p 0.01": how a result compares with the first one of its run. */
+function comparisonCell({comparison}) {
+  if (!comparison) return "–";
+  const points = 100 * comparison.difference;
+  const p = comparison.p_holm < 0.001 ? "p < 0.001" : `p ${comparison.p_holm.toPrecision(2)}`;
+  const interval = `95 % interval ${percent(comparison.low)} to ${percent(comparison.high)}`;
+  return element("span", {title: interval}, `${points >= 0 ? "+" : "−"}${Math.abs(points).toFixed(1)}`, span("error", ` ${p}`));
 }
 
 const hasTransitions = (stage) => stage.transitions.some((step) => Object.keys(step).length);
