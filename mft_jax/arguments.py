@@ -191,7 +191,6 @@ class Plan:
         return self.topology or "here"
 
 
-
 Command = Run | Status | Eval | Plots | Report | Export | ImportAdapters | Bench | Plan
 NAMES = (
     "run",
