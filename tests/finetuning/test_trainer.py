@@ -170,4 +170,6 @@ def test_batches_are_sharded_by_the_rules(chat, tiny):
         return state, Metrics(value, value, value, value, value > 0, value > 0)
 
     train(Scripted(step), None, None, plan, None, mesh=mesh)
-    assert {shard.data.shape[:2] for array in seen[0] for shard in array.addressable_shards} == {(1, 1)}
+    assert {shard.data.shape[:2] for array in jax.tree.leaves(seen[0]) for shard in array.addressable_shards} == {
+        (1, 1)
+    }
