@@ -120,8 +120,7 @@ def test_agents_of_a_run_on_other_questions(finished, tmp_path):
     task = TaskConfig(name="jsonl", train_questions=0, eval_questions=4, eval_path=str(file))
     result = evaluate(directory.path, task)
     assert (result.method, result.iteration, result.task, result.n) == ("multiagent_ft", 2, "jsonl", 4)
-    stored = json.loads(directory.results_file.read_text())
-    assert stored == json.loads(json.dumps([dataclasses.asdict(r) for r in [*results, result]]))
+    assert read_results(directory.results_file) == [*results, result]
     earlier = evaluate(directory.path, task, iteration=1)
     assert (earlier.iteration, earlier.task, earlier.n) == (1, "jsonl", 4)
     with pytest.raises(UserError, match="no finished iteration 3: there are 1, 2"):
