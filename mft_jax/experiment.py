@@ -142,9 +142,8 @@ class Experiment:
             self.reporter.say(f"iteration {iteration}: {monitor.verdict}: {monitor.reason}.")
         if not self.config.stop_when_collapsing:
             return False
-        is_last = (
-            last_iteration(store, self.config) == iteration < self.config.iterations
-        )  # decided by an earlier start
+        # Decided by an earlier start, or now.
+        is_last = last_iteration(store, self.config) == iteration < self.config.iterations
         if not is_last and monitor is not None and monitor.verdict == "collapsing":
             record_end(store, iteration, monitor)
             is_last = True

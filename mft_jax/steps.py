@@ -46,9 +46,18 @@ class Steps:
         asked = self.setup.task.train if questions is None else questions
         return self._run(self.setup.method.protocol, society, f"train/{self.iteration}", asked)
 
-    def select(self, transcripts: Sequence[Transcript], society: Society) -> dict[str, list[Example]]:
-        """The training set of each adapter, {name: examples}, from the debates of `society`."""
-        return TrainingData(self.setup).make(transcripts, self.iteration, sampled=society, start=society)
+    def begin(self, society: Society, initial: Society) -> Society:
+        """The society that the finetuning starts from: `society`, with the adapters of `initial` that the method restarts."""
+        return society.with_adapters_of(initial, self.setup.method.restarted)
+
+    def select(
+        self, transcripts: Sequence[Transcript], society: Society, begin: Society | None = None
+    ) -> dict[str, list[Example]]:
+        """The training set of each adapter, {name: examples}, from the debates of `society`.
+
+        `begin` is the society that the finetuning starts from, which some objectives compare with; default: `society`.
+        """
+        return TrainingData(self.setup).make(transcripts, self.iteration, sampled=society, start=begin or society)
 
     def finetune(self, society: Society, examples: Mapping[str, list[Example]]) -> Finetuned:
         """Finetunes each adapter of `society`, which is not changed, on its own examples.

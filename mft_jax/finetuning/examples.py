@@ -5,6 +5,7 @@ are read by `TrueAnswers` only. Truncated answers are never training targets, be
 their turn.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Literal, NotRequired, Protocol, TypedDict
@@ -45,66 +46,63 @@ class Selector(Protocol):
     ) -> list[Example]: ...
 
 
+class EachDebate(abc.ABC):
+    """A selector whose examples of a debate depend on this debate alone, without random draws."""
+
+    def __call__(
+        self, transcripts: Sequence[Transcript], equivalent: Equivalent, rng: np.random.Generator
+    ) -> list[Example]:
+        del rng
+        return [example for transcript in transcripts for example in self.from_debate(transcript, equivalent)]
+
+    @abc.abstractmethod
+    def from_debate(self, transcript: Transcript, equivalent: Equivalent) -> list[Example]:
+        """The examples of one debate."""
+
+
 @dataclasses.dataclass(frozen=True)
-class FirstAnswers:
+class FirstAnswers(EachDebate):
     """The training set of a first-round adapter: the agent's own first answers that agree with the final vote."""
 
     agent: int  # from 0
 
-    def __call__(
-        self, transcripts: Sequence[Transcript], equivalent: Equivalent, rng: np.random.Generator
-    ) -> list[Example]:
-        del rng  # this selector is deterministic
-        examples = []
-        for transcript in transcripts:
-            own = transcript.agents[self.agent]
-            if own.turns[0].complete and agrees(own.answers[0], transcript.vote, equivalent):
-                examples.append(Example(id=transcript.id, messages=list(own.messages[:2]), kind="first"))
-        return examples
+    def from_debate(self, transcript: Transcript, equivalent: Equivalent) -> list[Example]:
+        own = transcript.agents[self.agent]
+        if own.turns[0].complete and agrees(own.answers[0], transcript.vote, equivalent):
+            return [Example(id=transcript.id, messages=list(own.messages[:2]), kind="first")]
+        return []
 
 
 @dataclasses.dataclass(frozen=True)
-class PooledFirstAnswers:
+class PooledFirstAnswers(EachDebate):
     """The first answers of all agents that agree with the final vote, for methods that finetune one model."""
 
     agents: int
 
-    def __call__(
-        self, transcripts: Sequence[Transcript], equivalent: Equivalent, rng: np.random.Generator
-    ) -> list[Example]:
-        own = [FirstAnswers(agent) for agent in range(self.agents)]
-        return [
-            example
-            for transcript in transcripts
-            for selector in own
-            for example in selector([transcript], equivalent, rng)
-        ]
+    def from_debate(self, transcript: Transcript, equivalent: Equivalent) -> list[Example]:
+        own = (FirstAnswers(agent).from_debate(transcript, equivalent) for agent in range(self.agents))
+        return [example for examples in own for example in examples]
 
 
 @dataclasses.dataclass(frozen=True)
-class TrueAnswers:
+class TrueAnswers(EachDebate):
     """The answers of the first agent that are equivalent to the reference answer (STaR, arXiv 2203.14465).
 
     If its first answer is wrong, and its second one, for which it was shown the reference answer, is right, it learns to
     answer the question with the second one.
     """
 
-    def __call__(
-        self, transcripts: Sequence[Transcript], equivalent: Equivalent, rng: np.random.Generator
-    ) -> list[Example]:
-        del rng  # this selector is deterministic
-        examples = []
-        for transcript in transcripts:
-            own = transcript.agents[0]
-            rights = [agrees(answer, transcript.gold, equivalent) for answer in own.answers]
-            if any(rights) and own.turns[tried := rights.index(True)].complete:
-                messages = [own.messages[0], own.messages[2 * tried + 1]]
-                examples.append(Example(id=transcript.id, messages=messages, kind="hinted" if tried else "first"))
-        return examples
+    def from_debate(self, transcript: Transcript, equivalent: Equivalent) -> list[Example]:
+        own = transcript.agents[0]
+        rights = [agrees(answer, transcript.gold, equivalent) for answer in own.answers]
+        if any(rights) and own.turns[tried := rights.index(True)].complete:
+            messages = [own.messages[0], own.messages[2 * tried + 1]]
+            return [Example(id=transcript.id, messages=messages, kind="hinted" if tried else "first")]
+        return []
 
 
 @dataclasses.dataclass(frozen=True)
-class Solutions:
+class Solutions(EachDebate):
     """For a single model that learns from a society: what each agent's debate came to, as an answer to the question.
 
     It is the agent's first answer if this agrees with the final vote, otherwise its last answer if that one does.
@@ -112,20 +110,14 @@ class Solutions:
 
     agents: int
 
-    def __call__(
-        self, transcripts: Sequence[Transcript], equivalent: Equivalent, rng: np.random.Generator
-    ) -> list[Example]:
-        del rng  # this selector is deterministic
+    def from_debate(self, transcript: Transcript, equivalent: Equivalent) -> list[Example]:
         examples = []
-        for transcript in transcripts:
-            for own in transcript.agents[: self.agents]:
-                for turn in sorted({0, len(own.messages) // 2 - 1} - {-1}):
-                    if own.turns[turn].complete and agrees(own.answers[turn], transcript.vote, equivalent):
-                        messages = [own.messages[0], own.messages[2 * turn + 1]]
-                        examples.append(
-                            Example(id=transcript.id, messages=messages, kind="corrected" if turn else "first")
-                        )
-                        break
+        for own in transcript.agents[: self.agents]:
+            for turn in sorted({0, len(own.messages) // 2 - 1} - {-1}):
+                if own.turns[turn].complete and agrees(own.answers[turn], transcript.vote, equivalent):
+                    messages = [own.messages[0], own.messages[2 * turn + 1]]
+                    examples.append(Example(id=transcript.id, messages=messages, kind="corrected" if turn else "first"))
+                    break
         return examples
 
 

@@ -7,11 +7,11 @@ import numpy as np
 
 from mft_jax.debate.transcript import Transcript
 from mft_jax.debate.vote import classes
-from mft_jax.finetuning.examples import Equivalent, Example, agrees, is_complete
+from mft_jax.finetuning.examples import EachDebate, Equivalent, Example, agrees, is_complete
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConsensusPairs:
+class ConsensusPairs(EachDebate):
     """Pairs of whole dialogues on one question: the last answer of one agrees with the final vote, that of the other not.
 
     The preference data of MACA (arXiv 2509.15172). A question on which all agents agree gives no pair.
@@ -21,18 +21,14 @@ class ConsensusPairs:
     """Only pairs that hold a dialogue of this agent (from 0); None: those of all agents."""
     final_turn_only: bool = False
 
-    def __call__(
-        self, transcripts: Sequence[Transcript], equivalent: Equivalent, rng: np.random.Generator
-    ) -> list[Example]:
-        del rng  # this selector is deterministic
-        examples = []
-        for transcript in transcripts:
-            agreeing, others = _split(transcript, equivalent, self.final_turn_only)
-            for winner in agreeing:
-                for loser in others:
-                    if self.agent in (None, winner, loser):
-                        examples.append(_pair(transcript, winner, loser))
-        return examples
+    def from_debate(self, transcript: Transcript, equivalent: Equivalent) -> list[Example]:
+        agreeing, others = _split(transcript, equivalent, self.final_turn_only)
+        return [
+            _pair(transcript, winner, loser)
+            for winner in agreeing
+            for loser in others
+            if self.agent in (None, winner, loser)
+        ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mft_jax.debate.transcript import Transcript
-from mft_jax.finetuning.examples import Equivalent, Example, agrees, is_complete
+from mft_jax.finetuning.examples import EachDebate, Equivalent, Example, agrees, is_complete
 from mft_jax.prompts import Message
 
 # The mean hidden states [n, D] of the base model over the assistant's tokens of n dialogues.
@@ -16,7 +16,7 @@ Embed = Callable[[Sequence[Sequence[Message]]], Float[np.ndarray, "n D"]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rewarded:
+class Rewarded(EachDebate):
     """The answers of an agent, with a reward of 1 if they agree with the final vote of the question and 0 if not.
 
     The advantage of an answer is its reward minus the mean of those of all agents, over their standard deviation (GRPO).
@@ -30,18 +30,14 @@ class Rewarded:
     final_turn_only: bool = False
     """For whole dialogues: only the last answer is a training target."""
 
-    def __call__(
-        self, transcripts: Sequence[Transcript], equivalent: Equivalent, rng: np.random.Generator
-    ) -> list[Example]:
-        del rng  # this selector is deterministic
-        examples = []
-        for transcript in transcripts:
-            answers = _answers(transcript, equivalent, self.first, self.final_turn_only)
-            advantages = group_advantages([float(own.agrees) for own in answers])
-            for own, advantage in zip(answers, advantages, strict=True):
-                if advantage and self.agent in (None, own.agent):
-                    examples.append(own.example(transcript.id, advantage))
-        return examples
+    def from_debate(self, transcript: Transcript, equivalent: Equivalent) -> list[Example]:
+        answers = _answers(transcript, equivalent, self.first, self.final_turn_only)
+        advantages = group_advantages([float(own.agrees) for own in answers])
+        return [
+            own.example(transcript.id, advantage)
+            for own, advantage in zip(answers, advantages, strict=True)
+            if advantage and self.agent in (None, own.agent)
+        ]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,11 +98,9 @@ def _kernel(
     softcap,
 ):
     """One block of columns of one row. `top` and `total` are the softmax's maximum and sum so far, `sums` the products."""
-    row, index = pl.program_id(0), pl.program_id(1)
-    at = position[row]
+    at, index = position[pl.program_id(0)], pl.program_id(1)
     last = at // block
     first = 0 if window is None else jnp.maximum(at - window + 1, 0) // block
-    heads, _, dim = sums.shape
 
     @pl.when(index == 0)
     def _():
@@ -110,38 +108,57 @@ def _kernel(
         total[...] = jnp.zeros_like(total)
         sums[...] = jnp.zeros_like(sums)
 
-    def with_new(cache: Array, new: Array, start: Array) -> Array:
-        """Columns of the cache from `start` on, with the new column at its place."""
-        columns = start + jax.lax.broadcasted_iota(jnp.int32, cache.shape, 0)
-        return jnp.where(columns == at, jnp.broadcast_to(new, cache.shape), cache)
-
     @pl.when((index >= first) & (index <= last))
     def _():
         start = index * block
-        columns = start + jax.lax.broadcasted_iota(jnp.int32, (q.shape[2], block), 1)
-        seen = columns <= at if window is None else (columns <= at) & (columns > at - window)
-        filled = start + jax.lax.broadcasted_iota(jnp.int32, (block, dim), 0) <= at
-        for head in range(heads):
-            k = with_new(keys[0, head], new_k[0, head], start)
-            # Columns that are not filled can hold anything, also NaN, which a weight of zero would not remove.
-            v = jnp.where(filled, with_new(values[0, head], new_v[0, head], start), 0)
-            scores = jax.lax.dot_general(q[0, head], k, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-            if softcap is not None:
-                scores = softcap * jnp.tanh(scores / softcap)
-            scores = jnp.where(seen, scores, _NEGATIVE)
-            before = top[head, :, :1]
-            now = jnp.maximum(before, jnp.max(scores, axis=1, keepdims=True))
-            weights, shrink = jnp.exp(scores - now), jnp.exp(before - now)
-            total[head] = total[head] * shrink + jnp.sum(weights, axis=1, keepdims=True)
-            product = jnp.dot(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-            sums[head] = sums[head] * shrink + product
+        for head in range(sums.shape[0]):
+            k = _with_new(keys[0, head], new_k[0, head], start, at)
+            v = _with_new(values[0, head], new_v[0, head], start, at)
+            now, total[head], sums[head] = _add_block(
+                q[0, head], k, v, top[head, :, :1], total[head], sums[head],
+                start=start, at=at, window=window, softcap=softcap,
+            )  # fmt: skip
             top[head] = jnp.broadcast_to(now, top.shape[1:])
 
     @pl.when(index == last)
     def _():
         start = at // tile * tile
         inside = pl.ds(pl.multiple_of(start - last * block, tile), tile)
-        for head in range(heads):
-            keys_out[0, head] = with_new(keys[0, head, inside], new_k[0, head], start)
-            values_out[0, head] = with_new(values[0, head, inside], new_v[0, head], start)
+        for head in range(sums.shape[0]):
+            keys_out[0, head] = _with_new(keys[0, head, inside], new_k[0, head], start, at)
+            values_out[0, head] = _with_new(values[0, head, inside], new_v[0, head], start, at)
             output[0, head] = (sums[head] / total[head, :, :1]).astype(output.dtype)
+
+
+def _with_new(cache: Float[Array, "C H"], new: Float[Array, "1 H"], start: Array, at: Array) -> Float[Array, "C H"]:
+    """Columns of the cache from `start` on, with the new column at its place."""
+    columns = start + jax.lax.broadcasted_iota(jnp.int32, cache.shape, 0)
+    return jnp.where(columns == at, jnp.broadcast_to(new, cache.shape), cache)
+
+
+def _add_block(
+    q: Float[Array, "G H"],
+    k: Float[Array, "C H"],
+    v: Float[Array, "C H"],
+    top: Float[Array, "G 1"],
+    total: Float[Array, "G L"],
+    sums: Float[Array, "G H"],
+    *,
+    start: Array,
+    at: Array,
+    window: int | None,
+    softcap: float | None,
+) -> tuple[Array, Array, Array]:
+    """The softmax's maximum, sum and products after the columns from `start` on, given those before them."""
+    columns = start + jax.lax.broadcasted_iota(jnp.int32, (q.shape[0], k.shape[0]), 1)
+    seen = columns <= at if window is None else (columns <= at) & (columns > at - window)
+    # Columns that are not filled can hold anything, also NaN, which a weight of zero would not remove.
+    v = jnp.where(start + jax.lax.broadcasted_iota(jnp.int32, v.shape, 0) <= at, v, 0)
+    scores = jax.lax.dot_general(q, k, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    scores = jnp.where(seen, scores, _NEGATIVE)
+    now = jnp.maximum(top, jnp.max(scores, axis=1, keepdims=True))
+    weights, shrink = jnp.exp(scores - now), jnp.exp(top - now)
+    product = jnp.dot(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return now, total * shrink + jnp.sum(weights, axis=1, keepdims=True), sums * shrink + product

@@ -93,7 +93,9 @@ def _choose_part(
     return Choice(token.reshape(shape), jnp.isfinite(total).reshape(shape))
 
 
-def smallest_in_nucleus(masses, mass: Float[Array, "R 1"]) -> Float[Array, "R 1"]:
+def smallest_in_nucleus(
+    masses: Callable[[Float[Array, "R C"]], Float[Array, "R C"]], mass: Float[Array, "R 1"]
+) -> Float[Array, "R 1"]:
     """The smallest weight in the nucleus, or a number between it and the next smaller weight.
 
     A token is in the nucleus if all tokens with larger weights have a total weight below `mass`. The total of the weights
@@ -109,7 +111,7 @@ def smallest_in_nucleus(masses, mass: Float[Array, "R 1"]) -> Float[Array, "R 1"
     return jax.lax.bitcast_convert_type(found, jnp.float32)
 
 
-def _argmax(logits: Float[Array, "R S"], offset: Int[Array, ""] | int, over_parts) -> Int[Array, "R 1"]:
+def _argmax(logits: Float[Array, "R S"], offset: Int[Array, ""] | int, over_parts: Callable) -> Int[Array, "R 1"]:
     """The index of the largest logit of each row; of equal ones the first."""
     largest = jnp.max(logits, axis=1, keepdims=True)
     at = jnp.argmax(logits, axis=1, keepdims=True).astype(jnp.int32) + offset

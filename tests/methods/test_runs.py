@@ -37,6 +37,7 @@ from mft_jax.runs.training_sets import training_sets_cost
 from mft_jax.sampling import Completion, Usage
 from mft_jax.session import Session
 from mft_jax.setup import Setup, check_gold
+from mft_jax.steps import Steps
 from mft_jax.tasks import Question, Task
 from tests.debate.scripted import PROMPTS
 from tests.finetuning.conftest import chat as chat_fixture
@@ -174,7 +175,7 @@ def test_a_student_starts_anew_while_the_society_goes_on(session, tmp_path):
     moved = dataclasses.replace(start, adapters=start.stacked._replace(
         weights={k: {n: leaf + 1 for n, leaf in v.items()} for k, v in start.stacked.weights.items()}
     ))  # fmt: skip
-    mixed = moved.with_adapters_of(start, setup.method.restarted)
+    mixed = Steps(setup, iteration=2).begin(moved, start)
     leaf = lambda society: np.asarray(society.stacked.weights["q_proj"]["b"])
     student = start.index("student")
     np.testing.assert_array_equal(leaf(mixed)[student], leaf(start)[student])

@@ -18,7 +18,6 @@ def test_an_encoder_that_cannot_be_used_is_named(tmp_path):
 
 
 @pytest.mark.torch
-@pytest.mark.skipif(not IS_INSTALLED, reason="needs the extra `encoder`")
 def test_equal_texts_have_equal_embeddings(tmp_path):
     """With a tiny random model."""
     import torch

@@ -10,7 +10,7 @@ from mft_jax.report.page.debates import Debates
 from mft_jax.report.page.sources import list_sources
 from mft_jax.report.page.work import MessageCost, stage_costs, training_curves
 from mft_jax.runs.directory import RunDirectory
-from mft_jax.runs.results import COSTS, Result
+from mft_jax.runs.results import Result
 from mft_jax.runs.status import read_status
 from mft_jax.tasks.answers import equivalent
 
@@ -53,9 +53,8 @@ def read_run(path: str | pathlib.Path, debates: Debates) -> Json:
 
 
 def result_row(result: Result) -> Json:
-    """A result with "cumulative": its cost with that of all training before it. Older results have no ledger."""
-    own = {name: getattr(result, name) for name in COSTS}
-    return result.to_dict() | {"cumulative": own if result.ledger is None else result.ledger.cumulative.to_dict()}
+    """A result with "cumulative": its cost with that of all training before it; None in older results without a ledger."""
+    return result.to_dict() | {"cumulative": None if result.ledger is None else result.ledger.cumulative.to_dict()}
 
 
 def _command(directory: RunDirectory) -> str:

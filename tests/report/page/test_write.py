@@ -1,6 +1,7 @@
 """The data and the files of a report. How the page shows them is tested in test_browser.py."""
 
 import base64
+import dataclasses
 import hashlib
 import html
 import json
@@ -12,12 +13,14 @@ import pytest
 from mft_jax.errors import UserError
 from mft_jax.report.page import write_own_report, write_report
 from mft_jax.report.page.judge import FLAGS
+from mft_jax.report.page.run_page import result_row
 from mft_jax.report.page.work import CURVE_POINTS
 from mft_jax.runs import layout
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.metrics_log import MetricsLogger
 from mft_jax.runs.stage_file import StageFile
 from mft_jax.runs.training_sets import list_training_sets
+from tests.report.made import RESULT
 from tests.report.page.made_run import SPENT, data_of, debate, make_run, small_config
 
 
@@ -109,6 +112,10 @@ def test_cumulative_costs(tmp_path):
         100,
         150,
     ]  # all debates so far, and its evaluation
+
+
+def test_a_result_of_an_older_version_has_no_cumulative_cost():
+    assert result_row(dataclasses.replace(RESULT, ledger=None))["cumulative"] is None
 
 
 def test_training_curves(made, tmp_path):

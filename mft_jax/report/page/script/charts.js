@@ -30,7 +30,7 @@ const seriesName = (run, method) => (report.runs.length > 1 ? `${run.name}: ${me
 function resultPoints() {
   return report.runs.flatMap((run) => run.results.filter((row) => row.task === run.task).map((row) => ({
     series: seriesName(run, row.method), iteration: row.iteration, accuracy: row.accuracy === null ? NaN : 100 * row.accuracy,
-    low: 100 * (row.accuracy - row.stderr), high: 100 * (row.accuracy + row.stderr), flops: row.cumulative.flops,
+    low: 100 * (row.accuracy - row.stderr), high: 100 * (row.accuracy + row.stderr), flops: row.cumulative?.flops ?? NaN,
     diversity: row.diversity?.diversity ?? NaN,
   })));
 }
@@ -218,7 +218,7 @@ function curvesChart(run) {
         color: colours(names),
         marks: [
           Plot.frame({strokeOpacity: 0.15}),
-          Plot.line(points, {x: "step", y: "value", stroke: "adapter", [width < 560 ? "fy" : "fx"]: "iteration", strokeWidth: 1.5, tip: "x"}),
+          Plot.line(points, {x: "step", y: "value", z: "adapter", stroke: "adapter", [width < 560 ? "fy" : "fx"]: "iteration", strokeWidth: 1.5, tip: "x"}),
           Plot.dot(points.length < 600 ? points : [], {x: "step", y: "value", stroke: "adapter", fill: "adapter", r: 2,
             [width < 560 ? "fy" : "fx"]: "iteration"}),
         ],

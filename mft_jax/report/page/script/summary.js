@@ -38,7 +38,7 @@ function runHead(run) {
 
 function resultsTable(results, several) {
   const cost = (name, title, hint, format = count) => ({title, hint, cell: (row) =>
-    [format(row[name]), row.iteration ? span("cumulative", format(row.cumulative[name])) : null]});
+    [format(row[name]), row.iteration ? span("cumulative", row.cumulative ? format(row.cumulative[name]) : "–") : null]});
   const tasks = new Set(results.map((row) => row.task)).size > 1;
   const counts = [["cut", "cut", "Answers cut off by a limit"], ["unanswered", "unans.", "Turns whose prompt did not fit into the context"],
     ["grading_timeouts", "late", "Comparisons of answers that ran out of time and count as different"]]
