@@ -15,6 +15,7 @@ USAGE = """Multiagent finetuning: agents over one base model debate, vote, and f
   mft run CONFIG.yaml [--field value ...] [--run-dir DIR]
   mft status RUN_DIR
   mft eval RUN_DIR --task NAME
+  mft table RUN_DIR... [--against METHOD] [--answers]
   mft plots RUN_DIR... -o DIR
   mft report RUN_DIR... [-o report.html]
   mft export RUN_DIR --to peft|merged|chat-jsonl OUT
@@ -121,9 +122,23 @@ class Plots:
     """
 
     run_dirs: Annotated[tuple[str, ...], Positional, arg(metavar="RUN_DIR")]
-    """Directories of runs."""
+    """Directories of runs and grids."""
     out: Annotated[str, arg(aliases=["-o"])]
     """Directory for the plots; files of the same names are replaced."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """Prints a Markdown table of the results of runs and grids: means over seeds, costs, and paired comparisons."""
+
+    run_dirs: Annotated[tuple[str, ...], Positional, arg(metavar="RUN_DIR")]
+    """Directories of runs and grids."""
+    against: str | None = None
+    """Method that the others are compared with on the same questions, by the exact McNemar test."""
+    answers: bool = False
+    """Adds what happened to the answers: votes of the first and the last round, and changes between right and wrong."""
+    last: bool = False
+    """Only the last iteration of each method."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,11 +206,12 @@ class Plan:
         return self.topology or "here"
 
 
-Command = Run | Status | Eval | Plots | Report | Export | ImportAdapters | Bench | Plan
+Command = Run | Status | Eval | Table | Plots | Report | Export | ImportAdapters | Bench | Plan
 NAMES = (
     "run",
     "status",
     "eval",
+    "table",
     "plots",
     "report",
     "export",
@@ -252,4 +268,4 @@ def _commands(config: ExperimentConfig) -> Any:
         | Annotated[Bench, subcommand(default=measuring)]
         | Annotated[Plan, subcommand(default=planning)]
     )
-    return with_defaults | Status | Eval | Plots | Report | Export
+    return with_defaults | Status | Eval | Table | Plots | Report | Export

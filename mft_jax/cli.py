@@ -27,6 +27,7 @@ from mft_jax.arguments import (
     Report,
     Run,
     Status,
+    Table,
     read_arguments,
 )
 from mft_jax.config import Grid, load_config, load_grid, validate
@@ -105,15 +106,18 @@ def plots_command(options: Plots, console: Console) -> None:
     from mft_jax.files import atomic_write
     from mft_jax.report.plots import encode_plots
     from mft_jax.report.plotted_runs import PlottedRun, merge_runs
-    from mft_jax.runs.directory import RunDirectory
+    from mft_jax.runs import layout
+    from mft_jax.runs.outcomes import run_directories
     from mft_jax.runs.results import read_results
 
     if not options.run_dirs:
-        raise UserError("mft plots needs results: give the directory of at least one run.")
+        raise UserError("mft plots needs results: give the directory of at least one run or grid.")
     runs = []
     for path in options.run_dirs:
-        directory = RunDirectory(path)
-        runs.append(PlottedRun(path, directory.config(), read_results(directory.results_file)))
+        for directory, label in run_directories(path):
+            if label and not directory.store.exists(layout.RESULTS):
+                continue  # a cell without results yet
+            runs.append(PlottedRun(label or path, directory.config(), read_results(directory.results_file)))
     files = encode_plots(merge_runs(runs))
     if not files:
         raise UserError(
@@ -124,6 +128,18 @@ def plots_command(options: Plots, console: Console) -> None:
         path = pathlib.Path(options.out, name)
         atomic_write(path, content)
         console.print(literal(path), soft_wrap=True)
+
+
+def table_command(options: Table, console: Console) -> None:
+    if not options.run_dirs:
+        raise UserError("mft table needs results: give the directory of at least one run or grid.")
+    from mft_jax.report.outcome_table import markdown_table
+    from mft_jax.runs.outcomes import read_outcomes
+
+    outcomes = read_outcomes(options.run_dirs)
+    text = markdown_table(outcomes, against=options.against, answers=options.answers, last=options.last)
+    for line in text.splitlines():
+        console.print(literal(line), soft_wrap=True)
 
 
 def report_command(options: Report, console: Console) -> None:
@@ -214,6 +230,7 @@ COMMANDS: dict[type, Callable[[Any, Console], None]] = {
     ImportAdapters: import_command,
     Status: status_command,
     Eval: eval_command,
+    Table: table_command,
     Plots: plots_command,
     Report: report_command,
     Export: export_command,

@@ -260,6 +260,7 @@ def test_the_commands_are_listed(mft):
         "mft run CONFIG.yaml [--field value ...] [--run-dir DIR]",
         "mft status RUN_DIR",
         "mft eval RUN_DIR --task NAME",
+        "mft table RUN_DIR... [--against METHOD] [--answers]",
         "mft plots RUN_DIR... -o DIR",
         "mft export RUN_DIR --to peft|merged|chat-jsonl OUT",
         "mft import-adapters RUN_DIR PEFT_DIR... --config YAML",
@@ -277,7 +278,7 @@ def test_the_version(mft):
 
 
 def test_an_unknown_command_is_one_line(mft):
-    listed = "run, status, eval, plots, report, export, import-adapters, bench, plan"
+    listed = "run, status, eval, table, plots, report, export, import-adapters, bench, plan"
     assert mft("fly", "configs/quickstart.yaml") == (
         2, "", f"mft: there is no command 'fly'; the commands are {listed}.\n"
     )  # fmt: skip

@@ -217,3 +217,15 @@ def test_an_untuned_method_is_evaluated_as_its_own_baseline(tmp_path):
     assert found == [
         [("debate", ("debate",)), ("multiagent_ft", ())], [("debate", ("debate",)), ("multiagent_ft", ("base",))]
     ]  # fmt: skip
+
+
+def test_the_table_of_a_grid(undisturbed, capsys, monkeypatch):
+    """Cells with equal answers of a method are one row, and those with other settings have the label of the override."""
+    folder, *_ = undisturbed
+    monkeypatch.setattr(sys, "argv", ["mft", "table", str(folder / "grid"), "--against", "majority"])
+    cli.main()
+    headings, _, *rows = [line.strip("| \n").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    names = {(row[0], row[1]) for row in rows}
+    assert headings[:3] == ["method", "setting", "accuracy, %"]
+    assert names == {("majority", "plain"), ("majority@2", "plain"), ("debate", "plain"), ("debate", "cool")}
+    assert [row[4] for row in rows if row[0] == "majority@2"] == ["0 : 0"]  # it has the same answers

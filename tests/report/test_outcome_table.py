@@ -1,0 +1,83 @@
+"""Markdown tables over several runs."""
+
+import pytest
+
+from mft_jax.errors import UserError
+from mft_jax.metrics.answers import AnswerSummary, Transition
+from mft_jax.metrics.ledger import Cost, Ledger
+from mft_jax.report.outcome_table import markdown_table
+from mft_jax.runs.outcomes import Outcome
+from tests.report.made import result
+
+
+def outcome(method, right, *, seed=0, iteration=0, label="", flops=40, **changes):
+    """The outcome on four questions, of which the first `right` are answered correctly."""
+    ledger = Ledger(debate=Cost(), finetuning=Cost(), evaluation=Cost(flops=flops), training=Cost(flops=60 * iteration))
+    own = result(
+        method=method, iteration=iteration, n=4, accuracy=right / 4, stderr=0.2, ledger=ledger, task="sums", **changes
+    )
+    return Outcome(label=label, seed=seed, result=own, correct={str(n): n < right for n in range(4)})
+
+
+def cells(text):
+    """{heading: cell} of every row."""
+    headings, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    return [dict(zip(headings, row, strict=True)) for row in rows]
+
+
+def test_means_over_seeds_with_their_costs():
+    own = [outcome("a", 1), outcome("b|c", 2, iteration=1), outcome("a", 2, seed=1, flops=80)]
+    assert markdown_table(own).splitlines() == [
+        "| method | iteration | seeds | accuracy, % | FLOPs of an answer | FLOPs with training |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| a | 0 | 2 | 37.5 ± 14.1 (25.0, 50.0) | 15 | 60 |",
+        r"| b\|c | 1 | 1 | 50.0 ± 20.0 | 10 | 100 |",
+    ]
+
+
+def test_comparisons_pool_the_questions_of_all_seeds():
+    own = [
+        outcome("old", 1),
+        outcome("new", 4, iteration=1),
+        outcome("old", 1, seed=1),
+        outcome("new", 3, seed=1, iteration=1),
+    ]
+    old, new = cells(markdown_table(own, against="old"))
+    assert [old[name] for name in old if "old" in name] == ["-", "-"]
+    # Seed 0: three questions more; seed 1: two more. All five discordant questions favour one side: 2 / 2**5.
+    assert (new["against old, points"], new["only this : only old"], new["p (Holm)"]) == ("+62.5", "5 : 0", "0.062")
+
+
+def test_a_comparison_takes_the_same_iteration_and_holm_corrects_for_all_rows():
+    own = [
+        outcome("x", 1, iteration=1),
+        outcome("x", 3, iteration=2),
+        outcome("y", 2, iteration=1),
+        outcome("y", 4, iteration=2),
+    ]
+    rows = cells(markdown_table(own, against="x"))
+    assert [row["only this : only x"] for row in rows] == ["-", "-", "1 : 0", "1 : 0"]
+    assert [row["p (Holm)"] for row in rows] == ["-", "-", "1", "1"]
+    (only_last,) = [row for row in cells(markdown_table(own, last=True)) if row["method"] == "y"]
+    assert (only_last["iteration"], only_last["accuracy, %"]) == ("2", "100.0 ± 20.0")
+
+
+def test_what_happened_to_the_answers():
+    change = Transition(agent=0, round=2, speaker=None, wrong_to_right=1, right_to_wrong=2, kept_right=3, kept_wrong=4)
+    summary = AnswerSummary(
+        n=4,
+        vote_accuracy=(0.25, 0.5),
+        agent_accuracy=((0.25,), (0.5,)),
+        best_of_agents=0.75,
+        pass_at_k=(0.5,),
+        transitions=(change,),
+    )
+    (row,) = cells(markdown_table([outcome("a", 1, answers=summary)], answers=True))
+    shown = [row[name] for name in ("first vote", "last vote", "best of agents", "wrong to right", "right to wrong")]
+    assert shown == ["25.0", "50.0", "75.0", "10.0", "20.0"]
+    assert row["labels right"] == "-"
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones():
+    with pytest.raises(UserError, match="no result of the method c to compare with: choose one of a, b"):
+        markdown_table([outcome("a", 1), outcome("b", 1)], against="c")
