@@ -30,6 +30,9 @@ class _Row:
         return [own.result for own in self.outcomes]
 
 
+_Column = tuple[str, Callable[[_Row], str]]  # its heading, and its cell in a row
+
+
 def markdown_table(
     outcomes: "Sequence[Outcome]", *, against: str | None = None, answers: bool = False, last: bool = False
 ) -> str:
@@ -51,7 +54,7 @@ def markdown_table(
     if against is not None:
         headings += [f"against {against}, points", f"only this : only {against}", "p (Holm)"]
         lines = [line + cells for line, cells in zip(lines, _comparisons(rows, outcomes, against), strict=True)]
-    more = [("FLOPs of an answer", _test_flops), ("FLOPs with training", _all_flops)]
+    more: list[_Column] = [("FLOPs of an answer", _test_flops), ("FLOPs with training", _all_flops)]
     if answers:
         more += [(name, _mean_of(read)) for name, read in _ANSWERS]
     headings += [name for name, _ in more]
@@ -69,9 +72,9 @@ def _rows(outcomes: "Sequence[Outcome]") -> list[_Row]:
     return list(rows.values())
 
 
-def _name_columns(rows: Sequence[_Row]) -> list[tuple[str, Callable[[_Row], str]]]:
+def _name_columns(rows: Sequence[_Row]) -> list[_Column]:
     """The columns that name a row; those in which all rows would be equal are left out, except for the method."""
-    columns: list[tuple[str, Callable[[_Row], str]]] = [("method", lambda row: _escape(row.method))]
+    columns: list[_Column] = [("method", lambda row: _escape(row.method))]
     if len({row.task for row in rows}) > 1:
         columns.append(("task", lambda row: _escape(row.task)))
     if any(row.label for row in rows):
