@@ -17,6 +17,7 @@ USAGE = """Multiagent finetuning: agents over one base model debate, vote, and f
   mft eval RUN_DIR --task NAME
   mft table RUN_DIR... [--against METHOD] [--answers]
   mft plots RUN_DIR... -o DIR
+  mft review RUN_DIR [--question ID --answer TEXT]
   mft report RUN_DIR... [-o report.html]
   mft export RUN_DIR --to peft|merged|chat-jsonl OUT
   mft import-adapters RUN_DIR PEFT_DIR... --config YAML
@@ -84,6 +85,58 @@ class Eval:
         if task.name == "jsonl" and task.eval_path is None:
             raise UserError("mft eval --task jsonl needs the questions: give --eval-path FILE.")
         return task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Review:
+    """Proposes the training questions on which a person's verdict is worth most, or records verdicts. The next iteration
+    of the run uses them."""
+
+    run_dir: Annotated[str, Positional, arg(metavar="RUN_DIR")]
+    """Directory of the run, finished or not."""
+    limit: int = 20
+    """Number of questions to show."""
+    json: bool = False
+    """Prints a JSON array instead of text."""
+    question: str | None = None
+    """Id of a question: shows it alone, or records the verdict that is given with the next four options."""
+    answer: str | None = None
+    """Its right answer."""
+    right: tuple[int, ...] = ()
+    """Agents, counted from 1, whose answers are right."""
+    wrong: tuple[int, ...] = ()
+    """Agents whose answers are wrong."""
+    best: int | None = None
+    """The agent whose answer is right and better than the others."""
+    iteration: int | None = None
+    """Iteration of the debate with the marked answers; None: the newest one."""
+    round: int | None = None
+    """Round of the marked answers; None: the last one."""
+    add: str | None = None
+    """File of verdicts to add, such as one that was saved from the report."""
+    simulate: int | None = None
+    """For experiments: number of verdicts to make from the reference answers of training questions."""
+    order: Literal["worth", "random"] = "worth"
+    """Which questions are simulated first: those on which a verdict is worth most, or random ones."""
+    seed: int = 0
+    """Random seed of the order."""
+    out: str | None = None
+    """New file for the simulated verdicts; None: feedback.jsonl of the run."""
+
+    @property
+    def has_verdict(self) -> bool:
+        return self.answer is not None or bool(self.right or self.wrong) or self.best is not None
+
+    def check(self) -> None:
+        """Raises UserError if the options do not go together."""
+        if self.limit < 1:
+            raise UserError(f"limit is {self.limit}, expected at least 1.")
+        if self.has_verdict and self.question is None:
+            raise UserError("A verdict concerns a question: give its id with --question.")
+        if [self.question is not None, self.add is not None, self.simulate is not None].count(True) > 1:
+            raise UserError("--question, --add and --simulate do different things: give one of them.")
+        if self.out is not None and self.simulate is None:
+            raise UserError("--out is the file of simulated verdicts: give their number with --simulate.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,13 +259,14 @@ class Plan:
         return self.topology or "here"
 
 
-Command = Run | Status | Eval | Table | Plots | Report | Export | ImportAdapters | Bench | Plan
+Command = Run | Status | Eval | Table | Plots | Review | Report | Export | ImportAdapters | Bench | Plan
 NAMES = (
     "run",
     "status",
     "eval",
     "table",
     "plots",
+    "review",
     "report",
     "export",
     "import-adapters",
@@ -268,4 +322,4 @@ def _commands(config: ExperimentConfig) -> Any:
         | Annotated[Bench, subcommand(default=measuring)]
         | Annotated[Plan, subcommand(default=planning)]
     )
-    return with_defaults | Status | Eval | Table | Plots | Report | Export
+    return with_defaults | Status | Eval | Table | Plots | Review | Report | Export

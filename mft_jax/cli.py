@@ -4,6 +4,7 @@ The arguments are read before slow modules such as JAX are imported. Each comman
 """
 
 import dataclasses
+import json
 import os
 import pathlib
 import shlex
@@ -25,6 +26,7 @@ from mft_jax.arguments import (
     Plan,
     Plots,
     Report,
+    Review,
     Run,
     Status,
     Table,
@@ -142,6 +144,38 @@ def table_command(options: Table, console: Console) -> None:
         console.print(literal(line), soft_wrap=True)
 
 
+def review_command(options: Review, console: Console) -> None:
+    options.check()
+    from mft_jax.report.review import render_question, render_review
+    from mft_jax.runs.feedback import write_new_file
+    from mft_jax.runs.review import Review as RunReview
+
+    review, verdicts = RunReview(options.run_dir), []
+    if options.add is not None:
+        verdicts = review.from_file(options.add)
+    elif options.simulate is not None:
+        verdicts = review.simulated(options.simulate, options.order, options.seed)
+        if options.out is not None:
+            write_new_file(options.out, verdicts)
+            console.print(literal(f"{len(verdicts)} simulated verdicts are in {options.out}."), soft_wrap=True)
+            return
+    elif options.question is not None and options.has_verdict:
+        verdicts = review.verdicts_on(
+            options.question, answer=options.answer, right=options.right, wrong=options.wrong, best=options.best,
+            iteration=options.iteration, round=options.round,
+        )  # fmt: skip
+    else:
+        shown = review.proposals() if options.question is None else [review.question(options.question)]
+        if options.json:
+            print(json.dumps([own.to_dict() for own in shown[: options.limit]], indent=2, ensure_ascii=False))
+        else:
+            view = render_review(review, options.limit) if options.question is None else render_question(shown[0])
+            console.print(view, soft_wrap=True)
+        return
+    added = review.record(verdicts)
+    console.print(literal(f"{added} new verdicts are in {review.file}; the next iteration uses them."), soft_wrap=True)
+
+
 def report_command(options: Report, console: Console) -> None:
     if not options.run_dirs:
         raise UserError("mft report needs the directory of a run: give one or more.")
@@ -232,6 +266,7 @@ COMMANDS: dict[type, Callable[[Any, Console], None]] = {
     Eval: eval_command,
     Table: table_command,
     Plots: plots_command,
+    Review: review_command,
     Report: report_command,
     Export: export_command,
     Bench: bench_command,

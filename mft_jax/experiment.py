@@ -16,7 +16,7 @@ from mft_jax.config import ExperimentConfig, TaskConfig, validate
 from mft_jax.debate import Protocol, Transcript
 from mft_jax.diversity_stage import DiversityStage, check_diversity
 from mft_jax.errors import UserError
-from mft_jax.finetuning import Example, make_plan
+from mft_jax.finetuning import Example, Ruling, make_plan
 from mft_jax.methods import Method, make_method
 from mft_jax.models.society import Society
 from mft_jax.report.page import write_own_report
@@ -26,8 +26,10 @@ from mft_jax.runs.adapters import chosen_iteration, with_imported
 from mft_jax.runs.checkpoints import Checkpoints
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.early_end import last_iteration, record_end
+from mft_jax.runs.feedback import read_verdicts
 from mft_jax.runs.metrics_log import MetricsLogger
 from mft_jax.runs.results import Result, read_results
+from mft_jax.runs.rulings import take_feedback
 from mft_jax.runs.stage_file import StageFile
 from mft_jax.runs.store import Store
 from mft_jax.runs.training_sets import read_training_sets, training_sets_cost, write_training_sets
@@ -101,10 +103,29 @@ class Experiment:
         found = read_training_sets(store, iteration, names, self.reporter.say)
         if found is not None:
             return cast("dict[str, list[Example]]", found)
+        rulings, weight = self.feedback(iteration)
         data = TrainingData(self.setup)
-        examples = data.make(transcripts, iteration, sampled=sampled, start=start)
+        examples = data.make(
+            transcripts, iteration, sampled=sampled, start=start, rulings=rulings, weight=weight
+        )  # fmt: skip
         write_training_sets(store, iteration, examples, data.cost)
         return examples
+
+    def feedback(self, iteration: int) -> tuple[Mapping[str, Ruling], float]:
+        """(what verdicts of people come to on the questions {id: ruling}, how much these count), once for an iteration.
+
+        Methods that learn from the reference answers, and not from votes, use no verdicts.
+        """
+        setup, store = self.setup, self.directory.store
+        if setup.method.needs_gold:
+            if store.exists(layout.FEEDBACK):
+                self.reporter.say(f"{setup.method.name} learns from the reference answers: feedback.jsonl is not used.")
+            return {}, 1.0
+        feedback, weight = take_feedback(
+            store, iteration, task=setup.task.name, weight=self.config.feedback.weight,
+            equivalent=setup.task.equivalent, say=self.reporter.say,
+        )  # fmt: skip
+        return feedback.rulings, weight
 
     def finetune(self, iteration: int, society: Society, examples: Mapping[str, list[Example]]) -> Society:
         """Finetunes each adapter on its own examples, all in one compiled step, and returns the new society."""
@@ -326,6 +347,7 @@ def _run_remaining_stages(
     else:
         reporter.say(f"Resuming the run in {directory.path}.")
     directory.keep_questions(experiment.setup.task, reporter.say)
+    read_verdicts(directory.store, experiment.setup.task.name)  # fails now if a line is broken, and not after a debate
     experiment.run()
     results = directory.publish(config, experiment.setup.task, reporter.say)
     write_own_report(directory, reporter.say)

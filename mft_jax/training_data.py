@@ -1,13 +1,13 @@
 """Makes the training sets of an iteration from its debates: selection, and the scores that an objective needs."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from mft_jax.debate import Transcript
-from mft_jax.finetuning import Example, add_log_probs, select_examples
+from mft_jax.finetuning import Example, Ruling, add_log_probs, select_examples
 from mft_jax.metrics.costs import scoring_cost
 from mft_jax.metrics.ledger import Cost
 from mft_jax.models.society import Society
@@ -24,16 +24,24 @@ class TrainingData:
         self.setup, self.cost = setup, Cost()
 
     def make(
-        self, transcripts: Sequence[Transcript], iteration: int, *, sampled: Society, start: Society
+        self,
+        transcripts: Sequence[Transcript],
+        iteration: int,
+        *,
+        sampled: Society,
+        start: Society,
+        rulings: Mapping[str, Ruling] | None = None,
+        weight: float = 1.0,
     ) -> dict[str, list[Example]]:
         """The training sets {adapter: examples}: the same for the same arguments.
 
         `sampled` is the society that debated, `start` the one that the finetuning of this iteration starts from.
+        `rulings` and `weight` are as in `select_examples`.
         """
         setup, tuning = self.setup, self.setup.config.finetuning
         sets = select_examples(
             setup.method.lessons, transcripts, setup.task.equivalent, seed=setup.config.seed, iteration=iteration,
-            embed=self._embed,
+            embed=self._embed, rulings=rulings, weight=weight, ties=setup.method.protocol.ties,
         )  # fmt: skip
         return add_log_probs(
             sets, setup.method.objective, self._score, chat=setup.session.chat, row_tokens=tuning.row_tokens,

@@ -224,7 +224,8 @@ def settings_with(change, kind=ExperimentConfig, prefix=""):
 
 def test_the_settings_that_may_change():
     table = rows(section("Stopping, resuming, extending a run"))
-    for cells, change in zip(table, (Change.ANY_TIME, Change.NEXT_STEP, Change.GROW, Change.PLACE), strict=True):
+    kinds = (Change.ANY_TIME, Change.NEXT_STEP, Change.NEXT_ITERATION, Change.GROW, Change.PLACE)
+    for cells, change in zip(table, kinds, strict=True):
         named = re.findall(r"`([^`]+)`", cells[0])
         said = {name for name in FIELDS for part in named if name == part or name.startswith(f"{part}.")}
         assert said == set(settings_with(change)), change
@@ -430,6 +431,9 @@ def test_the_files_of_a_run(readme):
     occasional = {
         "iteration_K/eval/diversity_NAME.jsonl",
         "iteration_K/collapsed.json",
+        layout.FEEDBACK,
+        layout.FEEDBACK_LOCK,
+        "iteration_K/finetune/feedback.json",
         f"{layout.INITIAL}/",
         f"{layout.EVALUATIONS}/LABEL/",
         f"{DAMAGED}/",

@@ -21,6 +21,8 @@ class Change(enum.Enum):
     """It affects speed and memory but not results. A new value takes effect at once."""
     NEXT_STEP = "next step"
     """A new value takes effect at the first optimizer step after the last checkpoint."""
+    NEXT_ITERATION = "next iteration"
+    """A new value takes effect in the first iteration whose training sets have not been selected yet."""
     GROW = "grow"
     """A number may become larger, and a list may gain names. Finished work stays valid."""
 

@@ -218,6 +218,12 @@ class FinetuningConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FeedbackConfig:
+    weight: Annotated[float, above(0), at_most(1000), Change.NEXT_ITERATION] = 1.0
+    """How much a question with a person's verdict counts in training; other questions count 1. See `mft review`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MetricsConfig:
     diversity: Annotated[tuple[Annotated[str, one_of(*DIVERSITY)], ...], WITHOUT_REPETITION, Change.GROW] = ()
     """Measures of diversity besides consensus: nll, embedding, kl. Every evaluation takes longer with them."""
@@ -263,6 +269,8 @@ class ExperimentConfig:
     """How answers are sampled, and how many at once."""
     finetuning: FinetuningConfig = FinetuningConfig()
     """How the agents are finetuned on their debates."""
+    feedback: FeedbackConfig = FeedbackConfig()
+    """How verdicts of people, in feedback.jsonl in the directory of the run, count in training."""
     metrics: MetricsConfig = MetricsConfig()
     """What is measured besides accuracy and consensus."""
     mesh: MeshConfig = MeshConfig()

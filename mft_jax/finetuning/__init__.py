@@ -1,6 +1,7 @@
 """Finetuning adapters on debates: training sets, packed batches, and the training loop."""
 
 from mft_jax.finetuning.examples import Dialogues, Example, FirstAnswers, PooledFirstAnswers, Selector
+from mft_jax.finetuning.feedback import Ruling
 from mft_jax.finetuning.lesson import Lesson, select_examples
 from mft_jax.finetuning.log_probs import add_log_probs
 from mft_jax.finetuning.losses import (
@@ -15,6 +16,6 @@ from mft_jax.finetuning.trainer import NonFiniteLoss, train
 
 __all__ = [
     "ClippedPolicyGradient", "DesirablePreference", "Dialogues", "DirectPreference", "Example", "FirstAnswers",
-    "Lesson", "Likelihood", "NonFiniteLoss", "Plan", "PooledFirstAnswers", "Selector", "add_log_probs", "hyper_of",
+    "Lesson", "Likelihood", "NonFiniteLoss", "Plan", "PooledFirstAnswers", "Ruling", "Selector", "add_log_probs", "hyper_of",
     "likelihood", "make_plan", "select_examples", "train",
 ]  # fmt: skip

@@ -1,11 +1,14 @@
 """What each adapter of a society is trained on: which examples of the debates, with which settings."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mft_jax.config import RoleConfig
 from mft_jax.debate.transcript import Transcript
+from mft_jax.debate.vote import Ties
 from mft_jax.finetuning.examples import Equivalent, Example, Selector, agrees
+from mft_jax.finetuning.feedback import Ruling, ruled, weighted
 from mft_jax.finetuning.rewards import Embed
 from mft_jax.seeds import example_choice
 
@@ -38,21 +41,38 @@ def select_examples(
     seed: int,
     iteration: int,
     embed: Embed | None = None,
+    rulings: Mapping[str, Ruling] | None = None,
+    weight: float = 1.0,
+    ties: Ties = "random",
 ) -> dict[str, list[Example]]:
     """Selects the training set of every adapter. An adapter with an empty training set is not changed by finetuning.
 
     The random draws of a lesson depend only on (seed, iteration, stream of the lesson) and on its own examples. `embed`
     is passed to selectors that have `uses_embeddings`.
+
+    `rulings` {id of a question: what people's verdicts come to} replace the final votes on their questions, and
+    `weight` multiplies the weights of these questions' examples. A question whose right answer a person gave passes
+    every `min_vote_share`. Selectors that have `uses_rulings` also get the rulings themselves. `ties` is as in `vote`.
     """
-    sets, shares = {}, []
+    rulings, sets, shares = rulings or {}, {}, []
+    if rulings:
+        transcripts = [
+            ruled(own, rulings[own.id], equivalent, seed=seed, ties=ties) if own.id in rulings else own
+            for own in transcripts
+        ]
     if any(lesson.min_vote_share for lesson in lessons):
-        shares = [vote_share(transcript, equivalent) for transcript in transcripts]
+        is_known = lambda own: own.id in rulings and rulings[own.id].answer is not None
+        shares = [1.0 if is_known(own) else vote_share(own, equivalent) for own in transcripts]
     for lesson in lessons:
         least = lesson.min_vote_share
         used = [own for own, share in zip(transcripts, shares, strict=True) if share >= least] if least else transcripts
-        more = {"embed": embed} if getattr(lesson.select, "uses_embeddings", False) else {}
+        offered = {"embed": ("uses_embeddings", embed), "rulings": ("uses_rulings", rulings)}
+        more: dict[str, Any] = {
+            name: value for name, (wanted, value) in offered.items() if getattr(lesson.select, wanted, False)
+        }
         rng = example_choice(seed, iteration, lesson.stream)
-        sets[lesson.adapter] = lesson.select(used, equivalent, rng, **more)
+        own = lesson.select(used, equivalent, rng, **more)
+        sets[lesson.adapter] = [weighted(each, weight) if each["id"] in rulings else each for each in own]
     return sets
 
 

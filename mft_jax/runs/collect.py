@@ -22,6 +22,7 @@ from mft_jax.runs.manifest import parse_manifest
 from mft_jax.runs.results import COSTS, COUNTS, Result, read_results, write_results
 from mft_jax.runs.stage_file import read_committed, read_stage
 from mft_jax.runs.store import Damage, DamagedFile, Store
+from mft_jax.runs.used_feedback import FeedbackUse, read_used
 
 if TYPE_CHECKING:
     from mft_jax.tasks import Task
@@ -87,7 +88,8 @@ def collect_results(
                     result = dataclasses.replace(result, vote_curve=vote_curve(lines, equivalent, cost.flops))
                 if result.diversity is not None:
                     result.diversity.update(read_diversity(store, evaluation, measures))
-                results.append(dataclasses.replace(result, ledger=ledger, training_vote=votes))
+                use = _read_use(trained_in or store, evaluation.iteration, say)
+                results.append(dataclasses.replace(result, ledger=ledger, training_vote=votes, feedback=use))
                 correct.append([line["correct"] for line in lines])
         except DamagedFile as error:
             say(f"The results of {evaluation.method}, iteration {evaluation.iteration}, are left out. {error}")
@@ -137,6 +139,16 @@ def read_vote_quality(store: Store, iteration: int) -> VoteQuality | None:
     """The quality of the votes that an iteration was trained on; None for iteration 0, which has no training."""
     lines, _, counts = read_stage(store, layout.debate(iteration)) if iteration else ([], Cost(), {})
     return vote_quality(lines, counts.get("cut", 0)) if lines else None
+
+
+def _read_use(store: Store, iteration: int, say: Callable[[str], None]) -> FeedbackUse | None:
+    """How many verdicts of people an iteration was trained with; None without any, or if the record is damaged."""
+    try:
+        used = read_used(store, iteration) if iteration else None
+        return None if used is None else used[1]
+    except DamagedFile as error:
+        say(f"How many verdicts iteration {iteration} used is left out. {error}")
+        return None
 
 
 def read_diversity(store: Store, evaluation: Evaluation, measures: Sequence[str]) -> dict[str, Any]:

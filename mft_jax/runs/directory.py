@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _UNFINISHED = {LOCK_FILE, layout.MANIFEST, f".{layout.MANIFEST}.tmp", f".{layout.CONFIG}.tmp"}
 # Files that `mft import-adapters` writes; the second one may be left behind if it is killed.
 _IMPORTED = {layout.INITIAL, f".{layout.INITIAL}.tmp"}
+# Verdicts of people that the first iteration is to use.
+_FEEDBACK = {layout.FEEDBACK, layout.FEEDBACK_LOCK, f".{layout.FEEDBACK}.tmp"}
 
 
 class RunDirectory:
@@ -328,7 +330,7 @@ class RunDirectory:
         if self.exists or not os.path.exists(self.path):
             return
         try:
-            others = sorted(set(os.listdir(self.path)) - _UNFINISHED - _IMPORTED)
+            others = sorted(set(os.listdir(self.path)) - _UNFINISHED - _IMPORTED - _FEEDBACK)
         except NotADirectoryError:
             raise UserError(f"{self.path} is a file: give a directory as --run-dir.") from None
         except OSError as error:

@@ -7,6 +7,7 @@ questions.json         ids of the questions, and a checksum of their texts; writ
 metrics.jsonl          scalars of every optimizer step
 results.json           derived from the evaluations
 X.inputs.json          beside the transcripts X.jsonl: what they were computed from
+feedback.jsonl         verdicts of people on training questions; feedback.lock is locked while verdicts are added
 report.html            the HTML report; report_debates/ beside it has debates that do not fit in
 initial/               imported adapters that the run starts from; without them, agents start as the base model
 damaged/               damaged files, moved here by `Store.set_aside`
@@ -17,6 +18,8 @@ MANIFEST = "run.json"
 QUESTIONS = "questions.json"
 METRICS = "metrics.jsonl"
 RESULTS = "results.json"
+FEEDBACK = "feedback.jsonl"
+FEEDBACK_LOCK = "feedback.lock"
 REPORT = "report.html"
 INITIAL = "initial"
 EVALUATIONS = "evaluations"
@@ -40,6 +43,11 @@ def training_set(iteration: int, name: str) -> str:
 def training_set_checksums(iteration: int) -> str:
     """The checksums of an iteration's training sets."""
     return f"iteration_{iteration}/finetune/training_sets.json"
+
+
+def used_feedback(iteration: int) -> str:
+    """The verdicts of people that the training sets of an iteration were selected with."""
+    return f"iteration_{iteration}/finetune/feedback.json"
 
 
 def checkpoint(iteration: int) -> str:

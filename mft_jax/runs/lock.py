@@ -21,10 +21,13 @@ class InUse(UserError):
 
 
 class DirectoryLock:
-    """A lock on DIRECTORY/run.lock, which contains the pid of its holder. It is released when the process ends."""
+    """A lock on a file, by default DIRECTORY/run.lock, which contains the pid of its holder.
 
-    def __init__(self, directory: pathlib.Path):
-        self.directory, self.file = directory, directory / LOCK_FILE
+    It is released when the process ends. `attempts` to take it are made, 50 in a second.
+    """
+
+    def __init__(self, directory: pathlib.Path, name: str = LOCK_FILE, attempts: int = _ATTEMPTS):
+        self.directory, self.file, self._attempts = directory, directory / name, attempts
         self._descriptor: int | None = None
         self._made: list[pathlib.Path] = []
 
@@ -41,7 +44,7 @@ class DirectoryLock:
         """
         if self.is_mine:
             return
-        for _ in range(_ATTEMPTS):
+        for _ in range(self._attempts):
             if self._try_take():
                 return
             time.sleep(_PAUSE)

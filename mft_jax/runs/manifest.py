@@ -16,6 +16,7 @@ FORMAT = 2  # version of the files in a run directory; increase it if older runs
 _TAKES_EFFECT = {
     Change.ANY_TIME: "at once",
     Change.NEXT_STEP: "from the first optimizer step after the last checkpoint on",
+    Change.NEXT_ITERATION: "from the next iteration on whose training sets are not selected yet",
     Change.GROW: "after what is done",
 }
 

@@ -51,6 +51,16 @@ def count_questions(store: Store) -> tuple[int, int] | None:
         return None
 
 
+def question_ids(store: Store) -> tuple[frozenset[str], frozenset[str]] | None:
+    """The ids of the (training, evaluation) questions of a run; None if the file is missing or damaged."""
+    data = store.read_if_exists(layout.QUESTIONS)
+    try:
+        listing = json.loads(data or b"")
+        return frozenset(listing["train"]), frozenset(listing["eval"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 def _list_questions(task: "Task") -> dict[str, Any]:
     """The ids of a task's questions in order, and a checksum of the questions with their texts and answers."""
     whole = [dataclasses.astuple(question) for question in (*task.train, *task.eval)]

@@ -14,6 +14,7 @@ from mft_jax.metrics.statistics import Comparison
 from mft_jax.metrics.vote_curve import VotePoint
 from mft_jax.runs import layout
 from mft_jax.runs.store import Store
+from mft_jax.runs.used_feedback import FeedbackUse
 
 COSTS = ("prompt_tokens", "new_tokens", "flops", "device_seconds", "wall_seconds")
 COUNTS = ("cut", "unparsed", "unanswered", "grading_timeouts")
@@ -50,11 +51,14 @@ class Result:
     answers: AnswerSummary | None = None  # None if no right answer is known
     training_vote: VoteQuality | None = None  # of the debate that made the training data; None without finetuning
     vote_curve: tuple[VotePoint, ...] | None = None  # over 1..N answers; None unless the agents answer independently
+    feedback: FeedbackUse | None = None  # verdicts of people in the training of the iteration; None without any
     monitor: Monitor | None = None  # whether the society still improves; None without finetuning, or on another task
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         plain = dataclasses.asdict(self)
+        if self.feedback is None:  # a run without feedback has the same bytes as before there was any
+            del plain["feedback"]
         return plain | {"ledger": None if self.ledger is None else self.ledger.to_dict()}
 
     @classmethod
@@ -73,6 +77,7 @@ _READ = {
     "answers": AnswerSummary.from_dict,
     "training_vote": lambda raw: VoteQuality(**raw),
     "vote_curve": lambda raw: tuple(VotePoint(**point) for point in raw),
+    "feedback": lambda raw: FeedbackUse(**raw),
     "monitor": Monitor.from_dict,
 }
 

@@ -76,6 +76,16 @@ def parse_choice(text: str) -> str | None:
     return found[1].upper() if found else _choice_in_prose(plain)
 
 
+def parse_written(task: str, text: str) -> str | None:
+    """The canonical form of an answer to a question of a task that a person wrote, in a box or without one.
+
+    None if it is empty or too long, or for MMLU if it is not one of the letters.
+    """
+    if task == "mmlu":
+        return parse_choice(text if boxed(text) else rf"\boxed{{{text}}}")
+    return canonical(boxed(text) or text)
+
+
 def _choice_in_prose(text: str) -> str | None:
     announced = [_ANNOUNCED_CHOICE.match(text, match.end()) for match in _ANNOUNCED.finditer(text)]
     letters = [match[1] for match in announced if match] or [match[1] for match in _CHOICE.finditer(text) if match[1]]

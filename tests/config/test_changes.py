@@ -17,6 +17,7 @@ NEXT_STEP = {
         "warmup", "weight_decay", "beta1", "beta2", "eps", "clip_norm",
     )
 }  # fmt: skip
+NEXT_ITERATION = {"feedback.weight"}
 GROW = {"iterations", "baselines", "metrics.diversity", "metrics.diversity_questions"}
 # A valid value of every kind of setting that is not its default.
 OTHER = {
@@ -53,11 +54,14 @@ def test_when_each_setting_may_change(field):
         assert found == ()
         return
     (difference,) = found
-    kinds = {Change.ANY_TIME: ANY_TIME, Change.NEXT_STEP: NEXT_STEP, Change.GROW: GROW}
+    kinds = {
+        Change.ANY_TIME: ANY_TIME, Change.NEXT_STEP: NEXT_STEP, Change.NEXT_ITERATION: NEXT_ITERATION, Change.GROW: GROW
+    }  # fmt: skip
     expected = next((kind for kind, fields in kinds.items() if field in fields), Change.NEVER)
     assert (difference.field, difference.change) == (field, expected)
     assert difference.allowed == (
-        expected in (Change.ANY_TIME, Change.NEXT_STEP) or field in ("iterations", "metrics.diversity")
+        expected in (Change.ANY_TIME, Change.NEXT_STEP, Change.NEXT_ITERATION)
+        or field in ("iterations", "metrics.diversity")
     )
 
 

@@ -5,6 +5,7 @@ Its answers are written by a script, so that no sampling program is compiled; th
 
 import dataclasses
 import json
+from unittest import mock
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from mft_jax.budget import Budget, check_baselines
 from mft_jax.config import (
     DebateConfig,
     ExperimentConfig,
+    FeedbackConfig,
     FinetuningConfig,
     LoraConfig,
     MeshConfig,
@@ -27,12 +29,15 @@ from mft_jax.config import (
 from mft_jax.errors import UserError
 from mft_jax.exchange import export
 from mft_jax.experiment import Experiment
+from mft_jax.finetuning.feedback import Verdict
 from mft_jax.methods import make_method
 from mft_jax.metrics.flops import sampling_flops
 from mft_jax.parallel.mesh import make_mesh
 from mft_jax.programs import Programs
+from mft_jax.runs import layout
 from mft_jax.runs.adapters import read_adapters
 from mft_jax.runs.directory import RunDirectory
+from mft_jax.runs.feedback import add_verdicts
 from mft_jax.runs.training_sets import training_sets_cost
 from mft_jax.sampling import Completion, Usage
 from mft_jax.session import Session
@@ -96,8 +101,12 @@ def run(session, path, config, task=None):
     directory, remarks = RunDirectory(path), Remarks()
     if directory.take(config, remarks.say) == "new":
         directory.create(config)
-    Experiment(setup, directory, remarks).run()
-    directory.finish()
+    directory.keep_questions(setup.task, remarks.say)
+    try:
+        Experiment(setup, directory, remarks).run()
+        directory.finish()
+    finally:
+        directory.release()
     return directory, remarks.said
 
 
@@ -154,6 +163,58 @@ def test_a_second_start_reads_the_log_probabilities_from_disk(session, tmp_path,
     (first_pair, *_), own = lines(exported), first["agent_0"][0]
     assert first_pair == {"messages": own["messages"], "rejected": own["counterpart"]}
     assert lines(again.training_set_file(1, "agent_0")) == first["agent_0"]
+
+
+def files_of(directory, model):
+    """What must be the same bytes however often a run was killed."""
+    folder = directory.path / "iteration_1"
+    files = {path.name: path.read_bytes() for path in folder.rglob("*.json*") if "journal" not in path.name}
+    files.pop("training_sets.json")  # it has times
+    return files | {"adapters": [leaf.tobytes() for leaf in jax.tree.leaves(read_adapters(directory, 1, model)[1])]}
+
+
+def verdict(id, answer, day=1):
+    return Verdict(id=id, time=f"2026-01-{day:02}T00:00:00Z", answer=answer)
+
+
+def test_verdicts_of_people_change_what_is_learned(session, tmp_path, monkeypatch):
+    """Also in a run that is killed before its training sets are written, and is given more verdicts before it goes on."""
+    config = dataclasses.replace(CONFIG, method="maca", feedback=FeedbackConfig(weight=3.0))
+    plain, _ = run(session, tmp_path / "plain", config)
+    debates = {own["id"]: own for own in lines(plain.debate_file(1))}
+    last = {id: [agent["answers"][-1] for agent in own["agents"]] for id, own in debates.items()}
+    contested = next(id for id, answers in last.items() if len(set(answers)) == 2)
+    (other,) = set(last[contested]) - {debates[contested]["vote"]}
+    verdicts = [verdict(contested, debates[contested]["vote"]), verdict(contested, other, day=2), verdict("no", "a")]
+
+    whole = RunDirectory(tmp_path / "whole")
+    whole.path.mkdir()
+    add_verdicts(whole.store, verdicts, "classes")
+    whole, said = run(session, whole.path, config)
+    assert sum("contradict" in sentence or "no such question" in sentence for sentence in said) == 2
+    before, after = (
+        [own for own in lines(directory.training_set_file(1, "agent_0")) if own["id"] == contested]
+        for directory in (plain, whole)
+    )
+    (result,) = json.loads(whole.results_file.read_text())
+    assert result["feedback"] == {"questions": 1, "verdicts": 1, "simulated": 0, "conflicts": 1, "weight": 3.0}
+    assert before != after
+    assert {own["weight"] for own in after} == {3.0}
+    assert before[0]["messages"] == after[0]["counterpart"]  # the pair is turned around
+    (unchanged,) = json.loads(plain.results_file.read_text())
+    assert "feedback" not in unchanged
+    assert not plain.store.exists(layout.used_feedback(1))
+
+    killed = RunDirectory(tmp_path / "killed")
+    killed.path.mkdir()
+    add_verdicts(killed.store, verdicts, "classes")
+    with monkeypatch.context() as patch:
+        patch.setattr("mft_jax.experiment.write_training_sets", mock.Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(session, killed.path, config)
+    add_verdicts(killed.store, [verdict(contested, "c", day=3)], "classes")
+    killed, _ = run(session, killed.path, dataclasses.replace(config, feedback=FeedbackConfig(weight=9.0)))
+    assert files_of(killed, session.model) == files_of(whole, session.model)
 
 
 def test_agents_that_never_disagree_keep_their_weights(session, tmp_path):
