@@ -278,7 +278,7 @@ def test_the_version(mft):
 
 
 def test_an_unknown_command_is_one_line(mft):
-    listed = "run, status, eval, table, plots, report, export, import-adapters, bench, plan"
+    listed = "run, status, eval, table, plots, review, report, export, import-adapters, bench, plan"
     assert mft("fly", "configs/quickstart.yaml") == (
         2, "", f"mft: there is no command 'fly'; the commands are {listed}.\n"
     )  # fmt: skip

@@ -210,7 +210,7 @@ def test_the_settings_exist():
             if name and name[1].split(".")[0] in groups:
                 named.add(name[1].replace("-", "_"))
     assert len(named) >= 20
-    assert named - set(FIELDS) == {"metrics.jsonl"}  # a file of a run
+    assert named - set(FIELDS) == {"metrics.jsonl", "feedback.jsonl", "feedback.lock"}  # files of a run
 
 
 def settings_with(change, kind=ExperimentConfig, prefix=""):

@@ -25,7 +25,10 @@ TRAINING = (
 
 @pytest.fixture(scope="module")
 def unfinished(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("review") / "run", training=TRAINING, finished=False)
+    run = make_run(tmp_path_factory.mktemp("review") / "run", training=TRAINING, finished=False)
+    listing = {"train": [own.id for own in TRAINING], "eval": ["e1", "e2"]}
+    run.store.write(layout.QUESTIONS, json.dumps(listing).encode())
+    return run
 
 
 @pytest.fixture
