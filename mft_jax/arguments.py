@@ -147,6 +147,11 @@ class Report:
     """Directories of the runs, which are shown side by side."""
     out: Annotated[str, arg(aliases=["-o"])] = "report.html"
     """HTML file to write. It needs no network; debates beyond 5 MB are written to a folder beside it."""
+    serve: bool = False
+    """Writes no file, but shows the report of one run in a browser of this machine until Ctrl-C. Verdicts that a person
+    gives there are written into the run directory."""
+    port: int = 0
+    """Port of --serve; 0: a free one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 The arguments are read before slow modules such as JAX are imported. Each command imports the modules that it needs.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -179,11 +180,25 @@ def review_command(options: Review, console: Console) -> None:
 def report_command(options: Report, console: Console) -> None:
     if not options.run_dirs:
         raise UserError("mft report needs the directory of a run: give one or more.")
+    if options.serve:
+        serve_command(options, console)
+        return
     from mft_jax.report.page import write_report
 
     for problem in write_report(options.run_dirs, options.out):
         console.print(literal(problem), soft_wrap=True)
     console.print(literal(f"The report is in {options.out}."), soft_wrap=True)
+
+
+def serve_command(options: Report, console: Console) -> None:
+    if len(options.run_dirs) > 1:
+        raise UserError(f"mft report --serve shows one run, got {len(options.run_dirs)}: give one directory.")
+    from mft_jax.report.page.serve import ReportServer
+
+    with ReportServer(options.run_dirs[0], options.port) as server:
+        console.print(literal(f"The report is at {server.address} until Ctrl-C."), soft_wrap=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 def export_command(options: Export, console: Console) -> None:

@@ -23,8 +23,8 @@ PART = re.compile(r"[0-9a-f]{16}\.js")  # the names of the parts
 _HERE = pathlib.Path(__file__).parent
 _LIBRARIES = ("d3.min.js", "plot.umd.min.js", "temml.min.js")
 _SCRIPTS = (
-    "elements.js", "data.js", "text.js", "format.js", "charts.js", "summary.js", "list.js", "debate.js", "compare.js",
-    "main.js",
+    "elements.js", "data.js", "text.js", "format.js", "charts.js", "summary.js", "list.js", "feedback.js", "debate.js",
+    "compare.js", "main.js",
 )  # fmt: skip
 
 
@@ -37,15 +37,23 @@ class Document:
 
 
 def make_document(
-    title: str, summary: Any, index: Any, chunks: Sequence[bytes], folder: str, *, max_bytes: int = MAX_BYTES
+    title: str,
+    summary: Any,
+    index: Any,
+    chunks: Sequence[bytes],
+    folder: str,
+    *,
+    max_bytes: int = MAX_BYTES,
+    served: bool = False,
 ) -> Document:
     """The page with this data. `folder` is the name of the directory beside the page for the parts.
 
-    The chunks that fit into `max_bytes` are inside the page, in their order, and the others are parts.
+    The chunks that fit into `max_bytes` are inside the page, in their order, and the others are parts. `served`: the page
+    may send verdicts to the server that it comes from.
     """
     data = {"summary": to_text(deflate(summary)), "index": to_text(deflate(index))}
     texts = [to_text(chunk) for chunk in chunks]
-    room = max_bytes - len(_page(title, data, {}, split=True)) - 100 * len(texts)
+    room = max_bytes - len(_page(title, data, {}, split=True, served=served)) - 100 * len(texts)
     inside, parts, places = {}, {}, []
     for number, text in enumerate(texts):
         if len(text) <= room and not parts:
@@ -58,10 +66,10 @@ def make_document(
             parts[name] = part
             places.append(f"{folder}/{name}")
     data["places"] = to_text(deflate(places))
-    return Document(_page(title, data, inside, split=bool(parts)).encode(), parts)
+    return Document(_page(title, data, inside, split=bool(parts), served=served).encode(), parts)
 
 
-def _page(title: str, data: dict[str, str], chunks: dict[str, str], *, split: bool) -> str:
+def _page(title: str, data: dict[str, str], chunks: dict[str, str], *, split: bool, served: bool) -> str:
     """The HTML. `split`: scripts of the page may load the parts beside it, and nothing else is there to be loaded."""
     scripts = [_read(f"vendor/{name}") for name in _LIBRARIES]
     scripts.append('"use strict";\n(() => {\n' + "\n".join(_read(f"script/{name}") for name in _SCRIPTS) + "})();\n")
@@ -72,6 +80,7 @@ def _page(title: str, data: dict[str, str], chunks: dict[str, str], *, split: bo
             f"script-src {hashes}" + (" 'strict-dynamic'" if split else ""),
             "style-src 'unsafe-inline'",
             "img-src data:",
+            *(["connect-src 'self'"] if served else []),
             "base-uri 'none'",
             "form-action 'none'",
         ]

@@ -7,6 +7,7 @@ from typing import Any
 from mft_jax.config import to_yaml
 from mft_jax.errors import UserError
 from mft_jax.report.page.debates import Debates
+from mft_jax.report.page.feedback import feedback_data
 from mft_jax.report.page.sources import list_sources
 from mft_jax.report.page.work import MessageCost, stage_costs, training_curves
 from mft_jax.runs.directory import RunDirectory
@@ -29,6 +30,7 @@ def read_run(path: str | pathlib.Path, debates: Debates) -> Json:
     cost = MessageCost.of(config)
     sources = list_sources(directory, config)
     stages = [debates.add(source, config, equivalent, cost, problems.append) for source in sources]
+    feedback = feedback_data(directory.store, config.task.name, problems.append)
     is_done = bool(status.stages) and all(stage.is_done for stage in status.stages)
     return {
         "name": directory.path.resolve().name,
@@ -44,6 +46,7 @@ def read_run(path: str | pathlib.Path, debates: Debates) -> Json:
         "method": config.method,
         "results": [result_row(result) for result in status.results],
         "work": stage_costs(status.stages),
+        "feedback": feedback,
         "curves": training_curves(directory.store),
         "stages": [stage for stage in stages if stage is not None],
         "config": to_yaml(config),

@@ -44,15 +44,26 @@ def write_own_report(directory: RunDirectory, say: Callable[[str], None]) -> Non
 
 def _write(store: Store, name: str, run_dirs: Sequence[str | pathlib.Path], max_bytes: int) -> list[str]:
     folder = f"{name.removesuffix('.html')}_debates"
+    document, problems = make_report(run_dirs, folder, max_bytes=max_bytes)
+    _replace(store, name, folder, document)
+    return problems
+
+
+def make_report(
+    run_dirs: Sequence[str | pathlib.Path], folder: str, *, max_bytes: int = MAX_BYTES, served: bool = False
+) -> tuple[Document, list[str]]:
+    """(the report of these runs, a sentence for each thing that it could not show).
+
+    `folder` holds the debates beyond `max_bytes`. `served`: the page sends verdicts to the server that it comes from.
+    """
     debates = Debates()
     runs = [read_run(path, debates) for path in run_dirs]
     _distinguish(runs)
     index = {"flags": FLAGS, "questions": debates.questions, "stages": [run.pop("stages") for run in runs]}
-    summary = {"version": __version__, "made": now(), "runs": runs}
+    summary = {"version": __version__, "made": now(), "runs": runs, "served": served}
     title = "mft report: " + ", ".join(run["name"] for run in runs)
-    document = make_document(title, summary, index, debates.chunks, folder, max_bytes=max_bytes)
-    _replace(store, name, folder, document)
-    return [problem for run in runs for problem in run["problems"]]
+    document = make_document(title, summary, index, debates.chunks, folder, max_bytes=max_bytes, served=served)
+    return document, [problem for run in runs for problem in run["problems"]]
 
 
 def _replace(store: Store, name: str, folder: str, document: Document) -> None:

@@ -38,7 +38,8 @@ function debateHead(debate) {
       span("chip", span("label", "gold"), span("value", question.gold === null ? "not known" : literal(question.gold))),
       span("chip", span("label", "agents that agree"), span("value", `${Math.round(debate.agreement * debate.marks.length)} of ${debate.marks.length}`)),
       [...debate.flags].map((name) => element("span", {class: "tag", title: FLAG_TITLES[name][1]}, FLAG_TITLES[name][0]))),
-    stage.split === "train" ? element("p", {class: "note"}, "A training question: its gold answer is never used for training.") : null);
+    stage.split === "train" ? element("p", {class: "note"}, "A training question: its gold answer is never used for training.") : null,
+    judgePanel(debate));
 }
 
 function roundsGrid(debate, body) {
@@ -69,6 +70,7 @@ function turnCell(debate, turn, round, n) {
       turn.agrees && element("span", {class: "tag", title: "Equivalent to the final vote"}, "agrees")),
     shownPart(turn, round),
     div("said", said),
+    turn.said === null ? null : markButtons(debate, round, n),
     div("cell-foot", costs(turn), turn.end in ENDS && span("tag warning-tag", ENDS[turn.end]),
       (turn.for ?? []).map(([adapter, kind]) => element("span", {class: "tag trained", title: "This message became training data"},
         `trains ${adapter}${kind ? ` (${kind})` : ""}`))));
