@@ -19,7 +19,7 @@ def render_review(review: Review, limit: int) -> RenderableType:
     proposed = review.proposals()
     shown = [render_question(own) for own in proposed[:limit]]
     known = len(review.questions) - len(proposed)
-    tail = f"{len(review.questions)} debated questions, {known} of them with a right answer; {len(shown)} are shown."
+    tail = f"{len(review.questions)} debated questions, {known} of them settled by verdicts; {len(shown)} are shown."
     return Group(*shown, *map(literal, remarks_on(review.feedback)), literal(tail))
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 
 from mft_jax.debate.transcript import Transcript
+from mft_jax.errors import UserError
 from mft_jax.finetuning.examples import Equivalent
 from mft_jax.finetuning.feedback import Conflict, Place, Ruling, Said, Verdict, rule
 from mft_jax.runs import layout
@@ -125,10 +126,19 @@ class _Debates:
         self._read: dict[int, dict[str, Transcript]] = {}
 
     def of(self, iteration: int) -> dict[str, Transcript]:
-        """{id of the question: its debate}; empty if the iteration has none yet. Raises DamagedFile."""
+        """{id of the question: its debate}; empty if the iteration has none yet.
+
+        Raises DamagedFile, or UserError if another version wrote them.
+        """
         if iteration not in self._read:
             lines, _, _ = read_stage(self._store, layout.debate(iteration))
-            self._read[iteration] = {line["id"]: Transcript.from_dict(line) for line in lines}
+            try:
+                self._read[iteration] = {line["id"]: Transcript.from_dict(line) for line in lines}
+            except (KeyError, TypeError, ValueError, IndexError) as error:
+                raise UserError(
+                    f"The debates of {self._store.path(layout.debate(iteration))} were written by another version of "
+                    "mft_jax: give verdicts on them with that version."
+                ) from error
         return self._read[iteration]
 
     def said(self, id: str, place: Place) -> Said:

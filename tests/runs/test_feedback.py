@@ -190,3 +190,18 @@ def test_training_sets_that_were_selected_without_verdicts_are_selected_so_again
     assert take(store) == ({}, 1.0, [])
     store.delete(layout.training_set_checksums(1))
     assert take(store)[0] == {"t1": "6"}
+
+
+def test_debates_of_another_version_are_named(tmp_path):
+    old = Store(tmp_path)
+    commit(type("Directory", (), {"store": old}), layout.debate(1), [Old()])
+    add_verdicts(old, [MARKED], "arithmetic")
+    with pytest.raises(UserError, match="were written by another version of mft_jax"):
+        read_feedback(old, "arithmetic", equivalent)
+
+
+class Old:
+    """A transcript without the field `agents`."""
+
+    def to_json(self):
+        return '{"id": "t2", "correct": true}'

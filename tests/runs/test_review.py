@@ -130,7 +130,7 @@ def test_the_command_shows_proposals(mft, monkeypatch):
         "    What is 2+3?",
         "    iteration 1, vote 5: agent 1 4 → 5, agent 2 4 → 5, agent 3 5 → 5",
         "",
-        "4 debated questions, 0 of them with a right answer; 2 are shown.",
+        "4 debated questions, 0 of them settled by verdicts; 2 are shown.",
     ]
     assert "What [red]is 1?" in mft("--question", "open")[1]  # neither markup nor a terminal escape
     shown = json.loads(mft("--json")[1])

@@ -11,6 +11,7 @@ import http.server
 import json
 import pathlib
 import secrets
+import sys
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -49,6 +50,11 @@ class ReportServer(http.server.ThreadingHTTPServer):
             super().__init__((HOST, port), _Handler)
         except (OSError, OverflowError) as error:
             raise UserError(f"The report cannot be served on port {port} ({error}): give another --port.") from error
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Reports an error in the terminal, except that a browser has gone away."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def address(self) -> str:

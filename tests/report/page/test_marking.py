@@ -78,7 +78,7 @@ def test_verdicts_are_saved_as_a_file_that_the_run_takes(chromium, report, run, 
 
 
 def test_earlier_verdicts_and_contradictions_are_shown(chromium, report):
-    with opened(chromium, report, DEBATE.replace("t1", "t2")) as page:
+    with opened(chromium, report, DEBATE.replace("t1", "t2"), viewport={"width": 360, "height": 700}) as page:
         newer, older = page.locator(".verdicts li").all_text_contents()
         assert newer == "the answer is 3 · 2026-01-02T00:00:00Zsimulated"
         assert older == "the answer is 4 · 2026-01-01T00:00:00Zcontradicted by a newer verdict"
@@ -87,6 +87,7 @@ def test_earlier_verdicts_and_contradictions_are_shown(chromium, report):
         press(page, 2, "right")
         expect(page.locator(".verdicts li").nth(1)).to_contain_text("wrong")
         expect(page.locator(".verdicts li").nth(1)).to_contain_text("contradicted by a newer verdict")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_evaluation_debates_take_no_verdicts(chromium, report):
