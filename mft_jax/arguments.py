@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
-from mft_jax.config import DebateConfig, ExperimentConfig, ModelSource, TaskConfig, load_config, load_grid
+from mft_jax.config import DebateConfig, ExperimentConfig, HostsConfig, ModelSource, TaskConfig, load_config, load_grid
 from mft_jax.errors import UserError
 
 USAGE = """Multiagent finetuning: agents over one base model debate, vote, and finetune themselves.
@@ -36,6 +36,7 @@ class Run:
     config: Annotated[str, Positional, arg(metavar="CONFIG.yaml")]
     """File with the settings of the run, for example configs/quickstart.yaml; the options below override them. In the
     file of a grid, they override the settings that its cells share."""
+    hosts: Annotated[HostsConfig, arg(name="")] = dataclasses.field(default_factory=HostsConfig)
     settings: Annotated[ExperimentConfig, arg(name="")]
 
 

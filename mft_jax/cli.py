@@ -33,8 +33,9 @@ from mft_jax.arguments import (
     Table,
     read_arguments,
 )
-from mft_jax.config import Grid, load_config, load_grid, validate
+from mft_jax.config import ExperimentConfig, Grid, load_config, load_grid, validate
 from mft_jax.errors import UserError
+from mft_jax.parallel import hosts
 from mft_jax.parallel.compilation_cache import keep_compiled_programs
 from mft_jax.parallel.memory import keep_freed_memory
 from mft_jax.report.text import clean, literal
@@ -43,18 +44,23 @@ from mft_jax.report.text import clean, literal
 def run_command(options: Run, console: Console) -> None:
     validate(options.settings, "command line")
     grid = load_grid(options.config)
-    if grid is not None:
-        run_grid_command(grid.with_shared(options.settings), console)
-        return
+    with signals.raising(), hosts.joined(options.hosts):
+        console.quiet = not hosts.is_first()
+        if grid is None:
+            run_one_command(options.settings, console)
+        else:
+            run_grid_command(grid.with_shared(options.settings), console)
+
+
+def run_one_command(settings: ExperimentConfig, console: Console) -> None:
     from mft_jax.experiment import run
     from mft_jax.report.progress import TerminalReporter
     from mft_jax.report.table import render_results
 
-    with signals.raising():
-        results = run(options.settings, TerminalReporter(console))
-    title = f"{options.settings.task.name}, {results[0].n} held-out questions" if results else None
+    results = run(settings, TerminalReporter(console))
+    title = f"{settings.task.name}, {results[0].n} held-out questions" if results else None
     console.print(render_results(results, title))
-    console.print(literal(f"Everything is in {options.settings.run_dir}."), soft_wrap=True)
+    console.print(literal(f"Everything is in {settings.run_dir}."), soft_wrap=True)
 
 
 def run_grid_command(grid: Grid, console: Console) -> None:
@@ -63,8 +69,7 @@ def run_grid_command(grid: Grid, console: Console) -> None:
     from mft_jax.report.progress import TerminalReporter
 
     show = lambda status: console.print(render_grid(status), soft_wrap=True)
-    with signals.raising():
-        status = run_grid(grid, TerminalReporter(console), show)
+    status = run_grid(grid, TerminalReporter(console), show)
     show(status)
     console.print(literal(f"Everything is in {status.path}."), soft_wrap=True)
     failed = [cell.cell.name for cell in status.cells if cell.state == "failed"]
@@ -332,4 +337,4 @@ def _find_modules_of_user(command: Command) -> None:
 
 def _fail(code: int, sentence: str) -> NoReturn:
     print(f"mft: {clean(sentence)}", file=sys.stderr)
-    sys.exit(code)
+    hosts.exit_process(code)

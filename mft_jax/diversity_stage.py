@@ -113,7 +113,7 @@ class DiversityStage:
 
     def _agrees(self, agent: AgentTranscript, vote: str | None) -> bool:
         answer = agent.answers[-1]
-        return answer is not None and vote is not None and self.setup.task.equivalent(answer, vote)
+        return answer is not None and vote is not None and self.setup.equivalent(answer, vote)
 
     def _nothing(self, transcripts: Sequence[Transcript]) -> np.ndarray:
         return np.full((len(transcripts), len(self.speakers), len(self.speakers)), np.nan)

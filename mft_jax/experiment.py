@@ -19,6 +19,7 @@ from mft_jax.errors import UserError
 from mft_jax.finetuning import Example, Ruling, make_plan
 from mft_jax.methods import Method, make_method
 from mft_jax.models.society import Society
+from mft_jax.parallel.hosts import decide, same_config
 from mft_jax.report.page import write_own_report
 from mft_jax.report.progress import Reporter, SilentReporter
 from mft_jax.runs import layout
@@ -121,10 +122,11 @@ class Experiment:
             if store.exists(layout.FEEDBACK):
                 self.reporter.say(f"{setup.method.name} learns from the reference answers: feedback.jsonl is not used.")
             return {}, 1.0
-        feedback, weight = take_feedback(
+        take = lambda: take_feedback(
             store, iteration, task=setup.task.name, weight=self.config.feedback.weight,
             equivalent=setup.task.equivalent, say=self.reporter.say,
         )  # fmt: skip
+        feedback, weight = decide(take)
         return feedback.rulings, weight
 
     def finetune(self, iteration: int, society: Society, examples: Mapping[str, list[Example]]) -> Society:
@@ -222,6 +224,7 @@ def run(
     copied from there instead of computed.
     Raises UserError for every error that the user can correct; the work done so far is kept.
     """
+    config = same_config(config)
     validate(config)
     check_baselines(config)
     method = make_method(config.method, config)

@@ -13,6 +13,8 @@ from mft_jax.config import Cell, Grid, MeshConfig, ModelSource, compare
 from mft_jax.errors import UserError
 from mft_jax.experiment import run
 from mft_jax.methods import make_method
+from mft_jax.parallel import hosts
+from mft_jax.parallel.hosts import decide
 from mft_jax.report.progress import Reporter, SilentReporter
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.grid_directory import GridDirectory
@@ -35,7 +37,7 @@ def run_grid(
     is written then.
     """
     reporter = reporter or SilentReporter()
-    cells = plan_cells(grid)
+    cells = decide(lambda: plan_cells(grid))
     directory = GridDirectory(grid.shared.run_dir)
     directory.take(cells)
     try:
@@ -108,8 +110,8 @@ def _run_cell(
     siblings = [directory.run(other).path for other in cells if other is not cell]
     try:
         run(cell.config, reporter, sessions.get(cell.config.model, cell.config.mesh), siblings)
-    except UserError as error:
-        return str(error)
     except Exception as error:  # whatever it is, the other cells can be run; run.json of the cell names it too
-        return f"{type(error).__name__}: {error}"
+        if hosts.count() > 1:
+            raise  # it may be an error of this host only, and then the others are not at the next cell
+        return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     return None

@@ -22,7 +22,9 @@ from mft_jax.models.fingerprint import checkpoint_digest
 from mft_jax.models.lora import Adapter, AdapterWeights, init_society, resolve_targets
 from mft_jax.models.society import Society
 from mft_jax.models.weights import checkpoint_directory, load_base
-from mft_jax.parallel.mesh import base_sharding, make_mesh, society_shardings
+from mft_jax.parallel.hosts import decide, everywhere
+from mft_jax.parallel.mesh import base_sharding, make_mesh, replicated, society_shardings
+from mft_jax.parallel.placement import to_devices
 from mft_jax.programs import Programs
 from mft_jax.sampling import Sampler
 from mft_jax.seeds import adapter_key, pin_jax
@@ -48,7 +50,7 @@ class Session:
         """
         template = str(self.chat.tokenizer.chat_template)
         return {
-            "checkpoint": checkpoint_digest(self.directory),
+            "checkpoint": decide(lambda: checkpoint_digest(self.directory)),
             "param_dtypes": sorted({str(leaf.dtype) for leaf in jax.tree.leaves(self.base)}),
             "compute_dtype": self.programs.dtype,
             "chat_template": hashlib.sha256(template.encode()).hexdigest(),
@@ -68,7 +70,7 @@ class Session:
 
     def society(self, names: Sequence[str], weights: AdapterWeights, lora: LoraConfig) -> Society:
         """A society of these names and stacked weights [A, ...], all with the scale of `lora`."""
-        scale = jax.device_put(np.full(len(names), lora.scale, np.float32))
+        scale = to_devices(np.full(len(names), lora.scale, np.float32), replicated(self.mesh))
         return Society(tuple(names), Adapter(weights, scale), self.mesh)
 
     def resolved(self, lora: LoraConfig) -> LoraConfig:
@@ -84,6 +86,11 @@ def open_session(source: ModelSource, mesh_config: MeshConfig) -> Session:
     """
     pin_jax()
     mesh = make_mesh(mesh_config)
+    return everywhere(lambda: _load(source, mesh))
+
+
+def _load(source: ModelSource, mesh: Mesh) -> Session:
+    """Reads what this host needs of a base model."""
     directory = base_directory(source)
     model = read_model_config(directory)
     chat = load_chat(directory, source.chat_template, source.thinking)
@@ -99,7 +106,7 @@ def open_session(source: ModelSource, mesh_config: MeshConfig) -> Session:
         dtype=stored,
         compute_dtype=compute,
         mesh=mesh,
-        place=lambda path, tensor: jax.device_put(tensor, base_sharding(mesh, path, tensor.shape)),
+        shardings=functools.partial(base_sharding, mesh),
     )
     return Session(source, directory, model, chat, mesh, base, Programs(graphdef, model, mesh, compute.name))
 

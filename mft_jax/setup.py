@@ -1,6 +1,8 @@
 """Prepares a run from its configuration: the session, the questions, the method, and the resolved settings."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 from jax.sharding import Mesh
 
@@ -11,6 +13,8 @@ from mft_jax.methods import Method, make_method
 from mft_jax.models.chat import Chat
 from mft_jax.models.config import ModelConfig
 from mft_jax.models.society import Society
+from mft_jax.parallel import hosts
+from mft_jax.parallel.hosts import decide
 from mft_jax.session import Session, open_session
 from mft_jax.tasks import Task, load_task
 
@@ -46,6 +50,12 @@ class Setup:
             seed=self.config.seed,
             name=name,
         )
+
+    @functools.cached_property
+    def equivalent(self) -> Callable[[str, str], bool]:
+        """`task.equivalent` as host 0 judges it. All hosts must compare the same answers in the same order."""
+        compare = functools.cache(lambda left, right: decide(lambda: self.task.equivalent(left, right)))
+        return compare if hosts.count() > 1 else self.task.equivalent
 
     @property
     def sampling(self) -> SamplingConfig:

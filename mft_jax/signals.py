@@ -57,6 +57,11 @@ def install() -> None:
     _set_handlers(signal.default_int_handler, _raise_terminated, signal.SIG_IGN)
 
 
+def raise_exception(signum: int) -> NoReturn:
+    """Raises the exception that `install` raises for a signal."""
+    raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
+
+
 @contextlib.contextmanager
 def raising() -> Generator[None]:
     """Installs the handlers of `install` for a block, and restores the previous handlers after it.

@@ -4,8 +4,6 @@ import dataclasses
 import time
 from collections.abc import Sequence
 
-import jax
-
 from mft_jax.config import LoraConfig
 from mft_jax.debate import Debate, Transcript, turn_counts
 from mft_jax.errors import UserError
@@ -16,6 +14,7 @@ from mft_jax.metrics.ledger import Cost
 from mft_jax.models.society import Society
 from mft_jax.parallel.memory import peak_memory
 from mft_jax.parallel.mesh import society_shardings
+from mft_jax.parallel.placement import to_devices
 from mft_jax.programs.train import Metrics, TrainState, init_state
 from mft_jax.report.progress import Reporter
 from mft_jax.runs.checkpoint_info import CheckpointInfo
@@ -172,7 +171,7 @@ def place_state(session: Session, state: TrainState) -> TrainState:
 
     It must be a copy: the training step donates its state, and the society before finetuning may be needed again.
     """
-    return jax.device_put(state, society_shardings(session.mesh, state), may_alias=False)
+    return to_devices(state, society_shardings(session.mesh, state), copy=True)
 
 
 def remarks_on(plan: Plan) -> list[str]:

@@ -40,7 +40,7 @@ class TrainingData:
         """
         setup, tuning = self.setup, self.setup.config.finetuning
         sets = select_examples(
-            setup.method.lessons, transcripts, setup.task.equivalent, seed=setup.config.seed, iteration=iteration,
+            setup.method.lessons, transcripts, setup.equivalent, seed=setup.config.seed, iteration=iteration,
             embed=self._embed, rulings=rulings, weight=weight, ties=setup.method.protocol.ties,
         )  # fmt: skip
         return add_log_probs(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -47,9 +48,9 @@ class Remarks(SilentReporter):
         self.said.append(text)
 
 
-def adapters_of(directory, iteration):
+def adapters_of(directory, iteration, model=CHECKPOINT):
     """{name: weights} of a finished iteration."""
-    return read_adapters(directory, iteration, read_model_config(CHECKPOINT))[1]
+    return read_adapters(directory, iteration, read_model_config(pathlib.Path(model)))[1]
 
 
 def lines(path):
@@ -68,7 +69,7 @@ def without_measurements(value):
     return {name: without_measurements(part) for name, part in value.items() if not name.endswith(measured)}
 
 
-def run_files(directory, iterations=2):
+def run_files(directory, iterations=2, model=CHECKPOINT):
     """What must be the same bytes however often a run was killed: transcripts, training sets, adapters, results."""
     files = {}
     for path in sorted(directory.path.rglob("*.jsonl")):
@@ -82,6 +83,6 @@ def run_files(directory, iterations=2):
     own = [row for row in results if row["task"] == "arithmetic"]
     files["results"] = without_measurements(own)
     for iteration in range(1, iterations + 1):
-        adapters = adapters_of(directory, iteration)
+        adapters = adapters_of(directory, iteration, model)
         files[f"adapters {iteration}"] = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(adapters)]
     return files

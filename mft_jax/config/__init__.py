@@ -22,6 +22,7 @@ from mft_jax.config.fields import (
     TaskConfig,
 )
 from mft_jax.config.grid import Cell, Grid, load_grid
+from mft_jax.config.hosts import HostsConfig
 from mft_jax.config.yaml_file import from_yaml, load_config
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "FeedbackConfig",
     "FinetuningConfig",
     "Grid",
+    "HostsConfig",
     "LoraConfig",
     "MeshConfig",
     "MetricsConfig",

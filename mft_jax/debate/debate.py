@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from mft_jax.debate.protocol import Protocol
-from mft_jax.debate.question_debate import QuestionDebate, SampledText
+from mft_jax.debate.question_debate import QuestionDebate, SampledText, State
 from mft_jax.debate.transcript import Transcript, Turn
 from mft_jax.models.chat import Chat
 from mft_jax.models.society import Society
+from mft_jax.parallel.hosts import decide
 from mft_jax.sampling import Progress, Request, Sampling, Usage
 from mft_jax.seeds import row_key
 from mft_jax.tasks import Question, Task, grader
@@ -53,7 +54,7 @@ class Debate:
         usages: list[Usage] = []
         while waiting := [debate for debate in debates if debate.pending()]:
             usages += self._sample_pending(waiting, on_progress)
-        return _map_in_threads(QuestionDebate.transcript, debates), usages
+        return decide(lambda: _map_in_threads(QuestionDebate.transcript, debates)), usages
 
     def _sample_pending(self, debates: Sequence[QuestionDebate], on_progress: Progress | None) -> list[Usage]:
         """Samples the next texts of all debates in one call, and advances each debate by its texts."""
@@ -73,8 +74,15 @@ class Debate:
             for request, completion in zip(requests, completions, strict=True)
         )
         texts = [[next(sampled) for _ in own] for own in pending]
-        _map_in_threads(QuestionDebate.advance, debates, texts)
+        states = decide(lambda: _map_in_threads(_advance, debates, texts))  # it grades answers
+        for debate, state in zip(debates, states, strict=True):
+            debate.state = state
         return usages
+
+
+def _advance(debate: QuestionDebate, texts: Sequence[SampledText]) -> State:
+    debate.advance(texts)
+    return debate.state
 
 
 def _map_in_threads(function: Callable[..., T], *arguments: Iterable[object]) -> list[T]:

@@ -54,6 +54,9 @@ class _Agent:
         return bool(self.turns) and self.turns[-1].end == "unanswerable"
 
 
+State = tuple[list[_Agent], list[list[str | None]], list[list[Turn | None]], list[str | None], list[TextRequest]]
+
+
 class QuestionDebate:
     """The debate on one question.
 
@@ -86,6 +89,15 @@ class QuestionDebate:
         self._record_answers(requested, sampled)
         if not self._is_over():
             self._pending = self._start_round(len(self._votes) + 1)
+
+    @property
+    def state(self) -> State:
+        """What `advance` changes. On several hosts, host 0 advances the debate and the others take over its state."""
+        return self._agents, self._summaries, self._summary_turns, self._votes, self._pending
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._agents, self._summaries, self._summary_turns, self._votes, self._pending = state
 
     def transcript(self) -> Transcript:
         """The transcript up to the last finished round. Needs at least one finished round."""

@@ -10,10 +10,11 @@ from jax.sharding import Mesh
 
 from mft_jax.errors import UserError
 from mft_jax.finetuning.packing import Plan
+from mft_jax.parallel.hosts import deferred
 from mft_jax.parallel.mesh import sharding
+from mft_jax.parallel.placement import to_devices
 from mft_jax.programs.program import BusyClock, Program
 from mft_jax.programs.train import Batch, Hyper, Metrics, TrainState
-from mft_jax.signals import deferred
 
 
 class NonFiniteLoss(UserError):
@@ -70,8 +71,8 @@ def place_batch(batch: Batch, mesh: Mesh) -> Batch:
     """Copies a batch to the devices, sharded over the mesh's agent and data axes where their sizes divide evenly."""
     # [A, B, ...], except the values and weights of sequences, which are [A, S]
     axes = lambda array: ("agent", "batch", None) if array.ndim == 3 else ("agent", None)
-    place = lambda array: jax.device_put(array, sharding(mesh, *axes(array), shape=array.shape))
-    return jax.tree.map(place, batch)
+    put = lambda array: to_devices(array, sharding(mesh, *axes(array), shape=array.shape))
+    return jax.tree.map(put, batch)
 
 
 def _report_step(index: int, metrics: Metrics, plan: Plan, on_step: Callable[[int, Metrics], None]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from mft_jax.files import file_error
 from mft_jax.models.lora import Adapter
+from mft_jax.parallel.placement import to_host
 
 _FILES = ("*.json", "*.safetensors", "*.jinja", "*.model")  # as `checkpoint_directory` downloads them
 
@@ -32,8 +33,7 @@ def checkpoint_digest(directory: pathlib.Path) -> str:
 def adapter_digest(adapter: Adapter) -> str:
     """The SHA-256 of one adapter: of its weights, their shapes and dtypes, and its scale."""
     whole = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(adapter)):
-        array = np.asarray(leaf)
-        whole.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-        whole.update(np.ascontiguousarray(array).tobytes())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(to_host(adapter)):
+        whole.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}\n".encode())
+        whole.update(np.ascontiguousarray(leaf).tobytes())
     return whole.hexdigest()

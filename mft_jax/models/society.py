@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool
 
 from mft_jax.models.lora import Adapter, AdapterWeights
 from mft_jax.parallel.mesh import society_shardings
+from mft_jax.parallel.placement import to_host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Society:
         """The adapters whose update of the base model is zero, such as new ones: they speak as the base model does."""
         if self.adapters is None:
             return ()
-        has_effect = np.asarray(_has_effect(self.adapters.weights))
+        has_effect = to_host(_has_effect(self.adapters.weights))
         return tuple(name for name, changed in zip(self.names, has_effect, strict=True) if not changed)
 
     def index(self, name: str) -> int:

@@ -66,11 +66,15 @@ def read_headers(path: pathlib.Path) -> dict[str, TensorHeader]:
         raise UserError(f"{path} is not a complete safetensors file ({error}): download it again.") from error
 
 
-def read_tensor(path: pathlib.Path, name: str) -> np.ndarray:
-    """One tensor. The file is opened for each, so that its pages do not stay mapped, and count as memory, until the end."""
+def read_tensor(path: pathlib.Path, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+    """One tensor, or the part of it at `index`.
+
+    The file is opened for each, so that its pages do not stay mapped, and count as memory, until the end.
+    """
     try:
         with safe_open(path, framework="numpy") as file:
-            return file.get_tensor(name)
+            is_whole = all(part == slice(None) for part in index)
+            return file.get_tensor(name) if is_whole else np.ascontiguousarray(file.get_slice(name)[index])
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: the tensor {name} cannot be read ({error}): download the file again.") from error
 

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 from safetensors.numpy import save_file
 
 from mft_jax.errors import UserError
 from mft_jax.models.config import ModelConfig
 from mft_jax.models.decoder import build
 from mft_jax.models.tensor_files import FLOAT_TYPES, SINGLE, check_finite, find_tensors, read_headers, read_tensor
+from mft_jax.parallel.placement import place_parts
 
 Path = tuple[str | int, ...]
 
@@ -83,30 +84,35 @@ def load_base(
     dtype: jnp.dtype | None = jnp.float32,
     compute_dtype: jnp.dtype | None = None,
     mesh: Mesh | None = None,
-    place: Callable[[Path, np.ndarray], jax.Array] | None = None,
+    shardings: Callable[[Path, tuple[int, ...]], Sharding] | None = None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Reads a checkpoint into (graphdef, base), every tensor placed on its devices before the next is read.
 
     `dtype` is that of the weights; None: each as it is stored. `compute_dtype` is that of activations; None: the same.
     `mesh` is that of the activations.
-    `place(path, tensor)` puts one leaf on the devices of a mesh; by default it goes to the default device.
+    `shardings(path, shape)` is the sharding of a leaf; by default it goes to the default device. Only the parts of a
+    tensor that the devices of this host hold are read.
     On the host no more than a tensor and its transposed copy are held besides what was placed there.
     Raises UserError for a missing file or tensor, a wrong shape, a tensor that holds NaN or infinity, and a tensor that
     the decoder does not use.
     """
     graphdef, abstract = build(config, dtype or jnp.float32, compute_dtype, mesh)
-    place = place or (lambda _, tensor: jnp.asarray(tensor))
     files = find_tensors(directory)
     flat, treedef = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(abstract))
     wanted = [(tuple(key.key for key in keys), spec.shape) for keys, spec in flat]
     _check_headers(files, wanted, config, directory)
     leaves = []
-    for path, _ in wanted:
+    for path, shape in wanted:
         name, is_transposed = hugging_face_name(path, config)
-        tensor = read_tensor(files[name], name)
-        tensor = tensor if dtype is None else tensor.astype(dtype, copy=False)
-        check_finite(tensor, files[name], name, "download it again, or give another checkpoint")
-        leaf = place(path, tensor.T if is_transposed else tensor)
+
+        def read(index: tuple[slice, ...], name: str = name, is_transposed: bool = is_transposed) -> np.ndarray:
+            part = read_tensor(files[name], name, index[::-1] if is_transposed else index)
+            part = part if dtype is None else part.astype(dtype, copy=False)
+            check_finite(part, files[name], name, "download it again, or give another checkpoint")
+            return part.T if is_transposed else part
+
+        everything = (slice(None),) * len(shape)
+        leaf = place_parts(shape, shardings(path, shape), read) if shardings else jnp.asarray(read(everything))
         leaves.append(jax.block_until_ready(leaf))  # else tensors that are being transferred pile up on the host
     nnx.replace_by_pure_dict(abstract, jax.tree_util.tree_unflatten(treedef, leaves))
     return graphdef, abstract

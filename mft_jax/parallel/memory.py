@@ -27,10 +27,10 @@ def keep_freed_memory() -> bool:
 
 
 def peak_memory(mesh: "Mesh") -> int:
-    """The most memory in use so far, in bytes: of this process on CPUs, of the fullest device elsewhere. 0: unknown."""
+    """The most memory in use so far, in bytes: of this process on CPUs, of its fullest device elsewhere. 0: unknown."""
     if mesh.devices.flat[0].platform == "cpu":
         status = pathlib.Path("/proc/self/status")
         found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
         return int(found[1]) * 1024 if found else 0
-    stats = [device.memory_stats() or {} for device in mesh.devices.flat]
+    stats = [device.memory_stats() or {} for device in mesh.local_devices]
     return max(own.get("peak_bytes_in_use", 0) for own in stats)

@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from mft_jax.config import MeshConfig
 from mft_jax.errors import UserError
+from mft_jax.parallel import hosts
 
 # Logical axis -> mesh axis. Axes that are not listed are not sharded.
 RULES = {
@@ -39,7 +40,7 @@ _LINEAR = {
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with the axes ("agent", "data", "model") over the first of `devices` (default: all devices).
 
-    Raises UserError if there are too few devices.
+    Raises UserError if there are too few devices, or if a run on several hosts does not use all of them.
     """
     shape = (config.agent, config.data, config.model)
     devices = list(jax.devices() if devices is None else devices)
@@ -48,6 +49,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         raise UserError(
             f"The mesh {'x'.join(map(str, shape))} (agent x data x model) needs {needed} devices, but there are "
             f"{len(devices)}: use smaller mesh axes."
+        )
+    if hosts.count() > 1 and needed != len(devices):
+        raise UserError(
+            f"The mesh {'x'.join(map(str, shape))} (agent x data x model) has {needed} devices, but the {hosts.count()} "
+            f"hosts have {len(devices)}: use all of them."
         )
     return Mesh(np.array(devices[:needed]).reshape(shape), ("agent", "data", "model"), axis_types=(AxisType.Auto,) * 3)
 

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 import jax
 
+from mft_jax.parallel import hosts
+
 
 class Program:
     """A jitted function that is compiled ahead of its first call.
@@ -35,6 +37,7 @@ class Program:
             started = time.perf_counter()
             self._compiled[key] = self.lower(*arguments).compile()
             self.compile_seconds += time.perf_counter() - started
+            hosts.meet(f"compilation of {self.name}")  # a collective operation may not wait that long
         return self._compiled[key]
 
     @property

@@ -19,6 +19,8 @@ from jaxtyping import PyTree
 
 from mft_jax.errors import UserError
 from mft_jax.files import file_error
+from mft_jax.parallel import hosts
+from mft_jax.parallel.placement import to_host
 from mft_jax.runs.store import Damage
 
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # errors for a missing file, which counts as damage
@@ -64,7 +66,7 @@ def sha256_of(plain: Mapping[str, Any]) -> str:
     """The checksum of the names, types, shapes and bytes of arrays in nested dicts, independent of their sharding."""
     digest = hashlib.sha256(json.dumps(describe(plain), sort_keys=True).encode())
     for leaf in jax.tree.leaves(plain):
-        digest.update(np.ascontiguousarray(np.asarray(leaf)).reshape(-1).view(np.uint8).data)
+        digest.update(np.ascontiguousarray(to_host(leaf)).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -144,14 +146,25 @@ def _read_one_by_one(path: pathlib.Path, names: Sequence[str]) -> dict[str, Any]
 
     If they were read together and one failed, the others would still be running and use a closed event loop.
     """
-    arrays = {}
+    arrays, options = {}, _of_this_host()
     restore_args = _nest({name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names})
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    with ocp.Checkpointer(handler, multiprocessing_options=options) as reader:
         for name in names:
             item = _nest({other: 0 if other == name else ocp.PLACEHOLDER for other in names})
             found = reader.restore(path, args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args))
             arrays[name] = functools.reduce(lambda node, key: node[key], name.split("."), found)
     return _nest(arrays)
+
+
+def _of_this_host() -> ocp.options.MultiprocessingOptions:
+    """Options to read without waiting for other hosts, so that an error on one of them leaves none waiting."""
+    if hosts.count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"host_{own}"
+    )
 
 
 def _nest(values: Mapping[str, Any]) -> dict[str, Any]:

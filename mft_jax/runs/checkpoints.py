@@ -19,6 +19,8 @@ from mft_jax.config import LoraConfig
 from mft_jax.errors import UserError
 from mft_jax.files import check_space, file_error, make_directory
 from mft_jax.metrics.ledger import Cost
+from mft_jax.parallel.hosts import everywhere, first_only
+from mft_jax.parallel.placement import to_devices
 from mft_jax.runs.arrays import (
     check_arrays,
     describe,
@@ -110,9 +112,7 @@ class Checkpoints:
         metadata = make_metadata(info, {name: Part(sha256_of(tree), describe(tree)) for name, tree in parts.items()})
         items = {name: ocp.args.StandardSave(tree) for name, tree in parts.items()}
         with deferred(), self._clean_up_after_error(step):
-            make_directory(self.directory)
-            # If Orbax itself ran into a full disk, its threads would print a traceback for each array.
-            check_space(self.directory, sum(leaf.nbytes for leaf in jax.tree.leaves(parts)) + _OVERHEAD)
+            self._make_room(sum(leaf.nbytes for leaf in jax.tree.leaves(parts)) + _OVERHEAD)
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler(composite_options=_SYNCHRONOUS)) as writer:
                 composite = ocp.args.Composite(**items, **{METADATA: ocp.args.JsonSave(metadata)})
                 writer.save(self.directory / str(step), args=composite)
@@ -171,16 +171,20 @@ class Checkpoints:
         return info, placed
 
     def _read_part(self, step: int, name: str, part: Part) -> dict[str, PyTree]:
-        """The arrays of one part, on the host. Raises Damage if they do not match their checksum."""
-        arrays = read_arrays(self.directory / str(step) / name, tuple(part.arrays))
-        if sha256_of(arrays) != part.sha256:
-            raise Damage(f"the checksum of the {name} is wrong")
-        return arrays
+        """The arrays of one part, on each host. Raises Damage if they do not match their checksum on one of them."""
+
+        def read() -> dict[str, PyTree]:
+            arrays = read_arrays(self.directory / str(step) / name, tuple(part.arrays))
+            if sha256_of(arrays) != part.sha256:
+                raise Damage(f"the checksum of the {name} is wrong")
+            return arrays
+
+        return everywhere(read)
 
     def _put_on_devices(self, tree: PyTree, like: PyTree) -> PyTree:
         """Copies host arrays to devices, with the shardings of `like`."""
         try:
-            put = lambda array, leaf: jax.device_put(array, getattr(leaf, "sharding", None))
+            put = lambda array, leaf: to_devices(array, getattr(leaf, "sharding", None))
             return jax.block_until_ready(jax.tree.map(put, tree, like))
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
             if not is_out_of_memory(error):
@@ -211,6 +215,13 @@ class Checkpoints:
                 raise
             raise file_error("written", self.directory / str(step), cause) from error
 
+    @first_only
+    def _make_room(self, size: int) -> None:
+        """Raises OSError if there is no room: Orbax's threads would print a traceback for each array."""
+        make_directory(self.directory)
+        check_space(self.directory, size)
+
+    @first_only
     def _remove_half_written(self) -> None:
         for entry in self.directory.glob("*.orbax-checkpoint-tmp*"):
             # After an error, a thread of Orbax may still be writing there. The next constructor removes what is left.

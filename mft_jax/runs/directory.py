@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mft_jax.config import Change, Difference, ExperimentConfig, compare, from_dict, to_dict
 from mft_jax.errors import UserError
 from mft_jax.files import file_error
+from mft_jax.parallel.hosts import decided, first_only
 from mft_jax.runs import layout
 from mft_jax.runs.collect import publish_results, read_evaluations
 from mft_jax.runs.config_file import decode_config, encode_config
@@ -40,7 +41,7 @@ class RunDirectory:
 
     The paths can be read at any time. A process that works on the run calls `take` before it loads anything else. If
     `take` returns "new", the process loads the task and the model and then calls `create`. At the end it calls
-    `finish` or `stop`, or `release` if neither applies.
+    `finish` or `stop`, or `release` if neither applies. In a run on several hosts, all of them do; host 0 takes it.
     """
 
     def __init__(self, path: str | pathlib.Path, trained_in: Store | None = None):
@@ -106,6 +107,7 @@ class RunDirectory:
     # State
 
     @property
+    @decided
     def exists(self) -> bool:
         """Whether a run was created here."""
         return os.path.isfile(self.config_file)
@@ -119,6 +121,7 @@ class RunDirectory:
         """Whether adapters were imported, from which the run starts."""
         return self.store.exists(layout.INITIAL)
 
+    @decided
     def config(self) -> ExperimentConfig:
         """The configuration of the run. Raises UserError if config.yaml is missing or damaged."""
         if not self.exists:
@@ -131,6 +134,7 @@ class RunDirectory:
                 "run.json. To change settings, give them to `mft run` as options."
             ) from damage
 
+    @decided
     def manifest(self) -> dict[str, Any]:
         """The content of run.json. Raises UserError if it is missing or damaged."""
         try:
@@ -143,6 +147,7 @@ class RunDirectory:
 
     # Start and end of a run
 
+    @decided
     def take(
         self,
         config: ExperimentConfig,
@@ -181,6 +186,7 @@ class RunDirectory:
                 raise UserError(f"{self.path} is a run already: import adapters into a new directory.")
             raise UserError(f"{self.initial} holds imported adapters already: delete it, or give a new directory.")
 
+    @decided
     def create(self, config: ExperimentConfig) -> None:
         """Creates the run after `take` has returned "new". Raises UserError if it cannot be written."""
         try:
@@ -191,16 +197,19 @@ class RunDirectory:
             self._manifest = {}
             raise
 
+    @decided
     def keep_questions(self, task: "Task", say: Callable[[str], None] = lambda text: None) -> None:
         """Records which questions the run uses. Raises UserError if an earlier start of the run used others."""
         keep_questions(self.store, task, say)
 
+    @decided
     def publish(
         self, config: ExperimentConfig, task: "Task", say: Callable[[str], None] = lambda text: None
     ) -> list[Result]:
         """Rebuilds results.json from the evaluations. The process must have taken the directory."""
         return publish_results(self.store, config, task, say, self._trained_in)
 
+    @decided
     def publish_evaluations(self, say: Callable[[str], None] = lambda text: None) -> None:
         """Adds the results in evaluations/LABEL/ to results.json. Holds the directory meanwhile.
 
@@ -221,6 +230,7 @@ class RunDirectory:
         finally:
             self.release()
 
+    @first_only
     def finish(self) -> None:
         """Marks the run finished, so that `take` returns "finished" from now on, and releases the directory."""
         results = self.store.read_if_exists(layout.RESULTS)
@@ -229,6 +239,7 @@ class RunDirectory:
         self._write_manifest(self._manifest | end)
         self.release()
 
+    @first_only
     def stop(self, status: Literal["failed", "interrupted"], error: str) -> None:
         """Records why the run stopped, and releases the directory. The same command resumes the run.
 
@@ -243,6 +254,7 @@ class RunDirectory:
         finally:
             self.release()
 
+    @first_only
     def release(self) -> None:
         """Releases the directory. If no run was created, removes the lock file and the directories created for it."""
         self.store.release(discard=not self.exists)

@@ -13,6 +13,7 @@ from typing import Any
 
 from mft_jax.config import Cell, compare, from_dict, to_dict
 from mft_jax.errors import UserError
+from mft_jax.parallel.hosts import decided, first_only
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.lock import LOCK_FILE
 from mft_jax.runs.manifest import plain
@@ -38,6 +39,7 @@ class GridDirectory:
         """The run directory of a cell."""
         return RunDirectory(self.path / cell.name)
 
+    @decided
     def take(self, cells: Sequence[Cell]) -> None:
         """Takes the directory for this process.
 
@@ -53,6 +55,7 @@ class GridDirectory:
             self.release()
             raise
 
+    @first_only
     def release(self) -> None:
         """Releases the directory. If grid.json was not written, removes what `take` created."""
         self.store.release(discard=not is_grid(self.path))

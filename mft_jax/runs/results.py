@@ -12,6 +12,7 @@ from mft_jax.metrics.ledger import Ledger
 from mft_jax.metrics.monitor import Monitor
 from mft_jax.metrics.statistics import Comparison
 from mft_jax.metrics.vote_curve import VotePoint
+from mft_jax.parallel.hosts import decided
 from mft_jax.runs import layout
 from mft_jax.runs.store import Store
 from mft_jax.runs.used_feedback import FeedbackUse
@@ -90,6 +91,7 @@ def write_results(store: Store, results: Sequence[Result]) -> None:
     store.write(layout.RESULTS, text.encode())
 
 
+@decided
 def read_results(path: pathlib.Path) -> list[Result]:
     """The inverse of `write_results`. Raises UserError if the file is missing or is not a list of results."""
     path = pathlib.Path(path)

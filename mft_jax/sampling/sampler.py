@@ -13,7 +13,9 @@ from mft_jax.config import SamplingConfig
 from mft_jax.errors import UserError
 from mft_jax.models.lora import Adapter
 from mft_jax.models.society import Society
+from mft_jax.parallel.hosts import stop_if_asked
 from mft_jax.parallel.mesh import replicated, sharding
+from mft_jax.parallel.placement import to_devices
 from mft_jax.programs import Programs
 from mft_jax.programs.program import BusyClock
 from mft_jax.programs.slots import Prompts, Settings, Slots, View, bucket, empty_slots
@@ -204,6 +206,7 @@ class _Grid:
             while _can_prefill(owner, queues, config.prefill_rows):
                 slots = self._prefill_slots(slots, rows, queues, owner, long)
             settings = self._make_settings(queues, long)
+            stop_if_asked()
             self.clock.start()
             slots, view = self.programs.decode(self.base, self.adapters, slots, settings)
             view = jax.device_get(view)
@@ -240,7 +243,7 @@ class _Grid:
             for array, value in zip(prompts[1:], values, strict=True):
                 array[lane, place] = value
         self.prefilled_tokens += prompts.tokens.size
-        prompts = jax.device_put(prompts, sharding(self.mesh, "agent", "batch"))
+        prompts = to_devices(prompts, sharding(self.mesh, "agent", "batch"))
         self.clock.start()
         return self.programs.prefill(self.base, self.adapters, slots, prompts, np.bool_(long))
 
@@ -267,7 +270,7 @@ class _Grid:
             stop_ids=stop_ids, pending=number([len(queue) for queue in queues]),
             prefill_rows=number(config.prefill_rows), steps=number(config.steps_per_dispatch), long=np.asarray(long),
         )  # fmt: skip
-        return jax.device_put(settings, replicated(self.mesh))
+        return to_devices(settings, replicated(self.mesh))
 
     def _collect_finished(self, view: View, rows: Sequence[_Row], owner: np.ndarray) -> list[tuple[_Row, Completion]]:
         """Returns the finished rows with their completions and frees their slots. Raises NonFiniteLogits."""

@@ -11,7 +11,9 @@ from jaxtyping import Float
 
 from mft_jax.errors import UserError
 from mft_jax.models.society import Society
+from mft_jax.parallel.hosts import stop_if_asked
 from mft_jax.parallel.mesh import sharding
+from mft_jax.parallel.placement import to_devices
 from mft_jax.programs import Programs
 from mft_jax.programs.score import Texts
 from mft_jax.programs.slots import bucket
@@ -69,6 +71,7 @@ def score_texts(
         for batch in _batches(queues, rows):
             lanes, given = _pack(programs, texts, list(batch.values()), rows)
             adapters = society.stack(_fill([str(name) for name in batch], lanes)) if adapted else None
+            stop_if_asked()
             found = jax.device_get(programs.score(base, adapters, given))
             for lane, row, index in _places(batch):
                 length = len(texts[index].tokens)
@@ -99,6 +102,7 @@ def compare_speakers(
             lanes, given = _pack(programs, texts, list(batch.values()), rows)
             stack = lambda names, lanes=lanes: society.stack(_fill([str(name) for name in names], lanes))
             others = None if to_base else stack([other for _, other in batch])
+            stop_if_asked()
             divergences = programs.divergence(base, stack([speaker for speaker, _ in batch]), others, given)
             values = jax.device_get(divergences)
             for lane, row, index in _places(batch):
@@ -141,7 +145,7 @@ def _pack(
             given.tokens[lane, row, :length] = text.tokens
             given.lengths[lane, row] = length
             given.pooled[lane, row, :length] = True if pooled is None else pooled
-    return lanes, jax.device_put(given, sharding(mesh, "agent", "batch"))
+    return lanes, to_devices(given, sharding(mesh, "agent", "batch"))
 
 
 def _fill(names: list[str], lanes: int) -> list[str]:

@@ -5,6 +5,7 @@ import importlib
 
 from mft_jax.config import TaskConfig
 from mft_jax.errors import UserError
+from mft_jax.parallel.hosts import decided
 from mft_jax.tasks.questions import Task, check_splits
 
 GENERATED = ("arithmetic", "addition")  # generate their questions
@@ -12,6 +13,7 @@ PUBLIC = ("gsm8k", "math", "mmlu")  # need the original files or a network conne
 NAMES = (*GENERATED, *PUBLIC, "jsonl")
 
 
+@decided
 def load_task(config: TaskConfig, seed: int) -> Task:
     """Loads a task. `seed` determines which of the available questions are used, and their order.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from mft_jax import __version__
 from mft_jax.errors import UserError
+from mft_jax.parallel.hosts import first_only
 from mft_jax.report.page.debates import Debates
 from mft_jax.report.page.document import MAX_BYTES, PART, Document, make_document
 from mft_jax.report.page.judge import FLAGS
@@ -31,6 +32,7 @@ def write_report(
     return _write(Store(out.parent), out.name, run_dirs, max_bytes)
 
 
+@first_only
 def write_own_report(directory: RunDirectory, say: Callable[[str], None]) -> None:
     """Writes report.html of a run into its own directory. Never raises an error, because the run itself is complete."""
     try:
