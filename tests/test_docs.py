@@ -126,8 +126,9 @@ def check_values(options, arguments):
         assert pathlib.Path(options.config).exists()
     given = [i for i, word in enumerate(arguments) if word.startswith("--")]
     for i, end in zip(given, [*given, len(arguments)][1:], strict=True):
-        value = settings
-        for name in arguments[i].removeprefix("--").replace("-", "_").split("."):
+        names = arguments[i].removeprefix("--").replace("-", "_").split(".")
+        value = options.hosts if isinstance(options, Run) and hasattr(options.hosts, names[0]) else settings
+        for name in names:
             value = getattr(value, name)
         if value is True and (i + 1 == end):  # a switch
             continue
