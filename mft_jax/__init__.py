@@ -14,12 +14,13 @@ __version__ = "0.1.0"
 
 # The module of each public name. It is imported at the first use of the name, so that `mft --help` does not import JAX.
 _PUBLIC = {
+    "mft_jax.ask": ("Asked", "Panel", "open_panel"),
     "mft_jax.config": (
-        "Change", "DebateConfig", "Difference", "ExperimentConfig", "FeedbackConfig", "FinetuningConfig", "LoraConfig",
-        "MeshConfig", "MetricsConfig", "ModelSource", "PolicyConfig", "PreferenceConfig", "RoleConfig", "SamplingConfig",
-        "TaskConfig", "compare", "from_dict", "from_yaml", "load_config", "to_yaml", "validate",
+        "AskOptions", "Change", "DebateConfig", "Difference", "ExperimentConfig", "FeedbackConfig", "FinetuningConfig",
+        "LoraConfig", "MeshConfig", "MetricsConfig", "ModelSource", "PolicyConfig", "PreferenceConfig", "RoleConfig",
+        "SamplingConfig", "TaskConfig", "compare", "from_dict", "from_yaml", "load_config", "to_yaml", "validate",
     ),
-    "mft_jax.debate": ("AgentTranscript", "Debate", "Protocol", "Transcript", "Turn"),
+    "mft_jax.debate": ("AgentTranscript", "Debate", "Protocol", "Transcript", "Turn", "Watcher"),
     "mft_jax.errors": ("UserError",),
     "mft_jax.exchange": ("export", "import_adapters"),
     "mft_jax.experiment": ("evaluate", "run"),

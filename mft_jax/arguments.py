@@ -1,13 +1,23 @@
 """The arguments of the `mft` command: one dataclass per command, parsed by tyro. Imports no slow modules."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
-from mft_jax.config import DebateConfig, ExperimentConfig, HostsConfig, ModelSource, TaskConfig, load_config, load_grid
+from mft_jax.config import (
+    AskOptions,
+    DebateConfig,
+    ExperimentConfig,
+    HostsConfig,
+    ModelSource,
+    TaskConfig,
+    load_config,
+    load_grid,
+)
 from mft_jax.errors import UserError
 
 USAGE = """Multiagent finetuning: agents over one base model debate, vote, and finetune themselves.
@@ -16,6 +26,7 @@ USAGE = """Multiagent finetuning: agents over one base model debate, vote, and f
   mft status RUN_DIR
   mft eval RUN_DIR --task NAME
   mft table RUN_DIR... [--against METHOD] [--answers]
+  mft ask [RUN_DIR|MODEL] "QUESTION" [--json]
   mft plots RUN_DIR... -o DIR
   mft review RUN_DIR [--question ID --answer TEXT]
   mft report RUN_DIR... [-o report.html]
@@ -138,6 +149,35 @@ class Review:
             raise UserError("--question, --add and --simulate do different things: give one of them.")
         if self.out is not None and self.simulate is None:
             raise UserError("--out is the file of simulated verdicts: give their number with --simulate.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ask:
+    """Holds one debate on a question of your own, and shows it while it is held. Nothing is written."""
+
+    words: Annotated[tuple[str, ...], Positional, arg(name="question", metavar="[RUN_DIR|MODEL] QUESTION")]
+    """The question, in quotes; before it the directory of a run, or a model as a checkpoint directory or hub name.
+    Without a run and a model, the base model in the package is asked."""
+    json: bool = False
+    """Prints one JSON object instead of the debate."""
+    options: Annotated[AskOptions, arg(name="")] = dataclasses.field(default_factory=AskOptions)
+
+    def asked(self) -> tuple[str | None, str]:
+        """(the run or the model, None for the base model in the package; the question).
+
+        Raises UserError if the question is missing, empty or not in quotes.
+        """
+        if len(self.words) > 2:
+            raise UserError(
+                f"mft ask takes a question, and before it a run or a model, but got {len(self.words)} words: put the "
+                "question in quotes."
+            )
+        if not self.words or (len(self.words) == 1 and os.path.isdir(self.words[0])):
+            where = f" {self.words[0]}" if self.words else ""
+            raise UserError(f'The question is missing: mft ask{where} "QUESTION".')
+        if not self.words[-1].strip():
+            raise UserError("The question is empty: write one, in quotes.")
+        return self.words[0] if len(self.words) == 2 else None, self.words[-1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -265,12 +305,13 @@ class Plan:
         return self.topology or "here"
 
 
-Command = Run | Status | Eval | Table | Plots | Review | Report | Export | ImportAdapters | Bench | Plan
+Command = Run | Status | Eval | Table | Ask | Plots | Review | Report | Export | ImportAdapters | Bench | Plan
 NAMES = (
     "run",
     "status",
     "eval",
     "table",
+    "ask",
     "plots",
     "review",
     "report",
@@ -328,4 +369,4 @@ def _commands(config: ExperimentConfig) -> Any:
         | Annotated[Bench, subcommand(default=measuring)]
         | Annotated[Plan, subcommand(default=planning)]
     )
-    return with_defaults | Status | Eval | Table | Plots | Review | Report | Export
+    return with_defaults | Status | Eval | Table | Ask | Plots | Review | Report | Export

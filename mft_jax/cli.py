@@ -19,6 +19,7 @@ from mft_jax import __version__, signals
 from mft_jax.arguments import (
     NAMES,
     USAGE,
+    Ask,
     Bench,
     Command,
     Eval,
@@ -108,6 +109,23 @@ def eval_command(options: Eval, console: Console) -> None:
             options.run_dir, task, iteration=options.iteration, label=options.label, reporter=TerminalReporter(console)
         )
     console.print(render_results([result], f"{result.task}, {result.n} questions"))
+
+
+def ask_command(options: Ask, console: Console) -> None:
+    source, question = options.asked()
+    from mft_jax.ask import open_panel
+    from mft_jax.report.debate_view import debate_view, render_header, render_outcome
+
+    if options.json:
+        panel = open_panel(source, options.options)
+        print(json.dumps(panel.describe() | panel.ask(question).to_dict()))
+        return
+    with console.status("loading the model") if console.is_terminal else contextlib.nullcontext():
+        panel = open_panel(source, options.options)
+    console.print(render_header(question, panel.describe()))
+    with debate_view(console) as view:
+        asked = panel.ask(question, view)
+    console.print(render_outcome(asked.transcript, asked.agreeing, asked.cost))
 
 
 def plots_command(options: Plots, console: Console) -> None:
@@ -285,6 +303,7 @@ COMMANDS: dict[type, Callable[[Any, Console], None]] = {
     Status: status_command,
     Eval: eval_command,
     Table: table_command,
+    Ask: ask_command,
     Plots: plots_command,
     Review: review_command,
     Report: report_command,

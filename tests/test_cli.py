@@ -250,6 +250,22 @@ def test_eval_on_a_file(calls, mft):
     assert (code, complaint) == (1, "mft: mft eval --task jsonl needs the questions: give --eval-path FILE.\n")
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], 'The question is missing: mft ask "QUESTION".'),
+        (["."], 'The question is missing: mft ask . "QUESTION".'),  # a directory is no question
+        ([" \n"], "The question is empty: write one, in quotes."),
+        (["runs/mine", ""], "The question is empty: write one, in quotes."),
+        (["what", "is", "2+3?"], "mft ask takes a question, and before it a run or a model, but got 3 words: put the"),
+    ],
+)
+def test_what_is_asked_must_be_a_question(mft, words, reason):
+    code, said, complaint = mft("ask", *words)
+    assert (code, said, complaint.count("\n")) == (1, "", 1)
+    assert complaint.startswith(f"mft: {reason}")
+
+
 # What every command does
 
 
@@ -261,6 +277,7 @@ def test_the_commands_are_listed(mft):
         "mft status RUN_DIR",
         "mft eval RUN_DIR --task NAME",
         "mft table RUN_DIR... [--against METHOD] [--answers]",
+        'mft ask [RUN_DIR|MODEL] "QUESTION" [--json]',
         "mft plots RUN_DIR... -o DIR",
         "mft export RUN_DIR --to peft|merged|chat-jsonl OUT",
         "mft import-adapters RUN_DIR PEFT_DIR... --config YAML",
@@ -278,7 +295,7 @@ def test_the_version(mft):
 
 
 def test_an_unknown_command_is_one_line(mft):
-    listed = "run, status, eval, table, plots, review, report, export, import-adapters, bench, plan"
+    listed = "run, status, eval, table, ask, plots, review, report, export, import-adapters, bench, plan"
     assert mft("fly", "configs/quickstart.yaml") == (
         2, "", f"mft: there is no command 'fly'; the commands are {listed}.\n"
     )  # fmt: skip

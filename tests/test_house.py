@@ -29,7 +29,7 @@ LAYERS = [
     ("bench",),
     ("plan",),
     ("experiment",),
-    ("grid", "steps"),
+    ("grid", "steps", "ask"),
     ("exchange",),
     ("arguments",),
     ("cli",),

@@ -1,5 +1,6 @@
 """The settings of an experiment and their limits, read from YAML, validated, and written as YAML."""
 
+from mft_jax.config.asking import AskOptions
 from mft_jax.config.build import from_dict, to_dict, to_yaml, validate
 from mft_jax.config.changes import Change, Difference, compare, lasting
 from mft_jax.config.fields import (
@@ -30,6 +31,7 @@ __all__ = [
     "FUSED",
     "MATH_LEVELS",
     "TARGETS",
+    "AskOptions",
     "Cell",
     "Change",
     "DebateConfig",

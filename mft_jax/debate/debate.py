@@ -8,6 +8,7 @@ from typing import TypeVar
 from mft_jax.debate.protocol import Protocol
 from mft_jax.debate.question_debate import QuestionDebate, SampledText, State
 from mft_jax.debate.transcript import Transcript, Turn
+from mft_jax.debate.watcher import PartialTexts, Watcher
 from mft_jax.models.chat import Chat
 from mft_jax.models.society import Society
 from mft_jax.parallel.hosts import decide
@@ -44,31 +45,36 @@ class Debate:
         return questions * self.protocol.samples
 
     def run(
-        self, questions: Sequence[Question], on_progress: Progress | None = None
+        self, questions: Sequence[Question], on_progress: Progress | None = None, watcher: Watcher | None = None
     ) -> tuple[list[Transcript], list[Usage]]:
         """Runs one debate per question. Returns the transcripts in the order of the questions, and the sampling cost.
 
-        Raises NonFiniteLogits if the logits of a speaker are NaN or infinite.
+        `watcher` is told every text as it is sampled. Raises NonFiniteLogits if the logits of a speaker are NaN or infinite.
         """
         debates = [QuestionDebate(question, self.task, self.protocol, self.seed) for question in questions]
         usages: list[Usage] = []
         while waiting := [debate for debate in debates if debate.pending()]:
-            usages += self._sample_pending(waiting, on_progress)
+            usages += self._sample_pending(waiting, on_progress, watcher)
         return decide(lambda: _map_in_threads(QuestionDebate.transcript, debates)), usages
 
-    def _sample_pending(self, debates: Sequence[QuestionDebate], on_progress: Progress | None) -> list[Usage]:
+    def _sample_pending(
+        self, debates: Sequence[QuestionDebate], on_progress: Progress | None, watcher: Watcher | None
+    ) -> list[Usage]:
         """Samples the next texts of all debates in one call, and advances each debate by its texts."""
         pending = [debate.pending() for debate in debates]
+        asked = [(debate, text) for debate, own in zip(debates, pending, strict=True) for text in own]
         requests = [
             Request(
                 text.speaker,
                 self.chat.prompt(text.messages),
                 row_key(self.seed, self.name, f"{text.kind} {text.round}", debate.question.id, text.agent),
             )
-            for debate, own in zip(debates, pending, strict=True)
-            for text in own
+            for debate, text in asked
         ]
-        completions, usages = self.sampler.sample(requests, self.society, on_progress=on_progress)
+        partial = None if watcher is None else PartialTexts(watcher, asked, self.chat.text)
+        completions, usages = self.sampler.sample(
+            requests, self.society, on_progress=on_progress, on_tokens=None if partial is None else partial.add
+        )
         sampled = iter(
             SampledText(self.chat.text(completion.ids), Turn.of(len(request.prompt), completion))
             for request, completion in zip(requests, completions, strict=True)
@@ -77,6 +83,9 @@ class Debate:
         states = decide(lambda: _map_in_threads(_advance, debates, texts))  # it grades answers
         for debate, state in zip(debates, states, strict=True):
             debate.state = state
+        if watcher is not None:
+            for debate, own, said in zip(debates, pending, texts, strict=True):
+                watcher.on_step(debate, own, [one.text for one in said])
         return usages
 
 

@@ -21,6 +21,11 @@ def clean(text: object) -> str:
     return "".join(map(_printable, line))
 
 
+def clean_lines(text: object) -> str:
+    """As `clean`, but the line breaks stay: for the texts of models."""
+    return "\n".join(map(clean, _ESCAPES.sub("", str(text)).splitlines()))
+
+
 def literal(text: object, style: str = "") -> Text:
     """The text as a rich Text. In a plain string, rich would interpret [brackets] as markup and :names: as emoji."""
     return Text(clean(text), style)

@@ -12,6 +12,8 @@ from mft_jax.models.society import Society
 # "unanswerable": nothing was sampled, because the prompt fills the context.
 Reason = Literal["stop", "limit", "context", "unanswerable"]
 Progress = Callable[[int, int], None]  # called with the numbers of finished rows and of new tokens since the last call
+# Called with the index of a request and its new token ids since the last call, without the stop token.
+OnTokens = Callable[[int, Sequence[int]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,5 +56,10 @@ class Sampling(Protocol):
     """Anything that completes prompts: the sampler, or in tests a script of answers."""
 
     def sample(
-        self, requests: Sequence[Request], society: Society = ..., *, on_progress: Progress | None = None
+        self,
+        requests: Sequence[Request],
+        society: Society = ...,
+        *,
+        on_progress: Progress | None = None,
+        on_tokens: OnTokens | None = None,
     ) -> tuple[list[Completion], list[Usage]]: ...

@@ -19,7 +19,7 @@ from mft_jax.parallel.placement import to_devices
 from mft_jax.programs import Programs
 from mft_jax.programs.program import BusyClock
 from mft_jax.programs.slots import Prompts, Settings, Slots, View, bucket, empty_slots
-from mft_jax.sampling.completions import Completion, Progress, Request, Usage
+from mft_jax.sampling.completions import Completion, OnTokens, Progress, Request, Usage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Sampler:
         config: SamplingConfig | None = None,
         log_probs: bool = False,
         on_progress: Progress | None = None,
+        on_tokens: OnTokens | None = None,
     ) -> tuple[list[Completion], list[Usage]]:
         """Samples a completion for every request.
 
@@ -75,7 +76,8 @@ class Sampler:
 
         `config` replaces the sampler's settings for this call. New values of temperature and top_p need no
         recompilation, nor does a max_new_tokens in the same length bucket. `log_probs` requests the log-probabilities
-        of new tokens. `on_progress(finished rows, new tokens)` is called as rows finish.
+        of new tokens. `on_progress(finished rows, new tokens)` is called as rows finish. `on_tokens(index of the request,
+        new token ids)` is called for every row with new tokens after each dispatch, of up to `steps_per_dispatch` tokens.
 
         Raises ValueError for an empty prompt, KeyError for a speaker that is not in the society, and NonFiniteLogits,
         which names the speaker, for logits that are NaN or infinite.
@@ -95,7 +97,9 @@ class Sampler:
         for adapted in (False, True):
             own = [i for i, r in enumerate(requests) if (r.speaker is not None) == adapted and i not in completions]
             if own:
-                grid = _Grid(self, config, society if adapted else None, requests, own, log_probs, on_progress)
+                grid = _Grid(
+                    self, config, society if adapted else None, requests, own, log_probs, on_progress, on_tokens
+                )
                 completions.update(grid.run())
                 lengths = tuple((len(requests[i].prompt), completions[i].new_tokens) for i in own)
                 seconds = grid.clock.seconds * self.programs.mesh.size
@@ -115,9 +119,11 @@ class _Grid:
         own: Sequence[int],
         log_probs: bool,
         on_progress: Progress | None,
+        on_tokens: OnTokens | None,
     ):
         self.programs, self.base, self.config = sampler.programs, sampler.base, config
-        self.stop_ids, self.on_progress, self.log_probs = sampler.stop_ids, on_progress, log_probs
+        self.stop_ids, self.log_probs = sampler.stop_ids, log_probs
+        self.on_progress, self.on_tokens = on_progress, on_tokens
         self.mesh, self.model = sampler.programs.mesh, sampler.programs.model
         self.adapters, self.speakers = self._stack_lanes(society, [requests[i] for i in own], sampler.lanes)
         self.rows = self._make_rows(requests, own)
@@ -202,6 +208,7 @@ class _Grid:
         queues = [Queue(n for n in order if rows[n].lane == lane) for lane in range(lanes)]
         owner = np.full((lanes, config.rows), -1)  # index of the row in each slot; -1: free
         completions: dict[int, Completion] = {}
+        told = [row.new for row in rows]  # how many new tokens of each row `on_tokens` knows
         while any(queues) or (owner >= 0).any():
             while _can_prefill(owner, queues, config.prefill_rows):
                 slots = self._prefill_slots(slots, rows, queues, owner, long)
@@ -212,6 +219,8 @@ class _Grid:
             view = jax.device_get(view)
             self.clock.stop()
             self.slot_steps += owner.size * int(view.steps)
+            if self.on_tokens:
+                self._tell_new_tokens(self.on_tokens, view, rows, owner, told)
             finished = self._collect_finished(view, rows, owner)
             completions.update((row.index, completion) for row, completion in finished)
             if self.on_progress:
@@ -271,6 +280,17 @@ class _Grid:
             prefill_rows=number(config.prefill_rows), steps=number(config.steps_per_dispatch), long=np.asarray(long),
         )  # fmt: skip
         return to_devices(settings, replicated(self.mesh))
+
+    def _tell_new_tokens(
+        self, tell: OnTokens, view: View, rows: Sequence[_Row], owner: np.ndarray, told: list[int]
+    ) -> None:
+        """Calls `tell` for the rows that have new tokens, and updates `told`, their numbers of new tokens so far."""
+        for lane, slot in np.argwhere(owner >= 0):
+            number = owner[lane, slot]
+            ids = view.output[lane, slot, told[number] : view.count[lane, slot]].tolist()
+            told[number] += len(ids)
+            if shown := [token for token in ids if token not in self.stop_ids]:
+                tell(rows[number].index, shown)
 
     def _collect_finished(self, view: View, rows: Sequence[_Row], owner: np.ndarray) -> list[tuple[_Row, Completion]]:
         """Returns the finished rows with their completions and frees their slots. Raises NonFiniteLogits."""

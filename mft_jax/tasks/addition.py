@@ -8,7 +8,6 @@ import functools
 
 from mft_jax import seeds
 from mft_jax.config import TaskConfig
-from mft_jax.prompts import ADDITION
 from mft_jax.tasks.generated import SPLITS, make_generated_task
 from mft_jax.tasks.questions import Question, Task
 
@@ -44,4 +43,4 @@ def load(config: TaskConfig, seed: int) -> Task:
     """Chooses questions by `seed`. Raises UserError if the configuration asks for more than there are."""
     digits = config.addition_digits
     make = functools.partial(question, digits)
-    return make_generated_task("addition", config, seed, pool_size=pool_size(digits), question=make, prompts=ADDITION)
+    return make_generated_task("addition", config, seed, pool_size=pool_size(digits), question=make)

@@ -7,7 +7,6 @@ import functools
 
 from mft_jax import seeds
 from mft_jax.config import TaskConfig
-from mft_jax.prompts import GENERAL
 from mft_jax.tasks.arithmetic_split import LARGEST, question_text, reserved, value
 from mft_jax.tasks.generated import SPLITS, make_generated_task
 from mft_jax.tasks.questions import Question, Task
@@ -37,4 +36,4 @@ def question(split: str, index: int) -> Question:
 
 def load(config: TaskConfig, seed: int) -> Task:
     """Chooses questions by `seed`. Raises UserError if the configuration asks for more than there are."""
-    return make_generated_task("arithmetic", config, seed, pool_size=POOL, question=question, prompts=GENERAL)
+    return make_generated_task("arithmetic", config, seed, pool_size=POOL, question=question)

@@ -14,8 +14,7 @@ from tensorflow_datasets.text.gsm8k.gsm8k import Gsm8k
 
 from mft_jax.config import TaskConfig
 from mft_jax.errors import UserError
-from mft_jax.prompts import GSM8K
-from mft_jax.tasks import answers, parsing
+from mft_jax.tasks import answers
 from mft_jax.tasks.json_text import numbered_lines, parse_object, read_bytes, text_field
 from mft_jax.tasks.prepared import Record
 from mft_jax.tasks.public import PublicData, check_count, load_records, make_task
@@ -61,7 +60,7 @@ def load(config: TaskConfig, seed: int) -> Task:
     )
     records = load_records(config, data)
     train, evaluation = (_questions(split, records[split]) for split in COUNTS)
-    return make_task(data, config, seed, train=train, evaluation=evaluation, parse=parsing.parse_number, prompts=GSM8K)
+    return make_task(data, config, seed, train=train, evaluation=evaluation)
 
 
 def find(directory: pathlib.Path) -> list[pathlib.Path]:

@@ -14,10 +14,10 @@ from typing import Any
 from mft_jax import seeds
 from mft_jax.config import TaskConfig
 from mft_jax.errors import UserError
-from mft_jax.prompts import GENERAL
 from mft_jax.tasks import answers
 from mft_jax.tasks.json_text import json_type, numbered_lines, parse_object, read_bytes, text_field
 from mft_jax.tasks.questions import Question, Task, check_enough, normalise
+from mft_jax.tasks.rules import without_questions
 
 EXAMPLE = '{"question": "What is 2+3?", "answer": 5}'
 REMEDY = f"write a line such as {EXAMPLE}"
@@ -44,13 +44,11 @@ def load(config: TaskConfig, seed: int) -> Task:
         check_enough(config.eval_questions, len(evaluation), "task.eval_questions", config.eval_path)
         evaluation = seeds.question_order(evaluation, seed, "jsonl-eval")
         train = seeds.question_order(train, seed, "jsonl-train")
-    return Task(
-        name="jsonl",
+    return dataclasses.replace(
+        without_questions("jsonl"),
         train=train[: config.train_questions],
         eval=evaluation[: config.eval_questions],
         parse=choose_parser(evaluation),
-        equivalent=answers.equivalent,
-        prompts=GENERAL,
     )
 
 

@@ -17,7 +17,6 @@ import tensorflow_datasets as tfds
 
 from mft_jax.config import TaskConfig
 from mft_jax.errors import UserError
-from mft_jax.prompts import MATH
 from mft_jax.tasks import parsing
 from mft_jax.tasks.json_text import numbered_lines, parse_object, read_bytes, text_field
 from mft_jax.tasks.prepared import Record
@@ -66,9 +65,7 @@ def load(config: TaskConfig, seed: int) -> Task:
     )
     records = load_records(config, data)
     train, evaluation = (_questions(records[split], config.math_levels) for split in SPLITS)
-    return make_task(
-        data, config, seed, train=train, evaluation=evaluation, parse=parsing.parse_expression, prompts=MATH
-    )
+    return make_task(data, config, seed, train=train, evaluation=evaluation)
 
 
 def find(directory: pathlib.Path) -> list[pathlib.Path]:

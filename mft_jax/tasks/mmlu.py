@@ -16,8 +16,6 @@ import tensorflow_datasets as tfds
 
 from mft_jax.config import TaskConfig
 from mft_jax.errors import UserError
-from mft_jax.prompts import MMLU
-from mft_jax.tasks import parsing
 from mft_jax.tasks.json_text import read_bytes
 from mft_jax.tasks.prepared import Record
 from mft_jax.tasks.public import LineBuilder, PublicData, check_count, load_records, make_task
@@ -56,15 +54,7 @@ def load(config: TaskConfig, seed: int) -> Task:
     )
     records = load_records(config, data)
     pools = {split: [_question(record) for record in records[split]] for split in COUNTS}
-    return make_task(
-        data,
-        config,
-        seed,
-        train=pools["dev"] + pools["val"],
-        evaluation=pools["test"],
-        parse=parsing.parse_choice,
-        prompts=MMLU,
-    )
+    return make_task(data, config, seed, train=pools["dev"] + pools["val"], evaluation=pools["test"])
 
 
 def find(directory: pathlib.Path) -> list[pathlib.Path]:

@@ -19,8 +19,6 @@ import tensorflow_datasets as tfds
 from mft_jax import seeds
 from mft_jax.config import TaskConfig
 from mft_jax.errors import UserError
-from mft_jax.prompts import Prompts
-from mft_jax.tasks import answers
 from mft_jax.tasks.prepared import (
     Builder,
     DamagedError,
@@ -32,6 +30,7 @@ from mft_jax.tasks.prepared import (
     read_records,
 )
 from mft_jax.tasks.questions import Question, Task, check_enough, normalise
+from mft_jax.tasks.rules import without_questions
 
 TIMEOUT = 10.0  # seconds without received data; short, so that a missing network is reported soon
 
@@ -113,8 +112,6 @@ def make_task(
     *,
     train: Sequence[Question],
     evaluation: Sequence[Question],
-    parse: Callable[[str], str | None],
-    prompts: Prompts,
 ) -> Task:
     """Chooses questions by `seed` from the pools `train` and `evaluation`.
 
@@ -130,13 +127,10 @@ def make_task(
     pool = tuple(kept.values())
     check_enough(config.train_questions, len(pool), "task.train_questions", f"the task {data.task}'s training set")
     check_enough(config.eval_questions, len(evaluation), "task.eval_questions", f"the task {data.task}'s test set")
-    return Task(
-        name=data.task,
+    return dataclasses.replace(
+        without_questions(data.task),
         train=seeds.question_order(pool, seed, f"{data.task}-train")[: config.train_questions],
         eval=seeds.question_order(evaluation, seed, f"{data.task}-eval")[: config.eval_questions],
-        parse=parse,
-        equivalent=answers.equivalent,
-        prompts=prompts,
     )
 
 

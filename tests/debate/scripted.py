@@ -40,7 +40,7 @@ class ScriptedChat:
         return list(json.dumps(messages).encode())
 
     def text(self, ids):
-        return bytes(ids).decode()
+        return bytes(ids).decode(errors="replace")  # a part of a text may end within a character
 
 
 class ScriptedSampler:
@@ -49,7 +49,7 @@ class ScriptedSampler:
     def __init__(self, script):
         self.script, self.asked = script, []
 
-    def sample(self, requests, society=None, *, on_progress=None):
+    def sample(self, requests, society=None, *, on_progress=None, on_tokens=None):
         completions = []
         for request in requests:
             asked = RecordedRequest(request.speaker, tuple(json.loads(bytes(request.prompt))), request.key.tobytes())
@@ -57,6 +57,8 @@ class ScriptedSampler:
             said = self.script(asked)
             text, reason = (said, "stop") if isinstance(said, str) else said
             ids = tuple(text.encode())
+            for start in range(0, len(ids) if on_tokens else 0, 7):
+                on_tokens(len(completions), ids[start : start + 7])
             completions.append(Completion(ids, reason, len(ids) + (reason == "stop")))
         lengths = tuple((len(r.prompt), c.new_tokens) for r, c in zip(requests, completions, strict=True))
         if on_progress:

@@ -71,6 +71,20 @@ def test_prefill_and_decode_equal_full_forward_passes(sampler, tiny, requests):
             assert [*completion.ids, *expected[-1:] * completion.complete] == expected
 
 
+def test_new_tokens_are_told_as_they_are_sampled(sampler, tiny, requests, sampled):
+    """Also of a model that prefills rows again when they grow long, and without an effect on what is sampled."""
+    told = {}
+    completions, _ = sampler.sample(
+        requests, tiny.society, on_tokens=lambda index, ids: told.setdefault(index, []).append(ids)
+    )
+    assert completions == sampled
+    for index, completion in enumerate(completions):
+        parts = told.get(index, [])
+        assert [token for part in parts for token in part] == list(completion.ids)
+        assert all(0 < len(part) <= CONFIG.steps_per_dispatch + 1 for part in parts)  # prefill samples one, too
+    assert any(len(parts) > 2 for parts in told.values())
+
+
 def test_adapters_and_the_base_model_in_one_call(sampler, tiny, requests, sampled):
     """Each row gets the same text as in a call with only adapters or only the base model. Their costs are separate."""
     mixed = [dataclasses.replace(r, speaker=None) if i % 2 else r for i, r in enumerate(requests)]
