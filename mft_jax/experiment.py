@@ -40,6 +40,7 @@ from mft_jax.setup import Setup, prepare
 from mft_jax.signals import deferred
 from mft_jax.stages import Finetuning, remarks_on, run_debate
 from mft_jax.tasks import Question, load_task
+from mft_jax.tracking import Trackers, check_packages, open_trackers
 from mft_jax.training_data import TrainingData
 
 
@@ -51,6 +52,7 @@ class Experiment:
     directory: RunDirectory
     reporter: Reporter
     siblings: tuple[Store, ...] = ()  # other runs, from which stages with equal inputs are copied
+    trackers: Trackers = dataclasses.field(default_factory=Trackers)
 
     @property
     def config(self) -> ExperimentConfig:
@@ -142,7 +144,8 @@ class Experiment:
         )  # fmt: skip
         for remark in remarks_on(plan):
             say(remark)
-        logger, spent = MetricsLogger(self.directory.store, say), training_sets_cost(self.directory.store, iteration)
+        logger = MetricsLogger(self.directory.store, say, self.trackers)
+        spent = training_sets_cost(self.directory.store, iteration)
         return Finetuning(setup, plan, checkpoints, logger, self.reporter, spent).run(society)
 
     def evaluate(self, method: Method, iteration: int, society: Society) -> list[Transcript]:
@@ -152,7 +155,8 @@ class Experiment:
         with self._remedy_for_broken_weights(iteration):
             transcripts = self._run_debate_stage(method.evaluation, society, "eval", self.setup.task.eval, file, title)
         self.measure_diversity(method, iteration, society, transcripts)
-        self.directory.publish(self.config, self.setup.task)  # silent: each stage reports and repairs its own damage
+        # Silent: each stage reports and repairs its own damage.
+        self.trackers.results(self.directory.publish(self.config, self.setup.task))
         return transcripts
 
     def ends_after(self, iteration: int) -> bool:
@@ -229,6 +233,7 @@ def run(
     check_baselines(config)
     method = make_method(config.method, config)
     check_diversity(config, method)
+    check_packages(config.logging)
     if method.lessons and not config.task.train_questions:
         raise UserError("task.train_questions is 0, expected at least 1 to debate and finetune on.")
     reporter = reporter or SilentReporter()
@@ -351,7 +356,11 @@ def _run_remaining_stages(
         reporter.say(f"Resuming the run in {directory.path}.")
     directory.keep_questions(experiment.setup.task, reporter.say)
     read_verdicts(directory.store, experiment.setup.task.name)  # fails now if a line is broken, and not after a debate
-    experiment.run()
+    trackers = open_trackers(config, directory.store, reporter.say)
+    try:
+        dataclasses.replace(experiment, trackers=trackers).run()
+    finally:
+        trackers.close()
     results = directory.publish(config, experiment.setup.task, reporter.say)
     write_own_report(directory, reporter.say)
     directory.finish()

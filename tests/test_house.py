@@ -23,6 +23,7 @@ LAYERS = [
     ("session",),
     ("setup",),
     ("runs",),
+    ("tracking",),
     ("report",),
     ("stage_inputs",),
     ("diversity_stage", "stages", "training_data", "budget"),

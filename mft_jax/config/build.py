@@ -96,6 +96,7 @@ def _convert(hint: Any, value: Any, source: str, name: str) -> Any:
     if origin in (typing.Union, types.UnionType):  # T | None is the only kind
         return None if value is None else _convert(args[0], value, source, name)
     if origin is Literal:
+        value = "off" if value is False and "off" in args else value  # YAML reads off, without quotes, as false
         return value if value in args else _refuse(source, name, value, f"one of {', '.join(map(repr, args))}")
     if origin is tuple:
         if not isinstance(value, list | tuple):

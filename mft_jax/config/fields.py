@@ -234,6 +234,16 @@ class MetricsConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    tensorboard: Annotated[bool, Change.ANY_TIME] = False
+    """Write the metrics for TensorBoard too, below RUN_DIR/tensorboard; needs the extra `tensorboard`."""
+    wandb: Annotated[Literal["off", "offline", "online"], Change.ANY_TIME] = "off"
+    """Log to Weights & Biases: online, or offline into RUN_DIR/wandb for `wandb sync`; needs the extra `wandb`."""
+    wandb_project: Annotated[str, Change.ANY_TIME] = "mft_jax"
+    """Project of the runs in Weights & Biases."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
     agent: Annotated[Count, Change.ANY_TIME] = 1
     """Number of devices over which agents are split; it must divide debate.agents."""
@@ -273,5 +283,7 @@ class ExperimentConfig:
     """How verdicts of people, in feedback.jsonl in the directory of the run, count in training."""
     metrics: MetricsConfig = MetricsConfig()
     """What is measured besides accuracy and consensus."""
+    logging: LoggingConfig = LoggingConfig()
+    """Where metrics are shown besides the files of the run."""
     mesh: MeshConfig = MeshConfig()
     """The device mesh; the number of devices is agent x data x model."""

@@ -3,13 +3,23 @@
 import json
 import math
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from mft_jax.runs.layout import METRICS
 from mft_jax.runs.store import Store
+
+
+class Follower(Protocol):
+    """Is told what happens to the records of a finetuning; see `mft_jax.tracking.Tracker`."""
+
+    def begin(self, iteration: int, records: Sequence[Mapping[str, Any]]) -> None: ...
+
+    def log(self, record: Mapping[str, Any]) -> None: ...
+
+    def flush(self) -> None: ...
 
 
 class MetricsLogger:
@@ -18,9 +28,9 @@ class MetricsLogger:
     If the process is killed, the records since the last `flush` are lost. The resumed stage logs them again.
     """
 
-    def __init__(self, store: Store, say: Callable[[str], None] = lambda text: None):
+    def __init__(self, store: Store, say: Callable[[str], None] = lambda text: None, follower: Follower | None = None):
         """Reads the records. A damaged file is moved to damaged/, its intact lines are kept, and `say` reports it."""
-        self.store = store
+        self.store, self.follower = store, follower
         data = store.read_if_exists(METRICS) or b""
         lines = data.removesuffix(b"\n").split(b"\n") if data else []
         parsed = [_parse(line) for line in lines]
@@ -37,23 +47,33 @@ class MetricsLogger:
         """Adds one record. NaN and infinities become null, because JSON does not have them."""
         values = {name: _plain(value) for name, value in scalars.items()}
         self._records.append({"time": time.time(), "iteration": iteration, "stage": stage, "step": step, **values})
+        if self.follower is not None:
+            self.follower.log(self._records[-1])
 
     def rewind(self, iteration: int, stage: str, step: int) -> None:
         """Removes the records of a stage from `step` on. The resumed run logs them again, so no step appears twice."""
         of_stage = lambda record: (record["iteration"], record["stage"]) == (iteration, stage)
         self._records = [record for record in self._records if not of_stage(record) or record["step"] < step]
+        if self.follower is not None:
+            self.follower.begin(iteration, sorted(self._records, key=_iteration_of))
 
     def flush(self) -> None:
         """Writes all records durably, sorted by iteration, because an earlier iteration may have been repeated.
 
         Raises UserError if they cannot be written.
         """
-        self._records.sort(key=lambda record: record["iteration"])
+        self._records.sort(key=_iteration_of)
         self.store.write(METRICS, "".join(json.dumps(record) + "\n" for record in self._records).encode())
+        if self.follower is not None:
+            self.follower.flush()
 
     def records(self) -> list[dict[str, Any]]:
         """All records, in order."""
         return list(self._records)
+
+
+def _iteration_of(record: Mapping[str, Any]) -> int:
+    return record["iteration"]
 
 
 def _plain(value: float) -> int | float | None:

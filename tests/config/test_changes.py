@@ -9,6 +9,7 @@ PLACES = {"run_dir", "task.data_dir", "task.cache_dir"}
 ANY_TIME = {
     "sampling.rows", "sampling.prefill_rows", "sampling.steps_per_dispatch", "sampling.chunk_questions", "mesh.agent",
     "mesh.data", "mesh.model", "finetuning.remat", "finetuning.agents_at_once", "finetuning.save_every",
+    "logging.tensorboard", "logging.wandb", "logging.wandb_project",
 }  # fmt: skip
 NEXT_STEP = {
     f"finetuning.{name}"
@@ -29,7 +30,7 @@ OTHER = {
     "debate.shows": "answers", "debate.summarizer": "speaker", "debate.ties": "none",
     "finetuning.preference.reference": "base", "finetuning.policy.reference": "start",
     "finetuning.policy.clip_low": 0.25, "finetuning.min_vote_share": 0.25,
-    "metrics.diversity": ["kl"],
+    "metrics.diversity": ["kl"], "logging.wandb": "offline",
 }  # fmt: skip
 BY_TYPE = {bool: True, int: 7, float: 3.5, str: "other", int | None: 3, float | None: 1.5, str | None: "other"}
 

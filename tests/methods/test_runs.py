@@ -17,6 +17,7 @@ from mft_jax.config import (
     ExperimentConfig,
     FeedbackConfig,
     FinetuningConfig,
+    LoggingConfig,
     LoraConfig,
     MeshConfig,
     ModelSource,
@@ -44,9 +45,11 @@ from mft_jax.session import Session
 from mft_jax.setup import Setup, check_gold
 from mft_jax.steps import Steps
 from mft_jax.tasks import Question, Task
+from mft_jax.tracking import open_trackers
 from tests.debate.scripted import PROMPTS
 from tests.finetuning.conftest import chat as chat_fixture
 from tests.small_run import Remarks, lines
+from tests.tracking.events import scalars
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 chat = chat_fixture
@@ -72,7 +75,7 @@ class ScriptedSession(Session):
     def sampler(self, config, lanes):
         return self
 
-    def sample(self, requests, society=None, *, on_progress=None):
+    def sample(self, requests, society=None, **told):
         texts = ["".join(chr(97 + byte % 26) for byte in request.key.tobytes()[:2]) for request in requests]
         ids = [tuple(self.chat.tokenizer(text)["input_ids"]) for text in texts]
         lengths = tuple((len(request.prompt), len(own) + 1) for request, own in zip(requests, ids, strict=True))
@@ -102,10 +105,12 @@ def run(session, path, config, task=None):
     if directory.take(config, remarks.say) == "new":
         directory.create(config)
     directory.keep_questions(setup.task, remarks.say)
+    trackers = open_trackers(config, directory.store, remarks.say)
     try:
-        Experiment(setup, directory, remarks).run()
+        Experiment(setup, directory, remarks, trackers=trackers).run()
         directory.finish()
     finally:
+        trackers.close()
         directory.release()
     return directory, remarks.said
 
@@ -114,7 +119,7 @@ def run(session, path, config, task=None):
 # others differ from these in their selectors and objectives, which have their own tests.
 @pytest.mark.parametrize("name", ["star", "maca", "evol", "distill"])
 def test_a_run(session, tmp_path, name):
-    config = dataclasses.replace(CONFIG, method=name)
+    config = dataclasses.replace(CONFIG, method=name, logging=LoggingConfig(tensorboard=True))
     method = make_method(name, config)
     directory, said = run(session, tmp_path, config)
     sets = {adapter: lines(directory.training_set_file(1, adapter)) for adapter in method.adapters}
@@ -131,6 +136,10 @@ def test_a_run(session, tmp_path, name):
     assert (result["method"], result["iteration"], result["n"]) == (name, 1, 3)
     single = method.evaluation.agents == 1
     assert (result["diversity"] is None) == single
+    shown = scalars(tmp_path / "tensorboard")
+    assert [step for step, _ in shown["iteration_1", "loss"]] == [record["step"] for record in losses]
+    assert [loss for _, loss in shown["iteration_1", "loss"]] == pytest.approx([record["loss"] for record in losses])
+    assert shown[f"results/{name} on {result['task']}", "results/accuracy"] == [(1, pytest.approx(result["accuracy"]))]
 
 
 def test_a_second_start_reads_the_log_probabilities_from_disk(session, tmp_path, monkeypatch):
