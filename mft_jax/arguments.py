@@ -185,7 +185,7 @@ class Report:
     """Writes one HTML file with the results, charts and debates of one or several runs, finished or not."""
 
     run_dirs: Annotated[tuple[str, ...], Positional, arg(metavar="RUN_DIR")]
-    """Directories of the runs, which are shown side by side."""
+    """Directories of the runs, which are shown side by side; that of a grid stands for all its cells."""
     out: Annotated[str, arg(aliases=["-o"])] = "report.html"
     """HTML file to write. It needs no network; debates beyond 5 MB are written to a folder beside it."""
     serve: bool = False

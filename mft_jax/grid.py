@@ -15,7 +15,9 @@ from mft_jax.experiment import run
 from mft_jax.methods import make_method
 from mft_jax.parallel import hosts
 from mft_jax.parallel.hosts import decide
+from mft_jax.report.page import write_grid_report
 from mft_jax.report.progress import Reporter, SilentReporter
+from mft_jax.runs import layout
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.grid_directory import GridDirectory
 from mft_jax.runs.grid_status import GridStatus, grid_status
@@ -53,6 +55,8 @@ def run_grid(
                 errors[cell.name] = error
                 reporter.say(f"The cell {cell.name} failed. {error}")
                 directory.write(cells, errors)
+        if left or not directory.store.exists(layout.REPORT):
+            write_grid_report(directory, reporter.say)
         return grid_status(directory, cells, errors)
     finally:
         directory.release()

@@ -69,7 +69,7 @@ class LiveView:
         for request, text in zip(requests, texts, strict=True):
             cell = Text(clean_lines(text))
             if request.kind == "round":
-                cell.append_text(literal(f"\n{_answer(debate, request.agent)}", "bold"))
+                cell.append("\n").append_text(literal(_answer(debate, request.agent), "bold"))
             cells.append(cell)
         self.console.rule(literal(_title(requests[0])), style="dim")
         self.console.print(_columns(self.console, requests, lambda number, width: cells[number]))

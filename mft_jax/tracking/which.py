@@ -3,10 +3,9 @@
 import importlib.util
 from collections.abc import Callable
 
-import jax
-
 from mft_jax.config import ExperimentConfig, LoggingConfig, to_dict
 from mft_jax.errors import UserError
+from mft_jax.parallel.hosts import is_first
 from mft_jax.runs.store import Store
 from mft_jax.tracking.trackers import Tracker, Trackers
 
@@ -25,10 +24,10 @@ def check_packages(config: LoggingConfig) -> None:
 def open_trackers(config: ExperimentConfig, store: Store, say: Callable[[str], None]) -> Trackers:
     """The trackers of a run. One that cannot be opened is left out, and `say` reports it.
 
-    Of several processes of a run only the first one has trackers.
+    Of several hosts only the first one has trackers.
     """
     opened: list[Tracker] = []
-    if jax.process_index() == 0:
+    if is_first():
         for name, open_one in (("TensorBoard", _open_tensorboard), ("Weights & Biases", _open_wandb)):
             try:
                 tracker = open_one(config, store)

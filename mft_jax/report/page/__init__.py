@@ -4,6 +4,6 @@
 libraries of this folder into one file (`document`).
 """
 
-from mft_jax.report.page.write import write_own_report, write_report
+from mft_jax.report.page.write import write_grid_report, write_own_report, write_report
 
-__all__ = ["write_own_report", "write_report"]
+__all__ = ["write_grid_report", "write_own_report", "write_report"]

@@ -18,8 +18,8 @@ from mft_jax.tasks.answers import equivalent
 Json = dict[str, Any]
 
 
-def read_run(path: str | pathlib.Path, debates: Debates) -> Json:
-    """Reads a run, in whatever state it is, and adds its debates to `debates`.
+def read_run(path: str | pathlib.Path, debates: Debates, name: str | None = None) -> Json:
+    """Reads a run, in whatever state it is, and adds its debates to `debates`. `name`: None: that of its directory.
 
     What is damaged is left out and described under "problems". Raises UserError if there is no run.
     """
@@ -33,7 +33,7 @@ def read_run(path: str | pathlib.Path, debates: Debates) -> Json:
     feedback = feedback_data(directory.store, config.task.name, problems.append)
     is_done = bool(status.stages) and all(stage.is_done for stage in status.stages)
     return {
-        "name": directory.path.resolve().name,
+        "name": name or directory.path.resolve().name,
         "path": str(path),
         "state": "finished" if is_done and status.state == "running" else status.state,  # it is writing this report
         "left": [stage.name for stage in status.stages if not stage.is_done],

@@ -15,6 +15,7 @@ from mft_jax.report.page.run_page import read_run
 from mft_jax.runs import layout
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.environment import now
+from mft_jax.runs.grid_directory import GridDirectory, is_grid
 from mft_jax.runs.store import Store
 
 
@@ -23,8 +24,9 @@ def write_report(
 ) -> list[str]:
     """Writes the report of these runs to the HTML file `out`; debates beyond `max_bytes` to the folder beside it.
 
-    Runs may be unfinished. Returns a sentence for each thing that the report could not show. Raises UserError if a
-    directory is no run, or if the report cannot be written; an old report then stays.
+    Runs may be unfinished. The directory of a grid stands for the runs of all its cells. Returns a sentence for each thing
+    that the report could not show. Raises UserError if a directory is no run and no grid, or if the report cannot be
+    written; an old report then stays.
     """
     out = pathlib.Path(out).expanduser()
     if out.suffix != ".html":
@@ -35,12 +37,23 @@ def write_report(
 @first_only
 def write_own_report(directory: RunDirectory, say: Callable[[str], None]) -> None:
     """Writes report.html of a run into its own directory. Never raises an error, because the run itself is complete."""
+    _write_beside(directory.store, say)
+
+
+@first_only
+def write_grid_report(directory: GridDirectory, say: Callable[[str], None]) -> None:
+    """Writes report.html of a grid, with its started cells side by side, into its directory. Never raises an error."""
+    if any(directory.run(cell).exists for cell in directory.read()[0]):
+        _write_beside(directory.store, say)
+
+
+def _write_beside(store: Store, say: Callable[[str], None]) -> None:
     try:
-        _write(directory.store, layout.REPORT, [directory.path], MAX_BYTES)
+        _write(store, layout.REPORT, [store.root], MAX_BYTES)
     except Exception as error:
         say(
-            f"The report {directory.store.path(layout.REPORT)} could not be written ({error}): `mft report` makes it "
-            "from the files of the run."
+            f"The report {store.path(layout.REPORT)} could not be written ({error}): `mft report` makes it from the files "
+            "of the run."
         )
 
 
@@ -59,13 +72,36 @@ def make_report(
     `folder` holds the debates beyond `max_bytes`. `served`: the page sends verdicts to the server that it comes from.
     """
     debates = Debates()
-    runs = [read_run(path, debates) for path in run_dirs]
+    directories, problems = _runs_in(run_dirs)
+    runs = [read_run(path, debates, name) for path, name in directories]
     _distinguish(runs)
     index = {"flags": FLAGS, "questions": debates.questions, "stages": [run.pop("stages") for run in runs]}
     summary = {"version": __version__, "made": now(), "runs": runs, "served": served}
     title = "mft report: " + ", ".join(run["name"] for run in runs)
     document = make_document(title, summary, index, debates.chunks, folder, max_bytes=max_bytes, served=served)
-    return document, [problem for run in runs for problem in run["problems"]]
+    return document, problems + [problem for run in runs for problem in run["problems"]]
+
+
+def _runs_in(paths: Sequence[str | pathlib.Path]) -> tuple[list[tuple[str | pathlib.Path, str | None]], list[str]]:
+    """[(directory of a run, its name in a grid, or None)], and a sentence for each cell of a grid without a run.
+
+    Raises UserError for a grid of which no cell has been started.
+    """
+    found: list[tuple[str | pathlib.Path, str | None]] = []
+    problems = []
+    for path in paths:
+        if not is_grid(path):
+            found.append((path, None))
+            continue
+        grid = GridDirectory(path)
+        cells = grid.read()[0]
+        started = [cell for cell in cells if grid.run(cell).exists]
+        if not started:
+            raise UserError(f"{path} is a grid without a started cell: run `mft run` with its configuration first.")
+        found += [(grid.run(cell).path, cell.name) for cell in started]
+        left = [cell.name for cell in cells if cell not in started]
+        problems += [f"The cell {name} of {path} is not in the report: it has not been started." for name in left]
+    return found, problems
 
 
 def _replace(store: Store, name: str, folder: str, document: Document) -> None:

@@ -1,6 +1,7 @@
 """The report in a real browser: charts, filters, links, keys, and texts that try to be more than text."""
 
 import contextlib
+import json
 import time
 from urllib.parse import parse_qs
 
@@ -78,8 +79,8 @@ def test_the_summary(chromium, report):
     with opened(chromium, report) as page:
         assert page.locator("h1").all_text_contents() == ["first", "second"]
         titles = page.locator("figure h3").all_text_contents()
-        assert titles[:4] == [
-            "Accuracy over iterations", "Accuracy against compute", "Diversity over iterations",
+        assert titles[:5] == [
+            "Accuracy over iterations", "Accuracy against compute", "Diversity over iterations", "pass@k",
             "Precision and coverage of the votes",
         ]  # fmt: skip
         assert "Training of each adapter: first" in titles
@@ -89,11 +90,32 @@ def test_the_summary(chromium, report):
             len(rows) == 4
         )  # the untuned debate and two iterations of the first run, the untuned debate of the second
         assert "60.0" in rows[0]
+        judged = page.locator(".monitor tbody tr").all_text_contents()
+        assert len(judged) == 2  # the iterations of the first run
+        assert all("multiagent_ft" in row and "%" not in row for row in judged)
         (warning,) = page.locator(".warning").all_text_contents()
         assert "This run is interrupted" in warning
         assert "iteration 1: evaluation" in warning
         flow = page.locator("figure", has_text="debate, untuned").first
         assert "wrong → right: 1" in flow.text_content()
+
+
+def test_measures_of_diversity(chromium, tmp_path):
+    """Those in results.json are one choice away, and only those."""
+    run = make_run(tmp_path / "run", iterations=2)
+    results = json.loads(run.results_file.read_text())
+    for row in results:
+        row["diversity"] |= {"nll": 1.5 + row["iteration"], "kl_to_base": 0.25}
+    run.results_file.write_text(json.dumps(results))
+    write_report([run.path], tmp_path / "report.html")
+    with opened(chromium, tmp_path / "report.html") as page:
+        figure = page.locator("figure", has_text="Diversity over iterations")
+        select = page.get_by_label("measure")
+        assert select.locator("option").all_text_contents() == ["disagreement", "likelihood", "from the base"]
+        expect(figure).to_contain_text("1 minus the mean share")
+        select.select_option("nll")
+        expect(figure).to_contain_text("Negative log-likelihood")
+        expect(figure.locator(".plot")).to_contain_text("nats per token")
 
 
 def test_filters_and_sorting(chromium, report):

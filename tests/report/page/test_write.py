@@ -10,13 +10,15 @@ import shutil
 
 import pytest
 
+from mft_jax.config import Cell, ExperimentConfig
 from mft_jax.errors import UserError
-from mft_jax.report.page import write_own_report, write_report
+from mft_jax.report.page import write_grid_report, write_own_report, write_report
 from mft_jax.report.page.judge import FLAGS
 from mft_jax.report.page.run_page import result_row
 from mft_jax.report.page.work import CURVE_POINTS
 from mft_jax.runs import layout
 from mft_jax.runs.directory import RunDirectory
+from mft_jax.runs.grid_directory import GridDirectory
 from mft_jax.runs.metrics_log import MetricsLogger
 from mft_jax.runs.stage_file import StageFile
 from mft_jax.runs.training_sets import list_training_sets
@@ -296,3 +298,29 @@ def test_a_failure_does_not_spoil_the_run(made):
 def test_the_adapters_with_training_sets(made):
     assert list_training_sets(made.store, 1) == ["generator_0", "generator_1", "critic_0", "critic_1"]
     assert list_training_sets(made.store, 2) == []
+
+
+def test_a_grid_is_its_cells_side_by_side(tmp_path):
+    config = ExperimentConfig()
+    cells = [
+        Cell(name=name, method="multiagent_ft", model="m", task="arithmetic", override="", config=config)
+        for name in ("a", "b/seed_1", "c")
+    ]
+    grid = GridDirectory(tmp_path)
+    grid.write(cells, {})
+    with pytest.raises(UserError, match=r"is a grid without a started cell: run `mft run` with its configuration"):
+        write_report([tmp_path], tmp_path / "report.html")
+    for cell in cells[:2]:
+        make_run(tmp_path / cell.name)
+    said = []
+    write_grid_report(grid, said.append)
+    assert said == []
+    summary = data_of((tmp_path / "report.html").read_text(), "summary")
+    assert [run["name"] for run in summary["runs"]] == ["a", "b/seed_1"]
+    problems = write_report([tmp_path], tmp_path / "other.html")
+    assert problems == [f"The cell c of {tmp_path} is not in the report: it has not been started."]
+    (tmp_path / "report.html").unlink()
+    (tmp_path / "report.html").mkdir()  # in the way
+    write_grid_report(grid, said.append)
+    (sentence,) = said
+    assert "report.html could not be written" in sentence

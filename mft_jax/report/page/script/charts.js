@@ -26,12 +26,21 @@ const seriesDot = {...bySeries, fill: "series", symbol: "series", r: 4, tip: tru
 /** The name of a series: the method, and the run if there are several. */
 const seriesName = (run, method) => (report.runs.length > 1 ? `${run.name}: ${method}` : method);
 
+/** The measures of diversity in results.json: [title, how it is measured, label of the axis]. */
+const MEASURES = {
+  diversity: ["disagreement", "1 minus the mean share of agents that agree with the vote.", "1 - consensus"],
+  nll: ["likelihood", "Negative log-likelihood of an agent's last answer under the other agents.", "nats per token"],
+  embedding: ["embeddings", "Cosine dissimilarity of the last answers that agree with the vote.", "dissimilarity"],
+  kl: ["divergence", "Divergence between the agents on their last answers.", "nats per token"],
+  kl_to_base: ["from the base", "Divergence of the agents from the base model on their last answers.", "nats per token"],
+};
+
 /** The results as points, own task only: {series, iteration, accuracy, low, high, flops, diversity, ...}. */
 function resultPoints() {
   return report.runs.flatMap((run) => run.results.filter((row) => row.task === run.task).map((row) => ({
     series: seriesName(run, row.method), iteration: row.iteration, accuracy: row.accuracy === null ? NaN : 100 * row.accuracy,
     low: 100 * (row.accuracy - row.stderr), high: 100 * (row.accuracy + row.stderr), flops: row.cumulative?.flops ?? NaN,
-    diversity: row.diversity?.diversity ?? NaN,
+    ...Object.fromEntries(Object.keys(MEASURES).map((name) => [name, row.diversity?.[name] ?? NaN])),
   })));
 }
 
@@ -70,9 +79,36 @@ function accuracyChart() {
     overIterations(resultPoints(), "accuracy", "accuracy (%)", width, {low: "low", high: "high"}));
 }
 
+/** One measure of diversity; the others that were measured are one choice away. */
 function diversityChart() {
-  return figure("Diversity over iterations", "1 minus the mean share of agents that agree with the vote.", (width) =>
-    overIterations(resultPoints(), "diversity", "diversity", width, {zero: true}));
+  const measured = Object.keys(MEASURES).filter((name) => resultPoints().some((point) => Number.isFinite(point[name])));
+  const holder = div("holder");
+  const draw = (name) => holder.replaceChildren(figure("Diversity over iterations", MEASURES[name][1], (width) =>
+    overIterations(resultPoints(), name, MEASURES[name][2], width, {zero: true})));
+  draw(measured[0] ?? "diversity");
+  if (measured.length < 2) return holder;
+  return div("chart-with-choice", choice("measure", measured.map((name) => [name, MEASURES[name][0]]), measured[0], draw), holder);
+}
+
+/** pass@k of the newest iteration of each method with several agents. */
+function passChart() {
+  const newest = new Map();
+  for (const run of report.runs)
+    for (const row of run.results.filter((own) => own.task === run.task && own.answers?.pass_at_k.length > 1))
+      newest.set(seriesName(run, row.method), row); // results are in the order of the iterations
+  const points = [...newest].flatMap(([series, {answers, iteration}]) =>
+    answers.pass_at_k.map((share, i) => ({series, k: i + 1, value: 100 * share, iteration})));
+  if (!points.length) return null;
+  const note = "Questions that at least one of k agents answers correctly in the last round, after the last iteration of each method.";
+  return figure("pass@k", note, (width) => plot(width, {
+    x: {label: "k", ticks: [...new Set(points.map((point) => point.k))], tickFormat: "d", inset: 12},
+    y: {label: "%", grid: true, nice: true, zero: true},
+    color: colours(seriesNames()),
+    marks: [
+      Plot.line(points, {x: "k", y: "value", ...bySeries, strokeWidth: 2}),
+      Plot.dot(points, {x: "k", y: "value", ...seriesDot, channels: {iteration: "iteration"}}),
+    ],
+  }));
 }
 
 function flopsChart() {

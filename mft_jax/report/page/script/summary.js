@@ -6,10 +6,12 @@ function summaryView() {
   const results = report.runs.flatMap((run) => run.results.map((row) => ({run, ...row})));
   if (results.length) {
     page.append(section("Results", resultsTable(results, several),
-      div("charts", accuracyChart(), flopsChart(), diversityChart(), precisionChart())));
+      div("charts", accuracyChart(), flopsChart(), diversityChart(), passChart(), precisionChart())));
   } else {
     page.append(section("Results", element("p", {}, "There are no results yet.")));
   }
+  const judged = results.filter((row) => row.monitor);
+  if (judged.length) page.append(section("Does it still improve?", monitorTable(judged, several)));
   const flows = report.runs.flatMap((run) => run.stages.filter((stage) => hasTransitions(stage)).map((stage) => ({run, stage})));
   if (flows.length) page.append(section("How answers change in a debate", flowSection(flows, several)));
   const trained = report.runs.filter((run) => run.curves.length);
@@ -75,6 +77,30 @@ function comparisonCell({comparison}) {
   const p = comparison.p_holm < 0.001 ? "p < 0.001" : `p ${comparison.p_holm.toPrecision(2)}`;
   const interval = `95 % interval ${percent(comparison.low)} to ${percent(comparison.high)}`;
   return element("span", {title: interval}, `${points >= 0 ? "+" : "−"}${Math.abs(points).toFixed(1)}`, span("error", ` ${p}`));
+}
+
+/** The verdict on each iteration, which needs no right answers, and the signs that it comes from. */
+function monitorTable(judged, several) {
+  const signal = (name, title, hint) => ({title, hint, cell: (row) => percent(row.monitor.signals[name])});
+  const changed = (name, title, hint) => ({title, hint, cell: (row) => row.monitor[name]});
+  return [
+    element("p", {class: "note"}, "Judged without right answers, from what the agents answer and how it changed since the last ",
+      "iteration that improved."),
+    table([
+      several && {title: "run", text: true, cell: (row) => literal(row.run.name)},
+      {title: "method", text: true, cell: (row) => literal(row.method)},
+      {title: "iter.", cell: (row) => row.iteration},
+      {title: "verdict", text: true, cell: (row) => span(`verdict-${row.monitor.verdict}`, row.monitor.verdict)},
+      changed("settled", "settled", "Questions on which the agents disagreed before, and now agree on an answer that one of them gave"),
+      changed("lost", "lost", "Questions on which all agents agreed before, and now do not"),
+      changed("invented", "invented", "Questions on which all agents now agree on an answer that none of them gave before"),
+      signal("unanimous", "unanimous %", "Questions on which all agents give the same last answer"),
+      signal("concentration", "one answer %", "Questions on which the most common vote won"),
+      signal("flips", "flips %", "Agents whose last answer differs from their first"),
+      signal("unparsed", "no answer %", "Last answers that are missing"),
+      {title: "why", text: true, cell: (row) => literal(row.monitor.reason)},
+    ].filter((column) => column), judged, {style: "monitor"}),
+  ];
 }
 
 const hasTransitions = (stage) => stage.transitions.some((step) => Object.keys(step).length);
