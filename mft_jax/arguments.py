@@ -155,9 +155,13 @@ class Review:
 class Ask:
     """Holds one debate on a question of your own, and shows it while it is held. Nothing is written."""
 
-    words: Annotated[tuple[str, ...], Positional, arg(name="question", metavar="[RUN_DIR|MODEL] QUESTION")]
-    """The question, in quotes; before it the directory of a run, or a model as a checkpoint directory or hub name.
-    Without a run and a model, the base model in the package is asked."""
+    source: Annotated[str | None, Positional, arg(metavar="[RUN_DIR|MODEL]")] = None
+    """Directory of a run, or a model as a checkpoint directory or hub name; it may be left out: the base model in the
+    package is asked then."""
+    question: Annotated[str | None, Positional, arg(metavar="QUESTION")] = None
+    """The question, in quotes."""
+    others: Annotated[tuple[str, ...], Positional, arg(metavar="")] = ()
+    """Nothing: a question of several words needs quotes."""
     json: bool = False
     """Prints one JSON object instead of the debate."""
     options: Annotated[AskOptions, arg(name="")] = dataclasses.field(default_factory=AskOptions)
@@ -167,17 +171,18 @@ class Ask:
 
         Raises UserError if the question is missing, empty or not in quotes.
         """
-        if len(self.words) > 2:
+        if self.others:
             raise UserError(
-                f"mft ask takes a question, and before it a run or a model, but got {len(self.words)} words: put the "
-                "question in quotes."
+                "mft ask takes a question, and before it a run or a model, but got "
+                f"{len(self.others) + 2} words: put the question in quotes."
             )
-        if not self.words or (len(self.words) == 1 and os.path.isdir(self.words[0])):
-            where = f" {self.words[0]}" if self.words else ""
+        source, question = (None, self.source) if self.question is None else (self.source, self.question)
+        if question is None or (source is None and os.path.isdir(question)):
+            where = "" if question is None else f" {question}"
             raise UserError(f'The question is missing: mft ask{where} "QUESTION".')
-        if not self.words[-1].strip():
+        if not question.strip():
             raise UserError("The question is empty: write one, in quotes.")
-        return self.words[0] if len(self.words) == 2 else None, self.words[-1]
+        return source, question
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

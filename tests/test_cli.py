@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from mft_jax import __version__, cli
-from mft_jax.config import LoraConfig, from_dict, to_yaml
+from mft_jax.arguments import read_arguments
+from mft_jax.config import AskOptions, LoraConfig, from_dict, to_yaml
 from mft_jax.errors import UserError
 from mft_jax.report.progress import TerminalReporter
 from tests.report.made import TUNED, result, stage, status
@@ -264,6 +265,22 @@ def test_what_is_asked_must_be_a_question(mft, words, reason):
     code, said, complaint = mft("ask", *words)
     assert (code, said, complaint.count("\n")) == (1, "", 1)
     assert complaint.startswith(f"mft: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["-3 + 5?"], (None, "-3 + 5?", {})),
+        (["run", "why?"], ("run", "why?", {})),
+        (["run", "--method", "debate", "why?", "--seed", "2"], ("run", "why?", {"method": "debate", "seed": 2})),
+        (["--temperature", "0", "why?"], (None, "why?", {"temperature": 0.0})),
+    ],
+)
+def test_options_of_ask_may_stand_anywhere(words, expected):
+    found = read_arguments(["ask", *words])
+    source, question, options = expected
+    assert found.asked() == (source, question)
+    assert found.options == AskOptions(**options)
 
 
 # What every command does
