@@ -25,7 +25,7 @@ from mft_jax.runs.adapters import chosen_iteration
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.grid_directory import GridDirectory, is_grid
 from mft_jax.session import Session, open_session
-from mft_jax.setup import Setup
+from mft_jax.setup import Setup, check_session
 from mft_jax.tasks import Question, Task, load_task
 from mft_jax.tasks.load import check_name
 from mft_jax.tasks.rules import without_questions
@@ -141,6 +141,7 @@ def open_panel(
         reason = "a model has no iterations" if run is None else f"the method {method.name} is not finetuned"
         raise UserError(f"--iteration is {options.iteration}, but {reason}: leave it out, or ask a finetuned run.")
     session = session or open_session(config.model, config.mesh)
+    check_session(session, config.model)
     setup = Setup(dataclasses.replace(config, lora=session.resolved(config.lora)), session, task, method)
     if run is None or trained is None:
         return Panel(setup, Society(), None)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from jax.sharding import Mesh
 
-from mft_jax.config import ExperimentConfig, SamplingConfig
+from mft_jax.config import ExperimentConfig, ModelSource, SamplingConfig
 from mft_jax.debate import Debate, Protocol
 from mft_jax.errors import UserError
 from mft_jax.methods import Method, make_method
@@ -75,12 +75,17 @@ def prepare(config: ExperimentConfig, session: Session | None = None) -> Setup:
     check_gold(method, task)
     if session is None:
         session = open_session(config.model, config.mesh)
-    elif session.source != config.model:
-        raise UserError(
-            f"The session was opened for the model {session.source}, expected {config.model}: open another session."
-        )
+    check_session(session, config.model)
     check_questions(task, session.chat, session.model)
     return Setup(dataclasses.replace(config, lora=session.resolved(config.lora)), session, task, method)
+
+
+def check_session(session: Session, source: ModelSource) -> None:
+    """Raises UserError if a session has another model."""
+    if session.source != source:
+        raise UserError(
+            f"The session was opened for the model {session.source}, expected {source}: open another session."
+        )
 
 
 def check_gold(method: Method, task: Task) -> None:

@@ -38,8 +38,7 @@ def panel(finished, shipped):
 
 def test_the_agents_of_a_run_debate_as_in_its_evaluation(finished, shipped, panel):
     """The same texts as the evaluation debate of the last iteration gives to the same question and seed."""
-    asked, told = Told(), Told()
-    del told
+    asked = Told()
     found = panel.ask(TEXT, asked)
     setup, society = load_society(finished[0].path, session=shipped)
     debate = setup.debate(society, NAME, setup.method.evaluation)
@@ -142,13 +141,14 @@ def test_options_that_a_run_refuses(finished, shipped, options, reason):
 
 
 def test_what_can_not_be_asked(tmp_path, shipped):
-    def refused(source, **options):
+    def refused(source, session=None, **options):
         with pytest.raises(UserError) as caught:
-            open_panel(str(source), AskOptions(**options), shipped)
+            open_panel(str(source), AskOptions(**options), session)
         return str(caught.value)
 
     assert "is neither a run (it has no config.yaml) nor a model (it has no config.json)" in refused(tmp_path)
     assert "There is no checkpoint at" in refused(tmp_path / "nowhere")
+    assert "The session was opened for the model" in refused(CHECKPOINT, shipped)
     assert "--iteration is 1, but a model has no iterations" in refused(CHECKPOINT, iteration=1)
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "config.yaml").write_text(to_yaml(from_dict({})))
