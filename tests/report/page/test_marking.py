@@ -1,6 +1,7 @@
 """Verdicts of a person in a real browser: marked and written in the report, saved as a file, or sent to its server."""
 
 import contextlib
+import dataclasses
 import json
 
 import pytest
@@ -9,7 +10,9 @@ from playwright.sync_api import expect
 from mft_jax.report.page import write_report
 from mft_jax.runs import layout
 from mft_jax.runs.feedback import add_verdicts, parse_verdicts, read_verdicts
+from mft_jax.runs.results import read_results, write_results
 from mft_jax.runs.review import Review
+from mft_jax.runs.used_feedback import FeedbackUse
 from tests.report.page.made_run import TRAINING, debate, make_run
 from tests.report.page.test_browser import HOSTILE, opened
 from tests.report.page.test_serve import serving
@@ -32,6 +35,11 @@ def run(tmp_path_factory):
     ]
     data = "".join(json.dumps(line) + "\n" for line in lines).encode()
     add_verdicts(run.store, parse_verdicts(data, "test", "arithmetic"), "arithmetic")
+    *others, last = read_results(run.results_file)
+    use = FeedbackUse(questions=1, verdicts=1, simulated=0, conflicts=0, weight=1.0)
+    run.store.hold()
+    write_results(run.store, [*others, dataclasses.replace(last, feedback=use)])
+    run.store.release()
     return run
 
 
@@ -88,6 +96,15 @@ def test_earlier_verdicts_and_contradictions_are_shown(chromium, report):
         expect(page.locator(".verdicts li").nth(1)).to_contain_text("wrong")
         expect(page.locator(".verdicts li").nth(1)).to_contain_text("contradicted by a newer verdict")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_summary_counts_verdicts(chromium, report):
+    with opened(chromium, report) as page:
+        assert page.locator("dt:text-is('verdicts') + dd").text_content() == "2 of people, 1 simulated"
+        columns = page.locator(".results th").all_text_contents()
+        column = columns.index("verdicts")
+        cells = page.locator(f".results tbody td:nth-child({column + 1})").all_text_contents()
+        assert cells == ["\N{EN DASH}", "1"]  # untuned, and after the iteration that used one
 
 
 def test_evaluation_debates_take_no_verdicts(chromium, report):

@@ -35,6 +35,13 @@ function contradicts(older, newer) {
   return "mark" in older ? saysRight(older) !== saysRight(newer) : older.answer !== newer.answer;
 }
 
+/** "3 of people" or "5 of people, 2 simulated"; null without any. */
+function givenVerdicts(run) {
+  const {verdicts} = run.feedback;
+  const simulated = verdicts.filter((verdict) => verdict.simulated).length;
+  return verdicts.length ? `${verdicts.length - simulated} of people` + (simulated ? `, ${simulated} simulated` : "") : null;
+}
+
 /** Takes a verdict. Shows what went wrong, if it cannot be kept. */
 async function give(debate, verdict, problem) {
   const {run, question} = debate;

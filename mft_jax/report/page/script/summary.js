@@ -27,6 +27,7 @@ const section = (title, ...content) => element("section", {}, element("h2", {}, 
 function runHead(run) {
   const facts = [
     ["task", run.task], ["model", run.model], ["method", run.method], ["started", run.started], ["finished", run.finished],
+    ["verdicts", givenVerdicts(run)],
   ].filter(([, value]) => value);
   const warning = run.state === "finished" && !run.left.length ? null : element("p", {class: "warning"},
     `This run is ${run.state}: it is not complete. `, run.error && literal(`It stopped with: ${run.error} `),
@@ -55,6 +56,8 @@ function resultsTable(results, several) {
         [element("b", {}, percent(row.accuracy)), row.stderr === null ? null : span("error", ` ± ${percent(row.stderr)}`)]},
       results.some((row) => row.comparison) && {title: "to first", cell: comparisonCell,
         hint: "Difference to the first row of the run in percentage points, and the p-value of the paired test after Holm's correction"},
+      results.some((row) => row.feedback) && {title: "verdicts", cell: (row) => row.feedback?.verdicts ?? "–",
+        hint: "Verdicts of people that count in the training of the iteration"},
       {title: "n", hint: "Questions", cell: (row) => row.n},
       {title: "diversity", hint: "1 - mean share of agents that agree with the vote", cell: (row) =>
         (row.diversity ? row.diversity.diversity.toFixed(2) : "–")},
