@@ -39,6 +39,7 @@ from mft_jax.runs import layout
 from mft_jax.runs.adapters import read_adapters
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.feedback import add_verdicts
+from mft_jax.runs.review import Review
 from mft_jax.runs.training_sets import training_sets_cost
 from mft_jax.sampling import Completion, Usage
 from mft_jax.session import Session
@@ -194,7 +195,13 @@ def test_verdicts_of_people_change_what_is_learned(session, tmp_path, monkeypatc
     last = {id: [agent["answers"][-1] for agent in own["agents"]] for id, own in debates.items()}
     contested = next(id for id, answers in last.items() if len(set(answers)) == 2)
     (other,) = set(last[contested]) - {debates[contested]["vote"]}
-    verdicts = [verdict(contested, debates[contested]["vote"]), verdict(contested, other, day=2), verdict("no", "a")]
+    made = [own for own in Review(plain.path).simulated(2, "worth", 0) if own.id != contested][:1]
+    verdicts = [
+        *made,
+        verdict(contested, debates[contested]["vote"]),
+        verdict(contested, other, day=2),
+        verdict("no", "a"),
+    ]
 
     whole = RunDirectory(tmp_path / "whole")
     whole.path.mkdir()
@@ -206,7 +213,7 @@ def test_verdicts_of_people_change_what_is_learned(session, tmp_path, monkeypatc
         for directory in (plain, whole)
     )
     (result,) = json.loads(whole.results_file.read_text())
-    assert result["feedback"] == {"questions": 1, "verdicts": 1, "simulated": 0, "conflicts": 1, "weight": 3.0}
+    assert result["feedback"] == {"questions": 2, "verdicts": 2, "simulated": 1, "conflicts": 1, "weight": 3.0}
     assert before != after
     assert {own["weight"] for own in after} == {3.0}
     assert before[0]["messages"] == after[0]["counterpart"]  # the pair is turned around
