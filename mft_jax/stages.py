@@ -113,9 +113,7 @@ class Finetuning:
 
     def _train(self, state: TrainState, start: int, cost: Cost, lora: LoraConfig) -> TrainState:
         plan, setup, tuning = self.plan, self.setup, self.setup.config.finetuning
-        program = setup.session.programs.train(
-            setup.method.objective, len(plan.adapters), tuning.agents_at_once, tuning.remat
-        )
+        program = setup.session.programs.train(setup.method.objective, state, tuning.agents_at_once, tuning.remat)
         self.logger.rewind(plan.iteration, "finetune", start + 1)
         began = time.perf_counter()
         title = f"iteration {plan.iteration}: finetuning"

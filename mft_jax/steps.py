@@ -71,14 +71,15 @@ class Steps:
             session.chat, setup.method.lessons, examples, tuning, seed=config.seed, iteration=self.iteration,
             signals=objective.uses_signals,
         )  # fmt: skip
-        program = session.programs.train(objective, len(plan.adapters), tuning.agents_at_once, tuning.remat)
+        state = place_state(session, init_state(society.stacked.weights))
+        program = session.programs.train(objective, state, tuning.agents_at_once, tuning.remat)
 
         def on_step(done: int, metrics: Metrics) -> None:
             losses.append(np.where(metrics.active, metrics.loss, np.nan))
 
         state = train(
-            program, session.base, place_state(session, init_state(society.stacked.weights)), plan,
-            hyper_of(plan, tuning, config.lora.scale), mesh=session.mesh, on_step=on_step,
+            program, session.base, state, plan, hyper_of(plan, tuning, config.lora.scale), mesh=session.mesh,
+            on_step=on_step,
         )  # fmt: skip
         tuned = session.society(society.names, state.adapters, config.lora)
         return Finetuned(tuned, np.array(losses).reshape(-1, len(plan.adapters)))

@@ -111,8 +111,8 @@ def _time_steps(
     plan = make_plan(session.chat, lessons, examples, tuning, seed=setup.config.seed, iteration=1)
     if not plan.total:
         return None
-    program = session.programs.train(likelihood, len(lessons), tuning.agents_at_once, tuning.remat)
     state = place_state(session, init_state(society.stacked.weights))
+    program = session.programs.train(likelihood, state, tuning.agents_at_once, tuning.remat)
     hyper = hyper_of(plan, tuning, setup.config.lora.scale)
     batch = place_batch(plan.batch(0), session.mesh)
     holder = [state]

@@ -90,17 +90,21 @@ class Block(nnx.Module):
         self, x: Float[Array, "B T D"], rope: tuple[Array, Array], attention: Callable, lora: Mapping[str, LowRank]
     ) -> Float[Array, "B T D"]:
         with jax.named_scope("attention"):
-            q, k, v = self._queries_keys_values(self.input_norm(x), lora)
+            q, k, v = self._queries_keys_values(self._whole(self.input_norm(x)), lora)
             output = attention(rotate(q, *rope) * self.config.query_scale, rotate(k, *rope), v)
-            output = self._summed(self.o_proj(output, lora.get("o_proj")))
+            output = self._whole(self.o_proj(output, lora.get("o_proj")))
             x = x + (output if self.attention_out_norm is None else self.attention_out_norm(output))
         with jax.named_scope("mlp"):
-            gate, up = self._gate_up(self.post_norm(x), lora)
-            y = self._summed(self.down_proj(_ACTIVATIONS[self.config.activation](gate) * up, lora.get("down_proj")))
+            gate, up = self._gate_up(self._whole(self.post_norm(x)), lora)
+            y = self._whole(self.down_proj(_ACTIVATIONS[self.config.activation](gate) * up, lora.get("down_proj")))
             return x + (y if self.mlp_out_norm is None else self.mlp_out_norm(y))
 
-    def _summed(self, y: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """`y`, whole on each device of the model axis. Its terms are spread over them, so this is where they are added up."""
+    def _whole(self, y: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """`y`, whole on each device of the model axis: before a layer that they split, and after one.
+
+        The terms of the output of such a layer, and of the gradient of its input, are spread over them. This is where they
+        are added up.
+        """
         return constrain(self.mesh, y, "batch", None, None)
 
     def _queries_keys_values(self, y: Float[Array, "B T D"], lora: Mapping[str, LowRank]) -> tuple[Array, Array, Array]:
@@ -172,7 +176,7 @@ class Decoder(nnx.Module):
             angles = rope if window is None else local
             layer = lambda x, lora, b=block, i=index, angles=angles: b(x, angles, partial(attention, i), lora)
             x = (jax.checkpoint(layer) if remat else layer)(x, lora)
-        return self.norm(x)
+        return constrain(self.mesh, self.norm(x), "batch", None, None)
 
     def hidden(
         self,

@@ -22,7 +22,7 @@ class Society:
     names: tuple[str, ...] = ()
     adapters: Adapter | None = None  # stacked in the order of the names
     mesh: Mesh | None = None  # the mesh that the stacks of `stack` are placed on; None: not placed
-    _stacks: dict[tuple[str, ...], Adapter] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    _stacks: dict[tuple, Adapter] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @property
     def stacked(self) -> Adapter:
@@ -52,12 +52,18 @@ class Society:
         place = self.index(name)
         return jax.tree.map(lambda leaf: leaf[place], self.stacked)
 
-    def stack(self, names: Sequence[str]) -> Adapter:
-        """Stacks the named adapters in the given order; names may repeat. Caches the stack. Raises KeyError for unknown names."""
-        chosen = tuple(names)
+    def stack(self, names: Sequence[str], dtype: str | None = None) -> Adapter:
+        """Stacks the named adapters in the given order; names may repeat. Caches the stack.
+
+        With `dtype` the weights are cast to it: that of the activations, for sampling. Every step of decoding reads all
+        of them. Raises KeyError for unknown names.
+        """
+        chosen = (*names, dtype)
         if chosen not in self._stacks:
-            places = np.array([self.index(name) for name in chosen])
+            places = np.array([self.index(name) for name in names])
             picked = jax.tree.map(lambda leaf: leaf[places], self.stacked)
+            if dtype is not None:
+                picked = picked._replace(weights=jax.tree.map(lambda leaf: leaf.astype(dtype), picked.weights))
             if self.mesh is not None:
                 picked = jax.device_put(picked, society_shardings(self.mesh, picked))
             self._stacks[chosen] = picked

@@ -94,9 +94,19 @@ def base_sharding(mesh: Mesh, path: tuple[str | int, ...], shape: Sequence[int])
 def society_shardings(mesh: Mesh, stacked: PyTree) -> PyTree:
     """The shardings of stacked adapters, or of their optimizer state: the leading axis over agents.
 
-    They are small, so they are replicated over the other mesh axes. Scalars are replicated.
+    The two factors of a linear layer, "a" [A, L, in, R] and "b" [A, L, R, out], are also sharded like its input and its
+    output. Scalars are replicated.
     """
-    return jax.tree.map(lambda leaf: sharding(mesh, *("agent",) * bool(leaf.ndim), shape=leaf.shape[:1]), stacked)
+
+    def place(path: tuple, leaf: jax.Array) -> NamedSharding:
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        axes: tuple[str | None, ...] = ("agent",) * bool(leaf.ndim)
+        if len(names) >= 2 and names[-2] in _LINEAR and leaf.ndim == 4:
+            size_in, size_out = _LINEAR[names[-2]]
+            axes = ("agent", None, size_in, None) if names[-1] == "a" else ("agent", None, None, size_out)
+        return sharding(mesh, *axes, shape=leaf.shape[: len(axes)])
+
+    return jax.tree_util.tree_map_with_path(place, stacked)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

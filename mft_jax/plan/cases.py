@@ -75,7 +75,7 @@ class Cases:
             row_targets=self.sizes.row_targets,
             sequences=16 * tuning.batch_rows if self.method.objective.uses_signals else 0,  # room for 8 pairs in a row
         )
-        program = self.programs(model).train(self.method.objective, count, tuning.agents_at_once, tuning.remat)
+        program = self.programs(model).train(self.method.objective, state, tuning.agents_at_once, tuning.remat)
         kinds = {WEIGHTS: base, ADAPTERS: state.adapters, OPTIMIZER: state.optimizer}
         return Case(program, (base, state, batch, index, hyper), kinds)
 
@@ -94,9 +94,10 @@ class Cases:
 
     def _sampling(self, model: ModelConfig):
         sizes, lora = self.sizes, self.config.lora
-        adapters = abstract.abstract_adapters(model, lora, self.mesh, sizes.lanes) if self.adapted else None
+        dtype = self._dtypes[1].name
+        adapters = abstract.abstract_adapters(model, lora, self.mesh, sizes.lanes, dtype) if self.adapted else None
         slots = abstract.abstract_slots(
             model, self.mesh, agents=sizes.lanes, rows=sizes.rows, columns=sizes.columns,
-            new_tokens=bucket(self.config.sampling.max_new_tokens), dtype=self._dtypes[1].name,
+            new_tokens=bucket(self.config.sampling.max_new_tokens), dtype=dtype,
         )  # fmt: skip
         return self._base(model), adapters, slots

@@ -135,13 +135,15 @@ def _rough(config: ExperimentConfig, model: ModelConfig, stored: jnp.dtype, plac
     """Rough figures on a mesh: what each device holds follows from the shardings of a run."""
     agent, data, split = (placed.shape[axis] for axis in ("agent", "data", "model"))
     weights, compute = dtypes(config.model, placed)
-    adapters = abstract.abstract_adapters(model, config.lora, placed, config.debate.agents)
+    agents = config.debate.agents
+    stack = lambda dtype: abstract.abstract_adapters(model, config.lora, placed, agents, dtype)
     slots = abstract.abstract_slots(
         model, placed, agents=agent, rows=data, columns=128, new_tokens=16, dtype=compute.name
     )
     shares = Shares(
         weights=bytes_on_device(abstract.abstract_base(model, placed, weights or stored)),
-        adapter=bytes_on_device(adapters) / (config.debate.agents / agent),
+        adapter=bytes_on_device(stack(None)) / (agents / agent),
+        lane=bytes_on_device(stack(compute.name)) / (agents / agent),
         row=bytes_on_device((slots.keys, slots.values)) / 128,
         agent=agent,
         data=data,

@@ -39,16 +39,18 @@ def phases_of(
     """The phases of a run.
 
     In both the run keeps the adapters that it started from, those of the last iteration, and the stacks of the speakers,
-    of which `decode` and `prefill`, with `lanes` adapters, are given one.
+    of which `decode` and `prefill`, with `lanes` adapters, are given one. The stacks have the dtype of the activations,
+    all others that of finetuning.
     """
     count, stacks = len(method.lessons), stacked_adapters(method)
     sampling = max(decode, prefill, key=lambda own: own.memory[TEMPORARIES])
     kinds, one = dict(sampling.memory), sampling.memory.get(ADAPTERS, 0) / lanes
-    kinds[ADAPTERS] = one * (2 * count + max(stacks, lanes if count else 0))
+    kept = 0 if train is None else 2 * train.memory[ADAPTERS]
+    kinds[ADAPTERS] = kept + one * max(stacks, lanes if count else 0)
     phases = [Phase(SAMPLING, kinds, available)]
     if train is not None:
         kinds = dict(train.memory)
-        kinds[ADAPTERS] += kinds[ADAPTERS] / count * (2 * count + stacks)  # besides those that are finetuned
+        kinds[ADAPTERS] += kept + one * stacks  # besides those that are finetuned
         phases.append(Phase(FINETUNING, kinds, available))
     return phases
 

@@ -18,7 +18,8 @@ class Shares:
     """What one device of a mesh holds, in bytes, and how many devices share what."""
 
     weights: float
-    adapter: float  # one adapter
+    adapter: float  # one adapter, in the dtype of finetuning
+    lane: float  # one adapter, in the dtype of the activations
     row: float  # the cache of one row of one lane, for one column, over all layers
     agent: int  # devices of each axis of the mesh
     data: int
@@ -72,7 +73,7 @@ class Rough:
     def _sampling_memory(self, lanes: int, rows: int, columns: int) -> dict[str, float]:
         own = lanes / self.shares.agent
         cache = own * rows / self.shares.data * columns * self.shares.row
-        return {WEIGHTS: self.shares.weights, ADAPTERS: own * self.shares.adapter, CACHE: cache, OTHER: 0.0}
+        return {WEIGHTS: self.shares.weights, ADAPTERS: own * self.shares.lane, CACHE: cache, OTHER: 0.0}
 
     def _counts(self, tokens: float, passes: int, moved: float, head: float) -> Counts:
         """`passes` FLOPs for each parameter and token, and two all-reduces of the hidden states in a layer forward."""

@@ -35,9 +35,16 @@ def abstract_base(model: ModelConfig, mesh: Mesh, dtype: jnp.dtype) -> nnx.State
     return base
 
 
-def abstract_adapters(model: ModelConfig, lora: LoraConfig, mesh: Mesh, adapters: int) -> Adapter:
-    """A stack of `adapters` LoRA adapters with their scales, sharded over the mesh's agent axis."""
+def abstract_adapters(
+    model: ModelConfig, lora: LoraConfig, mesh: Mesh, adapters: int, dtype: str | None = None
+) -> Adapter:
+    """A stack of `adapters` LoRA adapters with their scales, sharded over the mesh by `society_shardings`.
+
+    `dtype` is that of `Society.stack`, in which adapters are sampled with; None: the one that they are finetuned in.
+    """
     weights = jax.eval_shape(functools.partial(init_society, model, lora, adapters=adapters), adapter_key(0))
+    if dtype is not None:
+        weights = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), weights)
     return _with_shardings(society_shardings(mesh, stack := Adapter(weights, _struct((adapters,), np.float32))), stack)
 
 

@@ -3,17 +3,18 @@
 import functools
 from collections.abc import Iterator
 
+import jax
 from flax import nnx
 from jax.sharding import Mesh
 
 from mft_jax.models.config import ModelConfig
-from mft_jax.parallel.mesh import replicated, sharding
+from mft_jax.parallel.mesh import replicated, society_shardings
 from mft_jax.programs.decode import decode
 from mft_jax.programs.prefill import prefill
 from mft_jax.programs.program import Program
 from mft_jax.programs.score import divergence, score
 from mft_jax.programs.slots import slot_shardings, view_shardings
-from mft_jax.programs.train import Objective, train_step
+from mft_jax.programs.train import Objective, TrainState, train_step
 
 
 class Programs:
@@ -32,18 +33,19 @@ class Programs:
         self.divergence = Program("divergence", bind(divergence), out_shardings=rows)
         self._train: dict[tuple, Program] = {}
 
-    def train(self, objective: Objective, adapters: int, agents_at_once: int | None, remat: bool) -> Program:
-        """The training step for A = `adapters` adapters: (base, state, batch, index, hyper) -> (state, metrics).
+    def train(self, objective: Objective, state: TrainState, agents_at_once: int | None, remat: bool) -> Program:
+        """The training step for states like `state`, which may be shapes: (base, state, batch, index, hyper) -> (state, metrics).
 
-        The state is donated. It is sharded over the mesh's agent axis where the size of that axis divides A, and
-        replicated otherwise.
+        The state is donated. It is sharded as `society_shardings` says.
         """
-        key = (objective, adapters, agents_at_once, remat)
+        placed = society_shardings(self.mesh, state)
+        leaves, structure = jax.tree.flatten(placed)
+        key = (objective, agents_at_once, remat, structure, *leaves)
         if key not in self._train:
             step = functools.partial(train_step, self.graphdef, self.mesh, objective, agents_at_once, remat)
             # Set as out_shardings: sharding constraints inside the step would give the outputs an equivalent sharding
             # with another PartitionSpec than the inputs'.
-            out = sharding(self.mesh, "agent", shape=(adapters,)), replicated(self.mesh)
+            out = placed, replicated(self.mesh)
             self._train[key] = Program("train", step, donate=[1], out_shardings=out)
         return self._train[key]
 

@@ -173,7 +173,7 @@ class _Grid:
         if unknown:
             society.index(unknown[0])  # raises KeyError
         taken = tuple(itertools.islice(itertools.cycle(speakers), count))
-        return society.stack(taken), taken
+        return society.stack(taken, self.programs.dtype), taken
 
     def _make_rows(self, requests: Sequence[Request], own: Sequence[int]) -> list[_Row]:
         """The rows of the requests `own`, those of each speaker spread evenly over its lanes."""

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from mft_jax.errors import UserError
+from mft_jax.models.lora import Adapter
 from mft_jax.models.society import Society
 from mft_jax.parallel.hosts import stop_if_asked
 from mft_jax.parallel.mesh import sharding
@@ -70,7 +71,7 @@ def score_texts(
         }
         for batch in _batches(queues, rows):
             lanes, given = _pack(programs, texts, list(batch.values()), rows)
-            adapters = society.stack(_fill([str(name) for name in batch], lanes)) if adapted else None
+            adapters = _stack(society, list(batch), lanes, programs) if adapted else None
             stop_if_asked()
             found = jax.device_get(programs.score(base, adapters, given))
             for lane, row, index in _places(batch):
@@ -100,14 +101,19 @@ def compare_speakers(
         }
         for batch in _batches(queues, rows):
             lanes, given = _pack(programs, texts, list(batch.values()), rows)
-            stack = lambda names, lanes=lanes: society.stack(_fill([str(name) for name in names], lanes))
-            others = None if to_base else stack([other for _, other in batch])
+            speakers = _stack(society, [speaker for speaker, _ in batch], lanes, programs)
+            others = None if to_base else _stack(society, [other for _, other in batch], lanes, programs)
             stop_if_asked()
-            divergences = programs.divergence(base, stack([speaker for speaker, _ in batch]), others, given)
+            divergences = programs.divergence(base, speakers, others, given)
             values = jax.device_get(divergences)
             for lane, row, index in _places(batch):
                 found[index] = values[lane, row, : len(texts[index].tokens)]
     return found
+
+
+def _stack(society: Society, speakers: Sequence[str | None], lanes: int, programs: Programs) -> Adapter:
+    """The adapters of these speakers, none of which is the base model, for `lanes` lanes."""
+    return society.stack(_fill([str(name) for name in speakers], lanes), programs.dtype)
 
 
 def _check_lengths(texts: Sequence[Text | ComparedText], programs: Programs) -> None:

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from mft_jax.config import FinetuningConfig, RoleConfig
 from mft_jax.finetuning import FirstAnswers, Lesson, likelihood, make_plan
 from mft_jax.models.chat import Chat
+from mft_jax.programs.train import init_state
 from mft_jax.prompts import assistant, user
 
 SPECIAL = ["<|end|>", "<|user|>", "<|assistant|>"]
@@ -76,6 +77,6 @@ def plan(chat, examples):
 
 
 @pytest.fixture(scope="session")
-def train_step(programs):
+def train_step(programs, tiny):
     """The training step for three adapters, compiled once for all tests."""
-    return programs.train(likelihood, 3, None, False)
+    return programs.train(likelihood, init_state(tiny.weights), None, False)

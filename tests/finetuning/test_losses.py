@@ -176,8 +176,8 @@ def test_a_compiled_step_over_packed_dialogues(objective, pairs, chat, tiny, pro
     ]
     plan = make_plan(chat, LESSONS, known, CONFIG, seed=0, iteration=1, signals=True)
     assert max(len(row) for own in plan.adapters for row in own.rows) > 2
-    step = programs.train(objective, 3, None, False)
     state = init_state(jax.tree.map(jnp.array, tiny.weights))
+    step = programs.train(objective, state, None, False)
     after, metrics = step(tiny.base, state, plan.batch(0), np.int32(0), hyper_of(plan, CONFIG, tiny.lora.scale))
     assert metrics.active.tolist() == [True, True, False]
     assert metrics.finite.tolist() == [True, True, True]

@@ -38,7 +38,7 @@ def test_the_fastest_comes_first_and_all_fit(planned_config):
     assert {own.config.finetuning.agents_at_once for own in found} == {1, 2, 3, None}
     assert max(own.config.sampling.rows for own in found) <= planned_config.sampling.chunk_questions
     assert found[0].config.sampling.rows > 2  # every token of few rows reads the weights as often as one of many
-    small = dataclasses.replace(four, memory=4e6)
+    small = dataclasses.replace(four, memory=3e6)
     fewer = [own.config for own in candidates(planned_config, small, assumed_lengths(planned_config))]
     assert 0 < len(fewer) < len(found)
     # All agents at once, with their activations in memory, do not fit where one device holds all rows of a batch.
@@ -88,11 +88,11 @@ def test_rough_figures_by_hand():
     """Llama 3 8B on v5e-8, mesh 1 x 2 x 4: each chip has a quarter of the weights and half of the rows."""
     v5e = CHIPS[0].speeds
     parameters = matmul_parameters(LLAMA)
-    shares = Shares(weights=4.0e9, adapter=168e6, row=2 * 2 * 2 * 32 * 128, agent=1, data=2, model=4)
+    shares = Shares(weights=4.0e9, adapter=168e6, lane=84e6, row=2 * 2 * 2 * 32 * 128, agent=1, data=2, model=4)
     rough = Rough(LLAMA, parameters, shares, v5e)
     decode = rough.decode(3, 32, 2048)
     assert decode.memory["cache"] == 3 * 16 * 2048 * 32768
-    assert decode.counts.bytes == 4.0e9 + 3 * 168e6 + decode.memory["cache"]
+    assert decode.counts.bytes == 4.0e9 + 3 * 84e6 + decode.memory["cache"]
     links = (
         2 * 32 * 6 * 1e-6
     )  # 64 all-reduces over a ring of 4 chips, too small for more than the time of their 6 steps each

@@ -53,15 +53,15 @@ def test_sampling_and_scoring_are_lowered_from_shapes_as_from_arrays(tiny, mesh,
 @pytest.mark.parametrize(("objective", "sequences"), [(likelihood, 0), (DirectPreference(), 16)])
 def test_training_is_lowered_from_shapes_as_from_arrays(tiny, mesh, objective, sequences):
     programs, base = Programs(tiny.graphdef, tiny.config, mesh), place_base(mesh, tiny.base)
-    step = programs.train(objective, 3, None, False)
-    assert programs.train(objective, 3, None, False) is step
     adapters = abstract.abstract_adapters(tiny.config, tiny.lora, mesh, 3)
     state, batch, index, hyper = abstract.abstract_training(
         mesh, adapters, rows=2, row_tokens=24, row_targets=16, sequences=sequences
     )
+    step = programs.train(objective, state, None, False)
     zeros = lambda tree: jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
     real = init_state(tiny.weights)
     real = jax.device_put(real, society_shardings(mesh, real))
+    assert programs.train(objective, real, None, False) is step
     placed = place_batch(zeros(batch), mesh)
     given = (real, placed, zeros(index), zeros(hyper))
     weights = abstract.abstract_base(tiny.config, mesh, np.float32)

@@ -24,8 +24,8 @@ from tests.finetuning.conftest import CONFIG, LESSONS
 
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["one at a time", "all at once"])
-def train_step(programs, request):
-    return programs.train(likelihood, 3, request.param, False)
+def train_step(programs, tiny, request):
+    return programs.train(likelihood, steps.init_state(tiny.weights), request.param, False)
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +86,9 @@ def test_stacked_equals_separate(train_step, programs, tiny, state, plan, hyper)
     together, losses = three_steps(train_step, tiny, state, plan, hyper)
     for agent in range(3):
         part = lambda tree, agent=agent: agent_of(tree, agent)
-        single = programs.train(likelihood, 1, None, False)
-        alone, own = three_steps(single, tiny, part(steps.init_state(tiny.weights)), plan, part(hyper), part)
+        begin = part(steps.init_state(tiny.weights))
+        single = programs.train(likelihood, begin, None, False)
+        alone, own = three_steps(single, tiny, begin, plan, part(hyper), part)
         assert_close(agent_of(together, agent), alone)
         assert_close(losses[:, agent], own[:, 0])
     change = jax.tree.map(lambda a, b: np.abs(a - b).max(axis=(1, 2, 3)), together.adapters, tiny.weights)
@@ -174,11 +175,12 @@ def test_a_step_whose_result_is_not_finite_changes_nothing(train_step, tiny, sta
 
 def test_groups_without_data_are_skipped(programs, tiny, plan, hyper):
     """The gradient of an adapter without data is 0, although its weights are NaN: its group was skipped."""
-    step = programs.train(likelihood, 3, 1, False)
     adapters, batch = jax.tree.map(jnp.array, tiny.weights), plan.batch(0)
     adapters["q_proj"]["a"] = adapters["q_proj"]["a"].at[1].set(jnp.nan)
     batch.target_weight[1] = 0
-    _, metrics = step(tiny.base, steps.init_state(adapters), batch, np.int32(0), hyper)
+    start = steps.init_state(adapters)
+    step = programs.train(likelihood, start, 1, False)
+    _, metrics = step(tiny.base, start, batch, np.int32(0), hyper)
     assert metrics.grad_norm[1] == 0
     assert metrics.loss[1] == 0
     assert metrics.finite.tolist() == [True, False, True]  # its weights have been NaN before the step
@@ -280,12 +282,17 @@ def test_a_mesh_gives_the_same_adapters(train_step, tiny, state, plan, hyper, sh
     mesh = make_mesh(MeshConfig(agent=shape[0], data=shape[1], model=shape[2]))
     base, start = place_base(mesh, tiny.base), steps.init_state(jax.tree.map(jnp.array, tiny.weights))
     start = jax.device_put(start, society_shardings(mesh, start))
-    meshed = Programs(tiny.graphdef, tiny.config, mesh).train(likelihood, 3, None, False)
+    meshed = Programs(tiny.graphdef, tiny.config, mesh).train(likelihood, start, None, False)
     for index in range(3):
         batch = place_batch(plan.batch(index), mesh)
         start, metrics = meshed(base, start, batch, np.int32(index), hyper)
     assert_close(jax.device_get(start), jax.device_get(expected))
-    leaf = start.optimizer.mu["q_proj"]["a"]
-    assert leaf.addressable_shards[0].data.shape[0] == 3 // shape[0]
+    local = lambda layer, factor: start.optimizer.mu[layer][factor].addressable_shards[0].data.shape
+    whole = lambda layer, factor: start.optimizer.mu[layer][factor].shape
+    for layer, (over_input, over_output) in {"q_proj": (1, shape[2]), "down_proj": (shape[2], 1)}.items():
+        agents, layers, size_in, rank = whole(layer, "a")
+        assert local(layer, "a") == (agents // shape[0], layers, size_in // over_input, rank)
+        agents, layers, rank, size_out = whole(layer, "b")
+        assert local(layer, "b") == (agents // shape[0], layers, rank, size_out // over_output)
     assert metrics.loss.sharding.is_fully_replicated
     assert meshed.compilations == 1
