@@ -12,7 +12,7 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 CELLS = {
     "paper/main": 6 * 3 * 3 * 3, "paper/iterations": 4 * 3, "paper/ablations": 7 * 3 + 3, "paper/agents": 3 * 4,
     "paper/rounds": 2 * 3, "paper/appendix": 5 * 2, "paper/zero_shot": 2 * 2, "paper/fast": 12,
-    "field/rivals": 13 * 3, "field/iterations": 5 * 3, "field/untuned": 6 * 3 + 2 * 3, "field/fast": 10,
+    "field/rivals": 13 * 3, "field/iterations": 5 * 3, "field/untuned": 6 * 3 + 2 * 3, "field/fast": 10, "field/critics": 7,
 }  # fmt: skip
 
 
@@ -31,9 +31,9 @@ def test_a_grid_has_its_cells(name):
     assert len(found) == CELLS[name]
     assert load_grid(CONFIGS / f"{name}.yaml").shared.run_dir == f"runs/{name}"
     for cell in found:
-        expected = (100, 100) if name.endswith("fast") else (500, 500)
+        expected = (100, 100) if name.endswith("fast") else (300, 500) if name == "field/critics" else (500, 500)
         assert (cell.config.task.train_questions, cell.config.task.eval_questions) == expected
-        assert cell.config.iterations == (5 if name.endswith("iterations") else 1)
+        assert cell.config.iterations == {"paper/iterations": 5, "field/iterations": 5, "field/critics": 3}.get(name, 1)
 
 
 def test_the_fast_grids_use_the_model_of_the_package():
@@ -53,3 +53,9 @@ def test_the_high_temperature_control_is_for_one_method():
 def test_numbers_of_agents_and_rounds():
     assert {cell.config.debate.agents for cell in cells("paper/agents")} == {2, 3, 5, 8}
     assert {cell.config.debate.rounds for cell in cells("paper/rounds")} == {1, 2, 3}
+
+
+def test_the_ways_to_mix_the_training_sets_of_critics():
+    own = [cell.config.finetuning for cell in cells("field/critics")]
+    assert [tuning.critic_mix for tuning in own if tuning.critic_rule == "share"] == [0.5, 0.2, 0.6667, 0, 1]
+    assert {tuning.critic_rule for tuning in own} == {"share", "all", "weighted"}
