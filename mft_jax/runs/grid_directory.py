@@ -87,6 +87,15 @@ class GridDirectory:
                 "new one."
             ) from error
 
+    def started(self) -> list[Cell]:
+        """The cells that have a run directory. Raises UserError if there is none, or if `read` does."""
+        cells = [cell for cell in self.read()[0] if self.run(cell).exists]
+        if not cells:
+            raise UserError(
+                f"{self.path} is a grid without a started cell: run `mft run` with its configuration first."
+            )
+        return cells
+
     def _parse_cell(self, entry: Mapping[str, Any]) -> Cell:
         labels = {field: str(entry[field]) for field in ("name", "method", "model", "task", "override")}
         config = from_dict(entry["config"], f"{self.store.path(GRID_FILE)}, cell {labels['name']}")

@@ -32,14 +32,8 @@ def run_directories(path: str | pathlib.Path) -> list[tuple[RunDirectory, str]]:
     if not is_grid(path):
         return [(RunDirectory(path), "")]
     grid = GridDirectory(path)
-    cells, _ = grid.read()
-    labelled = [
-        (grid.run(cell), ", ".join(part for part in (cell.model, cell.task, cell.override) if part)) for cell in cells
-    ]
-    started = [(run, label) for run, label in labelled if run.exists]
-    if not started:
-        raise UserError(f"{path} is a grid, but none of its cells has been started: run it first.")
-    return started
+    label = lambda cell: ", ".join(part for part in (cell.model, cell.task, cell.override) if part)
+    return [(grid.run(cell), label(cell)) for cell in grid.started()]
 
 
 def read_outcomes(paths: Sequence[str | pathlib.Path]) -> list[Outcome]:

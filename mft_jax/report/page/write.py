@@ -94,12 +94,9 @@ def _runs_in(paths: Sequence[str | pathlib.Path]) -> tuple[list[tuple[str | path
             found.append((path, None))
             continue
         grid = GridDirectory(path)
-        cells = grid.read()[0]
-        started = [cell for cell in cells if grid.run(cell).exists]
-        if not started:
-            raise UserError(f"{path} is a grid without a started cell: run `mft run` with its configuration first.")
+        started = grid.started()
         found += [(grid.run(cell).path, cell.name) for cell in started]
-        left = [cell.name for cell in cells if cell not in started]
+        left = [cell.name for cell in grid.read()[0] if cell not in started]
         problems += [f"The cell {name} of {path} is not in the report: it has not been started." for name in left]
     return found, problems
 
