@@ -72,7 +72,7 @@ def test_prefill_and_decode_equal_full_forward_passes(sampler, tiny, requests):
 
 
 def test_new_tokens_are_told_as_they_are_sampled(sampler, tiny, requests, sampled):
-    """Also of a model that prefills rows again when they grow long, and without an effect on what is sampled."""
+    """Each token once and in order, without an effect on what is sampled."""
     told = {}
     completions, _ = sampler.sample(
         requests, tiny.society, on_tokens=lambda index, ids: told.setdefault(index, []).append(ids)
