@@ -55,10 +55,11 @@ def run_command(options: Run, console: Console) -> None:
 
 def run_one_command(settings: ExperimentConfig, console: Console) -> None:
     from mft_jax.experiment import run
+    from mft_jax.report.outlook import describe_outlook
     from mft_jax.report.progress import TerminalReporter
     from mft_jax.report.table import render_results
 
-    results = run(settings, TerminalReporter(console))
+    results = run(settings, TerminalReporter(console, lambda: describe_outlook(settings)))
     title = f"{settings.task.name}, {results[0].n} held-out questions" if results else None
     console.print(render_results(results, title))
     console.print(literal(f"Everything is in {settings.run_dir}."), soft_wrap=True)

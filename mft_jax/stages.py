@@ -1,6 +1,7 @@
 """The debate stage, which resumes after the saved chunks, and the finetuning stage, which resumes from a checkpoint."""
 
 import dataclasses
+import textwrap
 import time
 from collections.abc import Sequence
 
@@ -27,6 +28,8 @@ from mft_jax.session import Session
 from mft_jax.setup import Setup
 from mft_jax.stage_inputs import stage_inputs
 from mft_jax.tasks import Question, grader
+
+EXAMPLE_WIDTH = 100  # characters of each part of an example in the progress display
 
 
 def run_debate(
@@ -62,6 +65,7 @@ def run_debate(
                 file.commit(part.start, [transcript.to_json() for transcript in transcripts], cost, counts)
                 correct += [transcript.correct for transcript in transcripts]
                 stage.note(_score_so_far(correct))
+                stage.show(describe_example(transcripts[0]))
     file.seal(len(questions))
     remark = describe_counts(file.counts)
     if missing and remark:
@@ -77,6 +81,13 @@ def describe_counts(counts: dict[str, int]) -> str:
         "grading_timeouts": "{} comparisons of answers ran out of time and count as different.",
     }
     return " ".join(text.format(counts[name]) for name, text in sentences.items() if counts.get(name))
+
+
+def describe_example(transcript: Transcript) -> str:
+    """A debate in one line: the question, the last answer of each agent, and the vote."""
+    answers = ", ".join(agent.answers[-1] or "none" for agent in transcript.agents)
+    parts = (transcript.question, f"answers: {answers}", f"vote: {transcript.vote or 'none'}")
+    return "e.g. " + " | ".join(textwrap.shorten(part, EXAMPLE_WIDTH) for part in parts)
 
 
 def _score_so_far(correct: Sequence[bool | None]) -> str:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,14 +18,17 @@ from mft_jax.config import (
     MeshConfig,
     TaskConfig,
 )
+from mft_jax.debate import Transcript
 from mft_jax.errors import UserError
 from mft_jax.experiment import Experiment, evaluate, run
 from mft_jax.prompts import GSM8K
+from mft_jax.report.outlook import describe_outlook
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.results import Result, read_results, write_results
 from mft_jax.runs.survey import find_damage, list_stages
 from mft_jax.session import open_session
 from mft_jax.setup import prepare
+from mft_jax.stages import describe_example
 from mft_jax.tasks import gsm8k, load_task
 from tests.small_run import SMALL, Remarks, adapters_of, lines
 
@@ -317,3 +321,22 @@ def test_a_run_ends_after_an_iteration_that_collapses(finished, shipped, tmp_pat
     budgets = dataclasses.replace(config, baselines=(*config.baselines, "majority@iteration_3"))
     assert find_damage(directory.store, budgets, experiment.setup.method.adapters) == []
     directory.store.release()
+
+
+def test_what_is_left_of_a_run(finished):
+    """A minute at least; more with many more iterations; nothing is known of a run that has not begun."""
+    config = finished[0].config()
+    assert describe_outlook(config).startswith("whole run: about 1 min left, memory ")
+    longer = describe_outlook(dataclasses.replace(config, iterations=200))
+    assert int(re.match(r"whole run: about (\d+)", longer)[1]) > 1
+    assert describe_outlook(dataclasses.replace(config, run_dir="runs/none")).startswith("memory ")
+
+
+def test_an_example_is_one_line(finished):
+    line = lines(finished[0].evaluation_file(1))[0]
+    answers = [agent["answers"][-1] for agent in line["agents"]]
+    shown = describe_example(Transcript.from_dict(line | {"question": "1 +\n2" + " + 3" * 100, "vote": None}))
+    question, *rest = shown.split(" | ")
+    assert question.startswith("e.g. 1 + 2 + 3")
+    assert question.endswith("[...]")
+    assert rest == [f"answers: {', '.join(answer or 'none' for answer in answers)}", "vote: none"]

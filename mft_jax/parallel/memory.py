@@ -3,9 +3,11 @@
 import ctypes
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # `mft --help` imports this module, but not JAX
+    import jax
     from jax.sharding import Mesh
 
 # Parameters of glibc's mallopt (malloc.h), and their values in bytes (arenas: a count).
@@ -28,9 +30,14 @@ def keep_freed_memory() -> bool:
 
 def peak_memory(mesh: "Mesh") -> int:
     """The most memory in use so far, in bytes: of this process on CPUs, of its fullest device elsewhere. 0: unknown."""
-    if mesh.devices.flat[0].platform == "cpu":
+    return peak_memory_of(mesh.local_devices)
+
+
+def peak_memory_of(devices: "Sequence[jax.Device]") -> int:
+    """As `peak_memory`, of these devices of this process."""
+    if devices[0].platform == "cpu":
         status = pathlib.Path("/proc/self/status")
         found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
         return int(found[1]) * 1024 if found else 0
-    stats = [device.memory_stats() or {} for device in mesh.local_devices]
+    stats = [device.memory_stats() or {} for device in devices]
     return max(own.get("peak_bytes_in_use", 0) for own in stats)

@@ -32,17 +32,17 @@ def _headline(status: "GridStatus") -> Text:
     parts = [f"{status.path}: {done} of {len(cells)} cells are done"]
     parts += [f"{failed} failed"] if failed else []
     if done < len(cells):
-        parts.append(f"time left: {time_left(status)}")
+        parts.append(f"time left: {time_left(status.seconds_left, status.is_whole)}")
     return literal("; ".join(parts) + ".")
 
 
-def time_left(status: "GridStatus") -> str:
-    """The estimate in words, such as "about 2 h 10 min"; "unknown" before any stage is finished."""
-    if status.seconds_left is None:
+def time_left(seconds: float | None, is_whole: bool) -> str:
+    """An estimate in words, such as "about 2 h 10 min"; "unknown" for None. `is_whole`: it has all kinds of stages."""
+    if seconds is None:
         return "unknown"
-    minutes = max(1, round(status.seconds_left / 60))
+    minutes = max(1, round(seconds / 60))
     span = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
-    return f"{'about' if status.is_whole else 'more than'} {span}"
+    return f"{'about' if is_whole else 'more than'} {span}"
 
 
 def _cells_table(status: "GridStatus") -> Table:

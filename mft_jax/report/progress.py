@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Protocol
 
 from rich.console import Console
@@ -28,6 +28,9 @@ class Stage(Protocol):
     def note(self, text: str) -> None:
         """Replaces the remark beside the bar, e.g. the accuracy so far or the loss."""
 
+    def show(self, example: str) -> None:
+        """Shows an example of what was done, on a terminal only."""
+
 
 class Reporter(Protocol):
     """Receives the progress and the remarks of an experiment."""
@@ -47,6 +50,9 @@ class _SilentStage:
     def note(self, text: str) -> None:
         del text
 
+    def show(self, example: str) -> None:
+        del example
+
 
 class SilentReporter:
     """Shows nothing. For notebooks and tests."""
@@ -63,11 +69,12 @@ class SilentReporter:
 class TerminalReporter:
     """Shows a live progress bar for the current stage, and prints one line for each finished stage.
 
-    If the output is not a terminal, only the lines are printed. Names and remarks are shown literally.
+    If the output is not a terminal, only the lines are printed. Names, remarks and examples are shown literally.
+    `outlook` is called at the start of each stage, and its text is shown beside the bar: what is left of the whole run.
     """
 
-    def __init__(self, console: Console):
-        self.console = console
+    def __init__(self, console: Console, outlook: Callable[[], str] = lambda: ""):
+        self.console, self.outlook = console, outlook
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int, unit: str, done: int = 0) -> Generator[Stage]:
@@ -75,10 +82,13 @@ class TerminalReporter:
             SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[unit]}  {task.fields[rate]}  {task.fields[note]}", markup=False),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[outlook]}", markup=False, style="dim"),
         )  # fmt: skip
+        outlook = clean(self.outlook()) if self.console.is_terminal else ""
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
-            bar = progress.add_task(clean(name), total=total, completed=done, unit=unit, rate="", note="")
+            bar = progress.add_task(
+                clean(name), total=total, completed=done, unit=unit, rate="", note="", outlook=outlook
+            )
             stage = _Bar(progress, bar, done)
             yield stage
         self.say(f"{name}: {stage.done} {unit}, {stage.summary}")  # fewer than `total` if debates ended early
@@ -100,6 +110,10 @@ class _Bar:
     def note(self, text: str) -> None:
         self.remark = clean(text)
         self.progress.update(self.bar, note=self.remark)
+
+    def show(self, example: str) -> None:
+        if self.progress.console.is_terminal:
+            self.progress.console.print(literal(example, "dim"), soft_wrap=True)
 
     @property
     def rate(self) -> str:

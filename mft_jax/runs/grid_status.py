@@ -17,7 +17,7 @@ from mft_jax.runs.grid_directory import GridDirectory
 from mft_jax.runs.results import Result
 from mft_jax.runs.shared_stages import read_record
 from mft_jax.runs.status import read_status
-from mft_jax.runs.survey import StageStatus
+from mft_jax.runs.survey import StageStatus, list_stages
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,14 @@ def _read_cell(directory: RunDirectory, cell: Cell, error: str | None) -> CellSt
         stages=own_stages(cell, status.stages),
         copied=copied,
     )
+
+
+def estimate_run(config: ExperimentConfig) -> tuple[float | None, bool]:
+    """The estimate of `estimate_seconds_left` for a single run, from the files in its directory, if there are any."""
+    directory = RunDirectory(config.run_dir)
+    cell = Cell(name="", method=config.method, model="", task="", override="", config=config)
+    stages = list_stages(directory.store, config) if directory.exists else ()
+    return estimate_seconds_left([CellStatus(cell=cell, state="running", stages=own_stages(cell, stages))])
 
 
 def own_stages(cell: Cell, stages: Sequence[StageStatus]) -> tuple[StageStatus, ...]:

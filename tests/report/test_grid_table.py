@@ -69,4 +69,4 @@ def test_means_over_seeds():
     [(None, False, "unknown"), (0.0, True, "about 1 min"), (100.0, False, "more than 2 min"), (3600.0, True, "about 1 h 0 min")],
 )  # fmt: skip
 def test_the_time_that_is_left(seconds, is_whole, words):
-    assert time_left(GridStatus(path="", cells=(), seconds_left=seconds, is_whole=is_whole)) == words
+    assert time_left(seconds, is_whole) == words

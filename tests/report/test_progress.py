@@ -52,3 +52,14 @@ def test_silence(capsys):
         stage.note("text")
     reporter.say("text")
     assert capsys.readouterr() == ("", "")
+
+
+def test_examples_and_what_is_left_are_shown_on_a_terminal_only(console):
+    calls = []
+    reporter = TerminalReporter(console, lambda: calls.append(1) or "whole run: about 3 min left")
+    with reporter.stage("debate", 2, "samples") as stage:
+        stage.advance(1, 0)
+        stage.show(HOSTILE)
+    written = console.file.getvalue()
+    assert ("about 3 min left" in written) == (PLAIN in written) == bool(calls) == console.is_terminal
+    assert "\x1b[2J" not in written
