@@ -137,7 +137,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         patch.setattr(sys, "argv", ["mft", "plots", "-o", str(tmp_path)])
         with pytest.raises(SystemExit):
             cli.main()
-    assert capsys.readouterr().err == "mft: mft plots needs results: give the directory of at least one run.\n"
+    assert capsys.readouterr().err == "mft: mft plots needs results: give the directory of at least one run or grid.\n"
     run.store.hold()
     write_results(run.store, [dataclasses.replace(BASE, accuracy=None, stderr=None)])
     run.release()
