@@ -327,7 +327,7 @@ def test_what_is_left_of_a_run(finished):
     """A minute at least; more with many more iterations; nothing is known of a run that has not begun."""
     config = finished[0].config()
     assert describe_outlook(config).startswith("whole run: about 1 min left, memory ")
-    longer = describe_outlook(dataclasses.replace(config, iterations=200))
+    longer = describe_outlook(dataclasses.replace(config, iterations=3000))
     assert int(re.match(r"whole run: about (\d+)", longer)[1]) > 1
     assert describe_outlook(dataclasses.replace(config, run_dir="runs/none")).startswith("memory ")
 
