@@ -59,7 +59,9 @@ def run_one_command(settings: ExperimentConfig, console: Console) -> None:
     from mft_jax.report.progress import TerminalReporter
     from mft_jax.report.table import render_results
 
-    results = run(settings, TerminalReporter(console, lambda: describe_outlook(settings)))
+    # It reads the run directory, which several hosts could only do together, whether they have a terminal or not.
+    outlook = (lambda: describe_outlook(settings)) if hosts.count() == 1 else (lambda: "")
+    results = run(settings, TerminalReporter(console, outlook))
     title = f"{settings.task.name}, {results[0].n} held-out questions" if results else None
     console.print(render_results(results, title))
     console.print(literal(f"Everything is in {settings.run_dir}."), soft_wrap=True)

@@ -11,6 +11,7 @@ import atexit
 import importlib.util
 import shutil
 import signal
+import sys
 import tempfile
 
 # A persistent compilation cache: each program is compiled once per test session. Subprocesses of tests share it.
@@ -80,6 +81,24 @@ def chromium():
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def mft(monkeypatch, capsys):
+    """mft("run", ...) is the command, in this process: (exit code, its output, its complaint)."""
+
+    from mft_jax import cli
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["mft", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+        except SystemExit as exit:
+            return exit.code, *capsys.readouterr()
+        return 0, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -52,22 +52,6 @@ def calls(monkeypatch):
 
 
 @pytest.fixture
-def mft(monkeypatch, capsys):
-    """mft("run", ...) is the command, in this process: (exit code, its output, its complaint)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["mft", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-        except SystemExit as exit:
-            return exit.code, *capsys.readouterr()
-        return 0, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
 def config_file(tmp_path):
     def write(name, **settings):
         path = tmp_path / name

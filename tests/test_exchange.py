@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ import pytest
 from flax import nnx
 
 import mft_jax
-from mft_jax import cli, experiment, stages
+from mft_jax import experiment, stages
 from mft_jax.base_model import CHECKPOINT
 from mft_jax.config import (
     DebateConfig,
@@ -95,22 +94,6 @@ def exported(finished, tmp_path_factory):
     out = tmp_path_factory.mktemp("exported") / "society"
     mft_jax.export(finished[0].path, out)
     return out
-
-
-@pytest.fixture
-def mft(monkeypatch, capsys, tmp_path):
-    """mft("run", ...) is the command, in this process: (exit code, its output, its complaint)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["mft", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-        except SystemExit as exit:
-            return exit.code, *capsys.readouterr()
-        return 0, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from mft_jax.errors import UserError
 from mft_jax.grid import plan_cells, run_grid
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.grid_status import read_grid_status
+from mft_jax.runs.outcomes import read_outcomes
 from mft_jax.sampling import Sampler
 from tests.small_run import SMALL, Remarks, run_files
 
@@ -229,3 +230,15 @@ def test_the_table_of_a_grid(undisturbed, capsys, monkeypatch):
     assert headings[:3] == ["method", "setting", "accuracy, %"]
     assert names == {("majority", "plain"), ("majority@2", "plain"), ("debate", "plain"), ("debate", "cool")}
     assert [row[4] for row in rows if row[0] == "majority@2"] == ["0 : 0"]  # it has the same answers
+
+
+def test_outcomes_of_several_directories_are_told_apart_by_their_names(undisturbed):
+    """Unless they are the same answers at the same cost, such as those of cells with the same baselines."""
+    folder, *_ = undisturbed
+    debates = [folder / "grid" / name for name in ("debate-plain", "debate-cool")]
+    labels = lambda *paths: [(own.result.method, own.label) for own in read_outcomes(paths)]
+    assert labels(debates[0]) == [("debate", "")]
+    assert labels(*debates) == [("debate", str(path)) for path in debates]
+    assert labels(folder / "grid", debates[0])[:3] == [
+        ("majority", f"{folder / 'grid'}, plain"), ("majority@2", f"{folder / 'grid'}, plain"), ("debate", "")
+    ]  # fmt: skip

@@ -39,19 +39,17 @@ def run_directories(path: str | pathlib.Path) -> list[tuple[RunDirectory, str]]:
 def read_outcomes(paths: Sequence[str | pathlib.Path]) -> list[Outcome]:
     """All outcomes in the runs and grids, in their order. Outcomes that several cells of a seed share are given once.
 
-    Cells and runs without results yet are left out. If several single runs are given, the directory is their label.
-    Raises UserError if there are no results at all.
+    Cells and runs without results yet are left out. If several directories are given that are not just repetitions with
+    other seeds, the directory is a part of the label. Raises UserError if there are no results at all.
     """
     runs = [(run, label, path) for path in paths for run, label in run_directories(path)]
-    names_runs = sum(not is_grid(path) for path in paths) > 1
-    seeds = {run.path: run.config().seed for run, _, _ in runs}
-    if names_runs and len({seeds[run.path] for run, _, _ in runs}) == len(runs):
-        names_runs = False  # repetitions with different seeds
+    seeds = [run.config().seed for run, _, _ in runs]
+    names_paths = len(paths) > 1 and len(set(seeds)) < len(seeds)
     found: list[Outcome] = []
-    for run, label, path in runs:
-        label = label or (str(path) if names_runs and not is_grid(path) else "")
+    for (run, label, path), seed in zip(runs, seeds, strict=True):
+        parts = [str(path)] * names_paths + [label] * bool(label)
         if run.store.exists(layout.RESULTS):
-            found += _read_run(run, label, seeds[run.path])
+            found += _read_run(run, ", ".join(parts), seed)
     if not found:
         raise UserError(f"There are no results in {', '.join(map(str, paths))}: `mft run` makes them.")
     return _without_copies(found)
@@ -69,24 +67,23 @@ def _read_run(run: RunDirectory, label: str, seed: int) -> list[Outcome]:
 
 
 def _without_copies(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The outcomes without repetitions of methods that are not finetuned.
-
-    Cells of one seed often have the same baselines. One with the same answers and cost in every label loses its label.
-    """
-    kept: dict[tuple, Outcome] = {}
+    """The outcomes without copies. A copy with another label, such as the same baseline in several cells, has no label."""
+    kept: list[Outcome] = []
     for own in outcomes:
-        result, key = own.result, (own.result.task, own.result.method, own.result.iteration, own.seed)
-        if result.iteration:
-            kept[*key, own.label] = own
-            continue
-        same = next((one for (*start, _), one in kept.items() if tuple(start) == key and _equal(one, own)), None)
-        if same is None:
-            kept[*key, own.label] = own
-        elif same.label != own.label:
-            place = next(place for place, one in kept.items() if one is same)
-            kept[place] = dataclasses.replace(same, label="")
-    return list(kept.values())
+        place = next((n for n, one in enumerate(kept) if _is_copy(one, own)), None)
+        if place is None:
+            kept.append(own)
+        elif kept[place].label != own.label:
+            kept[place] = dataclasses.replace(kept[place], label="")
+    return kept
 
 
-def _equal(one: Outcome, other: Outcome) -> bool:
-    return one.correct == other.correct and one.result.new_tokens == other.result.new_tokens
+def _is_copy(one: Outcome, other: Outcome) -> bool:
+    """Whether two outcomes are the same computation: of one seed, with the same answers and cost.
+
+    Finetuned agents of different labels are never copies, even if they happen to answer alike.
+    """
+    identity = lambda own: (own.result.task, own.result.method, own.result.iteration, own.seed, own.result.new_tokens)
+    if identity(one) != identity(other) or (other.result.iteration and one.label != other.label):
+        return False
+    return one.correct == other.correct

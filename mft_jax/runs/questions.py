@@ -43,12 +43,8 @@ def keep_questions(store: Store, task: "Task", say: Callable[[str], None] = lamb
 
 def count_questions(store: Store) -> tuple[int, int] | None:
     """(training questions, evaluation questions) of a run; None if the file is missing or damaged."""
-    data = store.read_if_exists(layout.QUESTIONS)
-    try:
-        listing = json.loads(data or b"")
-        return len(listing["train"]), len(listing["eval"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
+    ids = question_ids(store)
+    return None if ids is None else (len(ids[0]), len(ids[1]))
 
 
 def question_ids(store: Store) -> tuple[frozenset[str], frozenset[str]] | None:

@@ -1,12 +1,12 @@
 """Which questions are proposed, which verdicts are made and recorded, and the command that does it."""
 
+import functools
 import json
 import re
 import shutil
 
 import pytest
 
-from mft_jax import cli
 from mft_jax.errors import UserError
 from mft_jax.finetuning.feedback import Place
 from mft_jax.runs import layout
@@ -39,19 +39,9 @@ def made(unfinished, tmp_path):
 
 
 @pytest.fixture
-def mft(made, monkeypatch, capsys):
-    """mft("--limit", 3) is `mft review RUN_DIR --limit 3`: (exit code, its output, its complaint)."""
-
-    def review(*arguments):
-        monkeypatch.setattr("sys.argv", ["mft", "review", str(made.path), *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-        except SystemExit as exit:
-            return exit.code, *capsys.readouterr()
-        return 0, *capsys.readouterr()
-
-    return review
+def review(made, mft):
+    """review("--limit", 3) is `mft review RUN_DIR --limit 3`: (exit code, its output, its complaint)."""
+    return functools.partial(mft, "review", made.path)
 
 
 def proposed(made):
@@ -117,9 +107,9 @@ def test_a_run_without_a_debate_has_nothing_to_review(tmp_path):
         Review(tmp_path / "none")
 
 
-def test_the_command_shows_proposals(mft, monkeypatch):
+def test_the_command_shows_proposals(review, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
-    code, said, _ = mft("--limit", 2)
+    code, said, _ = review("--limit", 2)
     assert code == 0
     assert [line.rstrip() for line in said.splitlines()] == [
         "split  split vote 67 %, flips between rounds 67 %",
@@ -132,8 +122,8 @@ def test_the_command_shows_proposals(mft, monkeypatch):
         "",
         "4 debated questions, 0 of them settled by verdicts; 2 are shown.",
     ]
-    assert "What [red]is 1?" in mft("--question", "open")[1]  # neither markup nor a terminal escape
-    shown = json.loads(mft("--json")[1])
+    assert "What [red]is 1?" in review("--question", "open")[1]  # neither markup nor a terminal escape
+    shown = json.loads(review("--json")[1])
     assert [own["id"] for own in shown] == ["split", "flips", "open", "sure"]
     assert shown[0]["debates"] == [
         {"iteration": 1, "answers": [["3", "4"], ["3", "3"], ["3", None]], "votes": ["3", "3"]}
@@ -141,21 +131,21 @@ def test_the_command_shows_proposals(mft, monkeypatch):
     assert "gold" not in json.dumps(shown)
 
 
-def test_the_command_records_verdicts(mft, made, tmp_path):
+def test_the_command_records_verdicts(review, made, tmp_path):
     path = made.store.path(layout.FEEDBACK)
-    assert mft("--question", "split", "--answer", "4.0") == (
+    assert review("--question", "split", "--answer", "4.0") == (
         0, f"1 new verdicts are in {path}; the next iteration uses them.\n", "",
     )  # fmt: skip
-    assert mft("--question", "flips", "--wrong", 1, 2, "--best", 3, "--round", 1)[0] == 0
+    assert review("--question", "flips", "--wrong", 1, 2, "--best", 3, "--round", 1)[0] == 0
     marks = [json.loads(line) for line in path.read_text().splitlines()]
     assert [own.get("answer", own.get("mark")) for own in marks] == ["4", "wrong", "wrong", "best"]
-    code, said, _ = mft("--simulate", 1, "--out", tmp_path / "some.jsonl")
+    code, said, _ = review("--simulate", 1, "--out", tmp_path / "some.jsonl")
     assert (code, said) == (0, f"1 simulated verdicts are in {tmp_path / 'some.jsonl'}.\n")
     assert read_file_of_verdicts(tmp_path / "some.jsonl", "arithmetic")[0].simulated
     assert len(path.read_text().splitlines()) == 4
-    assert mft("--add", tmp_path / "some.jsonl")[0] == 0
+    assert review("--add", tmp_path / "some.jsonl")[0] == 0
     assert len(path.read_text().splitlines()) == 5
-    assert "0 new verdicts" in mft("--add", path)[1]
+    assert "0 new verdicts" in review("--add", path)[1]
 
 
 @pytest.mark.parametrize(
@@ -168,18 +158,18 @@ def test_the_command_records_verdicts(mft, made, tmp_path):
         (("--add", "none.jsonl"), "none.jsonl cannot be read"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(mft, made, arguments, complaint):
-    code, said, problem = mft(*arguments)
+def test_options_that_do_not_go_together_are_refused(review, made, arguments, complaint):
+    code, said, problem = review(*arguments)
     assert (code, said) == (1, "")
     assert complaint in problem
     assert not made.store.exists(layout.FEEDBACK)
 
 
-def test_a_file_of_another_run_is_refused(mft, made, tmp_path):
+def test_a_file_of_another_run_is_refused(review, made, tmp_path):
     other = tmp_path / "other.jsonl"
     other.write_text('{"id": "t9", "answer": "1", "time": "2026-01-01"}\n')
-    code, _, problem = mft("--add", other)
+    code, _, problem = review("--add", other)
     assert code == 1
     assert "does not belong to" in problem
     other.write_text("{")
-    assert f"{other}, line 1: not valid JSON" in mft("--add", other)[2]
+    assert f"{other}, line 1: not valid JSON" in review("--add", other)[2]
