@@ -43,18 +43,26 @@ def keep_questions(store: Store, task: "Task", say: Callable[[str], None] = lamb
 
 def count_questions(store: Store) -> tuple[int, int] | None:
     """(training questions, evaluation questions) of a run; None if the file is missing or damaged."""
-    ids = question_ids(store)
+    ids = _read_ids(store)
     return None if ids is None else (len(ids[0]), len(ids[1]))
 
 
 def question_ids(store: Store) -> tuple[frozenset[str], frozenset[str]] | None:
     """The ids of the (training, evaluation) questions of a run; None if the file is missing or damaged."""
+    ids = _read_ids(store)
+    return None if ids is None else (frozenset(ids[0]), frozenset(ids[1]))
+
+
+def _read_ids(store: Store) -> tuple[list[str], list[str]] | None:
+    """The two lists of ids; None if the file is missing or damaged."""
     data = store.read_if_exists(layout.QUESTIONS)
     try:
         listing = json.loads(data or b"")
-        return frozenset(listing["train"]), frozenset(listing["eval"])
+        ids = listing["train"], listing["eval"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
+    is_intact = all(isinstance(own, list) and all(isinstance(id, str) for id in own) for own in ids)
+    return ids if is_intact else None
 
 
 def _list_questions(task: "Task") -> dict[str, Any]:
