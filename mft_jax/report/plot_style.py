@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # importing matplotlib takes a second
     from matplotlib.figure import Figure
 
-# Okabe and Ito 2008, without yellow, which is too light for lines. Black is for the curve that all plots share.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+# The colours and symbols of the report's charts, in their order (page/style.css and page/script/charts.js). The first six
+# colours are those of Okabe and Ito 2008, without yellow, which is too light for lines. Black is for the curve that all
+# plots share.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#332288", "#555555")
+MARKERS = ("o", "s", "^", "D", "P", "*")  # circle, square, triangle, diamond, cross, star
 REFERENCE = "#000000"
 SIZE = (6.4, 4.2)  # inches
 
@@ -39,10 +41,10 @@ def style() -> Generator[None]:
 
 
 def looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The colour and marker of each name. No two names look the same unless there are more than 24."""
+    """The colour and marker of each name. No two names look the same unless there are more than 48."""
     count = len(COLOURS)
     return {
-        name: {"color": COLOURS[index % count], "marker": MARKERS[(index + index // count) % len(MARKERS)]}
+        name: {"color": COLOURS[index % count], "marker": MARKERS[(index % count + index // count) % len(MARKERS)]}
         for index, name in enumerate(names)
     }
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # importing these modules takes seconds
 
     from mft_jax.runs.results import Result
 
+_BESIDE = 0.04  # iterations between two points at iteration 0
 NO_CURVE = "no majority@k: evaluate the baseline majority for it"
 
 
@@ -102,29 +103,31 @@ def compute_plot(results: "Sequence[Result]", points: Sequence[Point], task: str
 
 
 def iterations_plot(points: Sequence[Point], task: str) -> "Figure":
-    """Accuracy over iterations of the finetuned methods; methods without finetuning are horizontal lines."""
+    """Accuracy over iterations. Methods without finetuning are points at iteration 0 with a horizontal line.
+
+    These points are a little beside each other, so that their error bars can be told apart.
+    """
     with style():
         figure, axes = _figure()
+        untuned = [point.method for point in points if not point.iteration]
         for method, look in looks(_names(points)).items():
-            own = [point for point in points if point.method == method and point.iteration]
-            if own:
-                axes.errorbar(
-                    [point.iteration for point in own], [point.accuracy for point in own],
-                    [point.stderr for point in own], label=method, markersize=6, linewidth=1.4, **look,
-                )  # fmt: skip
-            for point in points:
-                if point.method == method and not point.iteration:
-                    axes.axhline(point.accuracy, color=look["color"], linestyle="--", linewidth=1.2, label=method)
-        axes.set_xticks(sorted({point.iteration for point in points if point.iteration}))
+            own = [point for point in points if point.method == method]
+            if method in untuned:
+                axes.axhline(own[0].accuracy, color=look["color"], linestyle="--", linewidth=1, alpha=0.6)
+            axes.errorbar(
+                [point.iteration or _BESIDE * untuned.index(method) for point in own],
+                [point.accuracy for point in own], [point.stderr for point in own],
+                label=method, markersize=6, linewidth=1.4, **look,
+            )  # fmt: skip
+        axes.set_xticks(sorted({point.iteration for point in points}))
         axes.set_xlabel("iteration")
         _finish(axes, task)
     return figure
 
 
 def _names(points: Sequence[Point]) -> list[str]:
-    """The methods, finetuned ones first. They have the same looks in all plots of a task."""
-    tuned = [point.method for point in points if point.iteration]
-    return list(dict.fromkeys([*tuned, *(point.method for point in points)]))
+    """The methods in the order of the results, as in the report. They have the same looks in all plots of a task."""
+    return list(dict.fromkeys(point.method for point in points))
 
 
 def _draw_majority(axes: "Axes", results: "Sequence[Result]", cumulative: bool) -> None:

@@ -1,4 +1,6 @@
 import dataclasses
+import pathlib
+import re
 import sys
 
 import numpy as np
@@ -8,6 +10,7 @@ from mft_jax import cli
 from mft_jax.config import from_dict
 from mft_jax.metrics.ledger import Cost, Ledger
 from mft_jax.metrics.vote_curve import VotePoint
+from mft_jax.report import plot_style
 from mft_jax.report.plot_style import looks
 from mft_jax.report.plots import NO_CURVE, encode_plots, make_plots
 from mft_jax.report.plotted_runs import PlottedRun, merge_runs
@@ -61,8 +64,11 @@ def test_accuracy_over_iterations():
     figure = make_plots([BASE, MAJORITY, *TUNED])["arithmetic_iterations"]
     found = lines(figure)
     assert found["multiagent_ft"] == ([1, 2], pytest.approx([70, 80]))
-    assert found["base"][1] == pytest.approx([55, 55])  # a horizontal line
-    assert figure.axes[0].get_xticks().tolist() == [1, 2]
+    assert found["base"] == ([0], pytest.approx([55]))
+    assert found["majority"] == ([0.04], pytest.approx([65]))  # beside the other
+    levels = [line.get_ydata() for line in figure.axes[0].get_lines() if line.get_linestyle() == "--"]
+    assert [list(level) for level in levels] == [pytest.approx([55, 55]), pytest.approx([65, 65])]
+    assert figure.axes[0].get_xticks().tolist() == [0, 1, 2]
     colours = [
         {bar.get_label(): bar.lines[0].get_color() for bar in own.axes[0].containers}["multiagent_ft"]
         for own in make_plots([BASE, MAJORITY, *TUNED]).values()
@@ -115,9 +121,18 @@ def test_a_baseline_of_two_methods_is_drawn_once_and_other_settings_get_other_na
     assert merge_runs([]) == []
 
 
-def test_twenty_methods_look_different():
-    found = looks([str(number) for number in range(24)])
-    assert len({tuple(look.values()) for look in found.values()}) == 24
+def test_forty_methods_look_different():
+    found = looks([str(number) for number in range(48)])
+    assert len({tuple(look.values()) for look in found.values()}) == 48
+
+
+def test_the_report_has_the_same_colours_and_symbols():
+    page = pathlib.Path(plot_style.__file__).with_name("page")
+    light = (page / "style.css").read_text().partition("@media")[0]
+    assert tuple(re.findall(r"--c\d: (#\w{6});", light)) == plot_style.COLOURS
+    (symbols,) = re.findall(r"const SYMBOLS = \[(.*)\];", (page / "script" / "charts.js").read_text())
+    names = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "cross": "P", "star": "*"}
+    assert tuple(names[symbol.strip('"')] for symbol in symbols.split(", ")) == plot_style.MARKERS
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):

@@ -17,8 +17,13 @@ function figure(title, note, draw) {
   return node;
 }
 
+const SYMBOLS = ["circle", "square", "triangle", "diamond", "cross", "star"];
+
 /** Colour options of a chart whose series are `names`; the same name has the same colour in all charts of `names`. */
 const colours = (names) => ({domain: names, range: names.map((_, i) => PALETTE[i % PALETTE.length]), legend: names.length > 1});
+
+/** Symbol options, as those for colours. Names with the same colour have different symbols. */
+const symbols = (names) => ({domain: names, range: names.map((_, i) => SYMBOLS[((i % PALETTE.length) + Math.floor(i / PALETTE.length)) % SYMBOLS.length])});
 
 const bySeries = {stroke: "series", z: "series"};
 const seriesDot = {...bySeries, fill: "series", symbol: "series", r: 4, tip: true};
@@ -70,7 +75,7 @@ const PLOT_STYLE = {background: "transparent", fontFamily: "inherit", fontSize: 
 function plot(width, options) {
   return Plot.plot({
     width, height: Math.min(340, Math.max(220, width * 0.55)), marginLeft: 48, marginBottom: 38, style: PLOT_STYLE,
-    symbol: {domain: seriesNames()}, ...options,
+    symbol: symbols(seriesNames()), ...options,
   });
 }
 
