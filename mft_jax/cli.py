@@ -54,14 +54,17 @@ def run_command(options: Run, console: Console) -> None:
 
 
 def run_one_command(settings: ExperimentConfig, console: Console) -> None:
+    from mft_jax.bench.device import peak_of_run
     from mft_jax.experiment import run
     from mft_jax.report.outlook import describe_outlook
     from mft_jax.report.progress import TerminalReporter
     from mft_jax.report.table import render_results
 
-    # It reads the run directory, which several hosts could only do together, whether they have a terminal or not.
-    outlook = (lambda: describe_outlook(settings)) if hosts.count() == 1 else (lambda: "")
-    results = run(settings, TerminalReporter(console, outlook))
+    reporter = TerminalReporter(console)
+    if hosts.count() == 1:  # reading the run directory and measuring would have to be done by all hosts together
+        outlook, peak = lambda: describe_outlook(settings), lambda: peak_of_run(settings)
+        reporter = TerminalReporter(console, outlook, peak)
+    results = run(settings, reporter)
     title = f"{settings.task.name}, {results[0].n} held-out questions" if results else None
     console.print(render_results(results, title))
     console.print(literal(f"Everything is in {settings.run_dir}."), soft_wrap=True)

@@ -11,19 +11,20 @@ from mft_jax.errors import UserError
 from mft_jax.finetuning import Plan, hyper_of, train
 from mft_jax.metrics.accuracy import accuracy
 from mft_jax.metrics.costs import finetuning_cost, sampling_cost
-from mft_jax.metrics.ledger import Cost
+from mft_jax.metrics.ledger import Cost, total
 from mft_jax.models.society import Society
 from mft_jax.parallel.memory import peak_memory
 from mft_jax.parallel.mesh import society_shardings
 from mft_jax.parallel.placement import to_devices
 from mft_jax.programs.train import Metrics, TrainState, init_state
-from mft_jax.report.progress import Reporter
+from mft_jax.report.progress import Reporter, Stage
 from mft_jax.runs.checkpoint_info import CheckpointInfo
 from mft_jax.runs.checkpoints import Checkpoints
 from mft_jax.runs.metrics_log import MetricsLogger
 from mft_jax.runs.shared_stages import begin_stage
 from mft_jax.runs.stage_file import StageFile
 from mft_jax.runs.store import Store
+from mft_jax.sampling import Usage
 from mft_jax.session import Session
 from mft_jax.setup import Setup
 from mft_jax.stage_inputs import stage_inputs
@@ -57,8 +58,7 @@ def run_debate(
         with reporter.stage(title, debate.samples(len(questions)), "samples", done=debate.samples(file.done)) as stage:
             for part in missing:
                 started, late = time.perf_counter(), grader.timeouts()
-                transcripts, usages = debate.run(questions[part.start : part.stop], stage.advance)
-                cost = sampling_cost(usages, setup.session.model, setup.config.lora)
+                transcripts, cost = _run_chunk(debate, questions[part.start : part.stop], setup, stage)
                 seconds, memory = time.perf_counter() - started, peak_memory(setup.session.mesh)
                 cost = dataclasses.replace(cost, wall_seconds=seconds, peak_memory_bytes=memory)
                 counts = turn_counts(transcripts) | {"grading_timeouts": grader.timeouts() - late}
@@ -71,6 +71,20 @@ def run_debate(
     if missing and remark:
         reporter.say(f"{title}: {remark}")
     return [Transcript.from_dict(line) for line in file.lines()]
+
+
+def _run_chunk(
+    debate: Debate, questions: Sequence[Question], setup: Setup, stage: Stage
+) -> tuple[list[Transcript], Cost]:
+    """The debates on these questions, and their cost as `sampling_cost` gives it. `stage` shows the progress."""
+    costs: list[Cost] = []
+
+    def on_usages(usages: Sequence[Usage]) -> None:
+        costs.append(sampling_cost(usages, setup.session.model, setup.config.lora))
+        stage.add_flops(costs[-1].flops)
+
+    transcripts, _ = debate.run(questions, stage.advance, on_usages=on_usages)
+    return transcripts, total(costs)
 
 
 def describe_counts(counts: dict[str, int]) -> str:
@@ -134,6 +148,7 @@ class Finetuning:
                 scalars = scalars_of(plan, metrics)
                 self.logger.log(plan.iteration, "finetune", done, **scalars)
                 stage.advance(1, plan.tokens(done - 1))
+                stage.add_flops(finetuning_cost(plan, done - 1, done, setup.session.model, lora).flops)
                 stage.note(f"loss {scalars['loss']:.3f}")
 
             def on_save(done: int, state: TrainState, busy: float) -> None:

@@ -1,5 +1,7 @@
 """A run of a few questions with the included model, and how to read what it leaves behind."""
 
+import collections
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -39,10 +41,16 @@ SMALL = ExperimentConfig(
 
 
 class Remarks(SilentReporter):
-    """Remembers what the run said."""
+    """Remembers what the run said, and the FLOPs that it reported for each stage."""
 
     def __init__(self):
-        self.said = []
+        self.said, self.flops = [], collections.Counter()
+
+    @contextlib.contextmanager
+    def stage(self, name, total, unit, done=0):
+        with super().stage(name, total, unit, done) as stage:
+            stage.add_flops = lambda flops: self.flops.update({name: flops})
+            yield stage
 
     def say(self, text):
         self.said.append(text)

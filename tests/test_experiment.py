@@ -48,6 +48,14 @@ def test_results_count_every_method_and_its_cost(finished):
     assert raw[2]["new_tokens"] > raw[1]["new_tokens"] > raw[0]["new_tokens"]
 
 
+def test_the_flops_that_are_reported_are_those_of_the_ledger(finished):
+    _, results, remarks = finished
+    evaluations = sum(result.ledger.evaluation.flops for result in results)
+    assert sum(remarks.flops.values()) == results[-1].ledger.training.flops + evaluations
+    finetuning = [flops for name, flops in remarks.flops.items() if name.endswith("finetuning")]
+    assert finetuning == [result.ledger.finetuning.flops for result in results if result.iteration]
+
+
 def test_transcripts_hold_the_whole_debate(finished):
     directory, results, _ = finished
     debates = lines(directory.debate_file(1))

@@ -45,16 +45,24 @@ class Debate:
         return questions * self.protocol.samples
 
     def run(
-        self, questions: Sequence[Question], on_progress: Progress | None = None, watcher: Watcher | None = None
+        self,
+        questions: Sequence[Question],
+        on_progress: Progress | None = None,
+        watcher: Watcher | None = None,
+        on_usages: Callable[[Sequence[Usage]], None] | None = None,
     ) -> tuple[list[Transcript], list[Usage]]:
         """Runs one debate per question. Returns the transcripts in the order of the questions, and the sampling cost.
 
-        `watcher` is told every text as it is sampled. Raises NonFiniteLogits if the logits of a speaker are NaN or infinite.
+        `watcher` is told every text as it is sampled, and `on_usages` the cost of each call of the sampler. Raises
+        NonFiniteLogits if the logits of a speaker are NaN or infinite.
         """
         debates = [QuestionDebate(question, self.task, self.protocol, self.seed) for question in questions]
         usages: list[Usage] = []
         while waiting := [debate for debate in debates if debate.pending()]:
-            usages += self._sample_pending(waiting, on_progress, watcher)
+            spent = self._sample_pending(waiting, on_progress, watcher)
+            usages += spent
+            if on_usages is not None:
+                on_usages(spent)
         return decide(lambda: _map_in_threads(QuestionDebate.transcript, debates)), usages
 
     def _sample_pending(

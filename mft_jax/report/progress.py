@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from mft_jax.report.table import percent
 from mft_jax.report.text import clean, literal
 
 
@@ -24,6 +25,9 @@ class Stage(Protocol):
 
     def advance(self, done: int, tokens: int) -> None:
         """Reports that `done` more units of work (samples, steps) and `tokens` more tokens are done."""
+
+    def add_flops(self, flops: int) -> None:
+        """Reports FLOPs that the algorithm needed, by `mft_jax.metrics.flops`, since the last call."""
 
     def note(self, text: str) -> None:
         """Replaces the remark beside the bar, e.g. the accuracy so far or the loss."""
@@ -46,6 +50,9 @@ class Reporter(Protocol):
 class _SilentStage:
     def advance(self, done: int, tokens: int) -> None:
         del done, tokens
+
+    def add_flops(self, flops: int) -> None:
+        del flops
 
     def note(self, text: str) -> None:
         del text
@@ -70,11 +77,15 @@ class TerminalReporter:
     """Shows a live progress bar for the current stage, and prints one line for each finished stage.
 
     If the output is not a terminal, only the lines are printed. Names, remarks and examples are shown literally.
-    `outlook` is called at the start of each stage, and its text is shown beside the bar: what is left of the whole run.
+    Two functions are called at the start of each stage, on a terminal only. The text of `outlook` is shown beside the
+    bar: what is left of the whole run. `peak` gives the most FLOPs per second that the devices reach, or None if that is
+    not known: the share of it that the stage reaches is shown beside its speed.
     """
 
-    def __init__(self, console: Console, outlook: Callable[[], str] = lambda: ""):
-        self.console, self.outlook = console, outlook
+    def __init__(
+        self, console: Console, outlook: Callable[[], str] = lambda: "", peak: Callable[[], float | None] = lambda: None
+    ):
+        self.console, self.outlook, self.peak = console, outlook, peak
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int, unit: str, done: int = 0) -> Generator[Stage]:
@@ -84,12 +95,13 @@ class TerminalReporter:
             TextColumn("{task.fields[unit]}  {task.fields[rate]}  {task.fields[note]}", markup=False),
             TimeRemainingColumn(), TextColumn("{task.fields[outlook]}", markup=False, style="dim"),
         )  # fmt: skip
-        outlook = clean(self.outlook()) if self.console.is_terminal else ""
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+        is_live = self.console.is_terminal
+        outlook, peak = (clean(self.outlook()), self.peak()) if is_live else ("", None)
+        with Progress(*columns, console=self.console, transient=True, disable=not is_live) as progress:
             bar = progress.add_task(
                 clean(name), total=total, completed=done, unit=unit, rate="", note="", outlook=outlook
             )
-            stage = _Bar(progress, bar, done)
+            stage = _Bar(progress, bar, done, peak)
             yield stage
         self.say(f"{name}: {stage.done} {unit}, {stage.summary}")  # fewer than `total` if debates ended early
 
@@ -98,14 +110,22 @@ class TerminalReporter:
 
 
 class _Bar:
-    def __init__(self, progress: Progress, bar: TaskID, done: int):
-        self.progress, self.bar, self.done = progress, bar, done
+    def __init__(self, progress: Progress, bar: TaskID, done: int, peak: float | None):
+        self.progress, self.bar, self.done, self.peak = progress, bar, done, peak
         self.started, self.tokens, self.remark = time.perf_counter(), 0, ""
+        self.flops, self.share = 0, ""
 
     def advance(self, done: int, tokens: int) -> None:
         self.done += done
         self.tokens += tokens
         self.progress.update(self.bar, advance=done, rate=self.rate)
+
+    def add_flops(self, flops: int) -> None:
+        self.flops += flops
+        if self.peak:
+            share = self.flops / self._seconds / self.peak
+            self.share = f"{percent(share)} of the matmul peak"
+            self.progress.update(self.bar, rate=self.rate)
 
     def note(self, text: str) -> None:
         self.remark = clean(text)
@@ -117,10 +137,15 @@ class _Bar:
 
     @property
     def rate(self) -> str:
-        return f"{self.tokens / max(time.perf_counter() - self.started, 1e-9):,.0f} tokens/s" if self.tokens else ""
+        speed = f"{self.tokens / self._seconds:,.0f} tokens/s" if self.tokens else ""
+        return ", ".join(part for part in (speed, self.share) if part)
+
+    @property
+    def _seconds(self) -> float:
+        return max(time.perf_counter() - self.started, 1e-9)
 
     @property
     def summary(self) -> str:
         """Time, speed and last remark of the stage, for the line that is printed at its end."""
-        parts = [f"{time.perf_counter() - self.started:.1f} s", self.rate, self.remark]
+        parts = [f"{self._seconds:.1f} s", self.rate, self.remark]
         return ", ".join(part for part in parts if part)

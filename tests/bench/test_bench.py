@@ -8,7 +8,7 @@ import jax
 import pytest
 from rich.console import Console
 
-from mft_jax.bench import Limits, run_bench, sampling
+from mft_jax.bench import Limits, device, run_bench, sampling
 from mft_jax.bench.measurement import Work, measure, read_report, write_report
 from mft_jax.bench.sampling import decode_work, prefill_work
 from mft_jax.bench.stopwatch import timed
@@ -149,3 +149,24 @@ def test_what_cannot_be_measured(session, tmp_path):
         run_bench(dataclasses.replace(CONFIG, method="debate"), session=session)
     with pytest.raises(UserError, match=r"nowhere\.json cannot be read \(No such file or directory\): give a file"):
         read_report(tmp_path / "nowhere.json")
+
+
+def test_the_peak_of_a_run_is_measured_once_for_all_its_devices(monkeypatch):
+    calls = []
+    monkeypatch.setattr(device, "time_runs", lambda call, repeats: calls.append(call().dtype) or [0.5, 0.25])
+    config = dataclasses.replace(CONFIG, mesh=MeshConfig(data=2), model=ModelSource(compute_dtype="bfloat16"))
+    device.peak_of_run.cache_clear()
+    assert [device.peak_of_run(config) for _ in range(2)] == [
+        2 * 1024**3 / 0.25
+    ] * 2  # devices of a CPU share its cores
+    assert calls == ["bfloat16"]
+
+
+def test_without_memory_for_a_matmul_the_peak_is_not_known(monkeypatch):
+    def fail(mesh, dtype):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")
+
+    monkeypatch.setattr(device, "measure_matmul", fail)
+    device.peak_of_run.cache_clear()
+    assert device.peak_of_run(CONFIG) is None
+    device.peak_of_run.cache_clear()

@@ -1,4 +1,6 @@
 import io
+import re
+import time
 
 import pytest
 from rich.console import Console
@@ -22,6 +24,31 @@ def test_a_stage_leaves_one_line(console):
     last = console.file.getvalue().rstrip("\n").rpartition("\n")[2]
     assert "finetuning: 40 steps, " in last
     assert last.endswith("tokens/s, loss 0.123")
+
+
+def test_the_share_of_the_peak_is_shown_on_a_terminal_only(console):
+    calls = []
+    reporter = TerminalReporter(console, peak=lambda: calls.append(1) or 1e-6)  # FLOPs per second
+    with reporter.stage("debate", 2, "samples") as stage:
+        stage.advance(1, 10)
+        stage.add_flops(0)
+        assert stage.summary.endswith("0.0 % of the matmul peak") == console.is_terminal
+        stage.add_flops(600)
+        stage.add_flops(400)
+        time.sleep(0.01)
+        stage.add_flops(0)
+    last = console.file.getvalue().rstrip("\n").rpartition("\n")[2]
+    shown = re.search(r" tokens/s, (\d+) % of the matmul peak$", last)
+    assert bool(shown) == bool(calls) == console.is_terminal
+    if shown:  # 1000 FLOPs in more than 0.01 seconds
+        assert 1 < int(shown[1]) < 100 * 1000 / 0.01 / 1e-6
+
+
+def test_no_share_is_shown_if_the_peak_is_not_known(console):
+    with TerminalReporter(console, peak=lambda: None).stage("debate", 1, "samples") as stage:
+        stage.advance(1, 10)
+        stage.add_flops(1000)
+        assert stage.summary.endswith(" tokens/s")
 
 
 def test_names_and_remarks_are_shown_literally(console):
