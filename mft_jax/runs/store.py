@@ -1,22 +1,22 @@
 """The store of a run, which reads and writes all its files except those of Orbax.
 
 Files are immutable objects, named by relative POSIX paths ("iteration_1/debate/train.jsonl"). They are written and
-replaced as a whole, and never appended to or truncated. Object stores such as gs:// offer the same operations. Only the
-process that holds the store writes to it. Errors of the operating system are raised as a UserError that names the file.
+replaced as a whole, and never appended to or truncated. A store is a local directory, or a place in a bucket of Google
+Cloud Storage ("gs://BUCKET/PATH"). Only the process that holds the store writes to it. Errors of the operating system
+and of the bucket are raised as a UserError that names the file.
 
 In a run on several hosts, all hosts call the same methods in the same order. Host 0 holds the store, and every host gets
 what host 0 reads.
 """
 
-import os
 import pathlib
-import shutil
+from typing import Protocol, cast
 
 from mft_jax.errors import UserError
-from mft_jax.files import atomic_write, file_error, is_temporary, make_directory, sync_directory
 from mft_jax.parallel.hosts import decided, first_only
-from mft_jax.runs.lock import LOCK_FILE, DirectoryLock
+from mft_jax.runs.local_files import LocalFiles
 
+BUCKET_SCHEME = "gs://"
 DAMAGED = "damaged"  # the folder that `set_aside` moves files to
 
 
@@ -28,89 +28,98 @@ class DamagedFile(UserError):
     """A file is not as it was written, and the caller does not repair it."""
 
 
+class Files(Protocol):
+    """Where the files of a store are. The methods are those of `Store`, on this host only."""
+
+    root: pathlib.Path
+
+    def path(self, name: str) -> pathlib.Path: ...
+    def exists(self, name: str) -> bool: ...
+    def is_file(self, name: str) -> bool: ...
+    def read(self, name: str) -> bytes: ...
+    def read_if_exists(self, name: str) -> bytes | None: ...
+    def write(self, name: str, data: bytes) -> None: ...
+    def names(self, folder: str) -> list[str]: ...
+    def occupants(self) -> list[str]: ...
+    def delete(self, name: str) -> None: ...
+    def move(self, name: str, to: str) -> None: ...
+    def hold(self) -> None: ...
+    def release(self, *, discard: bool) -> None: ...
+    @property
+    def is_mine(self) -> bool: ...
+    def is_held(self) -> bool: ...
+
+
 class Store:
-    """The files in a local directory, which `hold` creates."""
+    """The files in a local directory or in a bucket."""
 
     def __init__(self, root: str | pathlib.Path):
-        self.root = pathlib.Path(root)
-        self._lock = DirectoryLock(self.root)
+        """Reads and writes nothing. Raises UserError if `root` is a URL other than gs://BUCKET..."""
+        self.root = root if isinstance(root, pathlib.Path) else to_path(root)
+        self._files = _open_files(self.root)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the files are in a local directory, where a directory can be renamed in one step."""
+        return isinstance(self._files, LocalFiles)
+
+    def check_local(self, purpose: str) -> None:
+        """Raises UserError if the files are in a bucket. `purpose`: what needs a local directory, for the message."""
+        if not self.is_local:
+            raise UserError(f"{self.root} is in a bucket, but {purpose} needs a local directory: copy the run to one.")
 
     def path(self, name: str) -> pathlib.Path:
-        """The path of an object on disk; "" is the root. Raises ValueError for a name that leads out of the store."""
-        if name and any(part in ("", ".", "..") for part in name.split("/")):
-            raise ValueError(f"{name!r} is not the name of an object: expected a relative path such as 'run.json'")
-        return self.root / name
+        """The path of an object; "" is the root. Raises ValueError for a name that leads out of the store.
+
+        In a bucket it has only the interface of a pathlib.Path.
+        """
+        return self._files.path(name)
 
     @decided
     def exists(self, name: str) -> bool:
         """Whether a file or directory of this name exists."""
-        try:
-            os.stat(self.path(name))
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError as error:
-            raise file_error("read", self.path(name), error) from error
-        return True
+        return self._files.exists(name)
+
+    @decided
+    def is_file(self, name: str) -> bool:
+        """Whether a file of this name exists. A file in a local directory that cannot be read counts as missing."""
+        return self._files.is_file(name)
 
     @decided
     def read(self, name: str) -> bytes:
         """The content of an object. Raises UserError if it does not exist or cannot be read."""
-        try:
-            return self.path(name).read_bytes()
-        except OSError as error:
-            raise file_error("read", self.path(name), error) from error
+        return self._files.read(name)
 
     @decided
     def read_if_exists(self, name: str) -> bytes | None:
         """The content of an object; None if it does not exist. Raises UserError if it cannot be read."""
-        try:
-            return self.path(name).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise file_error("read", self.path(name), error) from error
+        return self._files.read_if_exists(name)
 
     @first_only
     def write(self, name: str, data: bytes) -> None:
         """Writes an object as a whole, durably. Raises UserError if that fails; the old content then stays."""
-        atomic_write(self.path(name), data)
+        self._files.write(name, data)
 
     @decided
     def names(self, folder: str = "") -> list[str]:
         """The full names of the files and directories in a folder, sorted; empty if the folder does not exist."""
-        prefix = f"{folder}/" if folder else ""
-        try:
-            entries = os.listdir(self.path(folder))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except OSError as error:
-            raise file_error("read", self.path(folder), error) from error
-        return sorted(prefix + entry for entry in entries if not is_temporary(entry))
+        return self._files.names(folder)
+
+    @decided
+    def occupants(self) -> list[str]:
+        """The names of all that is in the root, with temporary files. Raises UserError if the root is a file."""
+        return self._files.occupants()
 
     @first_only
     def delete(self, name: str) -> None:
         """Removes an object, or a directory with its contents. Does nothing if it does not exist."""
-        path = self.path(name)
-        try:
-            _remove(path)
-            sync_directory(path.parent)
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        except OSError as error:
-            raise file_error("written", path, error) from error
+        self._files.delete(name)
 
     @decided
     def set_aside(self, name: str) -> str:
         """Moves a damaged file or directory to damaged/, numbered if the name is taken there. Returns the new name."""
         aside = self._free_damaged_name(name)
-        source, target = self.path(name), self.path(aside)
-        try:
-            make_directory(target.parent)
-            os.rename(source, target)
-            sync_directory(target.parent)
-            sync_directory(source.parent)
-        except OSError as error:
-            raise file_error("written", target, error) from error
+        self._files.move(name, aside)
         return aside
 
     @decided
@@ -126,31 +135,22 @@ class Store:
 
         Raises InUse if another process holds it; the error names its pid. Raises UserError if nothing can be written.
         """
-        if self.is_mine:
-            return
-        self._lock.take()
-        try:
-            self._remove_temporary()
-        except BaseException as error:
-            self._lock.release(discard=True)
-            if isinstance(error, OSError):
-                raise file_error("written", self.root, error) from error
-            raise
+        self._files.hold()
 
     @first_only
     def release(self, *, discard: bool = False) -> None:
         """Releases the store. `discard`: also removes the lock file, and empty directories that `hold` created."""
-        self._lock.release(discard=discard)
+        self._files.release(discard=discard)
 
     @property
     def is_mine(self) -> bool:
         """Whether this object holds the store; on several hosts, that of host 0."""
-        return self._lock.is_mine
+        return self._files.is_mine
 
     @decided
     def is_held(self) -> bool:
         """Whether some process holds the store. Changes nothing."""
-        return self._lock.is_held()
+        return self._files.is_held()
 
     def _free_damaged_name(self, name: str) -> str:
         """A name in damaged/ for this object that is not taken."""
@@ -160,19 +160,28 @@ class Store:
             aside = f"{DAMAGED}/{name}.{number}"
         return aside
 
-    def _remove_temporary(self) -> None:
-        """Removes temporary files, except in stores inside this one, which other processes may hold."""
-        for folder, directories, files in os.walk(self.root):
-            if pathlib.Path(folder) != self.root and LOCK_FILE in files:
-                directories.clear()
-                continue
-            for entry in filter(is_temporary, (*directories, *files)):
-                _remove(pathlib.Path(folder, entry))
-            directories[:] = [entry for entry in directories if not is_temporary(entry)]
+
+def to_path(path: str | pathlib.Path) -> pathlib.Path:
+    """A local path, with "~" expanded; for gs://BUCKET/PATH, an object with the interface of a pathlib.Path.
+
+    Raises UserError for another URL, and for one without a bucket.
+    """
+    text = str(path)
+    if "://" not in text:
+        return pathlib.Path(text).expanduser()
+    if not text.startswith(BUCKET_SCHEME) or text.strip("/") == BUCKET_SCHEME.strip("/"):
+        raise UserError(
+            f"{text} is neither a local directory nor a place in a bucket: give a local path or gs://BUCKET/PATH as "
+            "run_dir."
+        )
+    from etils import epath  # imported here, because it takes long
+
+    return cast("pathlib.Path", epath.Path(text))
 
 
-def _remove(path: pathlib.Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        os.unlink(path)
+def _open_files(root: pathlib.Path) -> Files:
+    if isinstance(root, pathlib.Path):
+        return LocalFiles(root)
+    from mft_jax.runs.bucket import BucketFiles
+
+    return BucketFiles(root)
