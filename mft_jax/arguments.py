@@ -194,8 +194,8 @@ class Report:
     out: Annotated[str, arg(aliases=["-o"])] = "report.html"
     """HTML file to write. It needs no network; debates beyond 5 MB are written to a folder beside it."""
     serve: bool = False
-    """Writes no file, but shows the report of one run in a browser of this machine until Ctrl-C. Verdicts that a person
-    gives there are written into the run directory."""
+    """Writes no file, but shows the report of one run or grid in a browser of this machine until Ctrl-C. Verdicts that a
+    person gives there are written into the directory of the run."""
     port: int = 0
     """Port of --serve; 0: a free one."""
 

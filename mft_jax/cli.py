@@ -221,7 +221,7 @@ def report_command(options: Report, console: Console) -> None:
 
 def serve_command(options: Report, console: Console) -> None:
     if len(options.run_dirs) > 1:
-        raise UserError(f"mft report --serve shows one run, got {len(options.run_dirs)}: give one directory.")
+        raise UserError(f"mft report --serve shows one run or grid, got {len(options.run_dirs)}: give one directory.")
     from mft_jax.report.page.serve import ReportServer
 
     with ReportServer(options.run_dirs[0], options.port) as server:

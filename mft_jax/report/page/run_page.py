@@ -18,8 +18,8 @@ from mft_jax.tasks.answers import equivalent
 Json = dict[str, Any]
 
 
-def read_run(path: str | pathlib.Path, debates: Debates, name: str | None = None) -> Json:
-    """Reads a run, in whatever state it is, and adds its debates to `debates`. `name`: None: that of its directory.
+def read_run(path: str | pathlib.Path, name: str, debates: Debates) -> Json:
+    """Reads a run, in whatever state it is, and adds its debates to `debates`. `name` is what the page calls it.
 
     What is damaged is left out and described under "problems". Raises UserError if there is no run.
     """
@@ -33,7 +33,7 @@ def read_run(path: str | pathlib.Path, debates: Debates, name: str | None = None
     feedback = feedback_data(directory.store, config.task.name, problems.append)
     is_done = bool(status.stages) and all(stage.is_done for stage in status.stages)
     return {
-        "name": name or directory.path.resolve().name,
+        "name": name,
         "path": str(path),
         "state": "finished" if is_done and status.state == "running" else status.state,  # it is writing this report
         "left": [stage.name for stage in status.stages if not stage.is_done],

@@ -1,4 +1,4 @@
-"""`mft report --serve`: the report of one run on this machine, which writes a person's verdicts into the run directory.
+"""`mft report --serve`: the report of a run or grid on this machine, which writes a person's verdicts into the runs.
 
 It listens on the loopback address only. Its own address has a random token, without which nothing is answered. A verdict
 is taken only from the page itself: the headers Host and Origin must name this server, so that a page of another site,
@@ -13,6 +13,7 @@ import pathlib
 import secrets
 import sys
 import threading
+import urllib.parse
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, cast
@@ -20,7 +21,7 @@ from typing import Any, cast
 from mft_jax.errors import UserError
 from mft_jax.report.page.document import Document
 from mft_jax.report.page.feedback import feedback_data
-from mft_jax.report.page.write import make_report
+from mft_jax.report.page.write import make_report, runs_in
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.environment import now
 from mft_jax.runs.feedback import add_verdicts, parse_verdict
@@ -36,14 +37,15 @@ Answer = tuple[HTTPStatus, str, bytes]  # (status, content type, body)
 
 
 class ReportServer(http.server.ThreadingHTTPServer):
-    """Serves the report of one run until `shutdown`. Each time the page is opened, the report is made anew."""
+    """Serves the report of a run or grid until `shutdown`. Each time the page is opened, the report is made anew."""
 
     daemon_threads = True
 
     def __init__(self, run_dir: str | pathlib.Path, port: int = 0):
         """Binds the address; port 0 is a free one. Raises UserError if there is no run, or if the port is taken."""
-        self.directory = RunDirectory(run_dir)
-        self.task = self.directory.config().task.name
+        self.path = run_dir
+        for run in self.runs().values():
+            run.config()
         self.token = secrets.token_urlsafe(24)
         self._making, self._document = threading.Lock(), None
         try:
@@ -66,24 +68,32 @@ class ReportServer(http.server.ThreadingHTTPServer):
         """The names of this server in a header Host."""
         return tuple(f"{name}:{self.server_port}" for name in (HOST, "localhost"))
 
+    def runs(self) -> dict[str, RunDirectory]:
+        """The runs of the report by their names in the page: the run, or the cells of the grid that have been started."""
+        return {name: RunDirectory(path) for path, name in runs_in([self.path])[0]}
+
     def document(self, *, anew: bool) -> Document:
         with self._making:
             if anew or self._document is None:
-                self._document, _ = make_report([self.directory.path], _FOLDER, served=True)
+                self._document, _ = make_report([self.path], _FOLDER, served=True)
             return self._document
 
-    def record(self, body: bytes) -> dict[str, Any]:
-        """Adds a verdict to feedback.jsonl and returns the verdicts then, as data of the page.
+    def record(self, name: str, body: bytes) -> dict[str, Any]:
+        """Adds a verdict to feedback.jsonl of the run with this name, and returns its verdicts then, as data of the page.
 
-        Its time is that of this machine. Raises UserError if it is not a verdict on a debate of the run, or cannot be
-        written.
+        The time of the verdict is that of this machine. Raises UserError if there is no such run, if it is not a verdict
+        on a debate of the run, or if it cannot be written.
         """
-        verdict = dataclasses.replace(parse_verdict(body, "the verdict", self.task), time=now())
-        problems = feedback_on(self.directory.store, [verdict], equivalent).problems
+        run = self.runs().get(name)
+        if run is None:
+            raise UserError(f"The report has no run {name!r}: open its address again.")
+        task = run.config().task.name
+        verdict = dataclasses.replace(parse_verdict(body, "the verdict", task), time=now())
+        problems = feedback_on(run.store, [verdict], equivalent).problems
         if problems:
             raise UserError(problems[0])
-        add_verdicts(self.directory.store, [verdict], self.task)
-        return feedback_data(self.directory.store, self.task, lambda problem: None)
+        add_verdicts(run.store, [verdict], task)
+        return feedback_data(run.store, task, lambda problem: None)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -128,10 +138,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return _problem(HTTPStatus.NOT_FOUND, "Nothing is here: open the whole address that mft report has shown.")
         return None
 
-    def _parts(self) -> tuple[str, str]:
-        """(the token, the rest) of the path."""
-        token, _, rest = self.path.partition("?")[0].lstrip("/").partition("/")
-        return token, rest
+    def _parts(self) -> tuple[str, str, str]:
+        """(the token, the rest of the path, the query)."""
+        path, _, query = self.path.partition("?")
+        token, _, rest = path.lstrip("/").partition("/")
+        return token, rest, query
 
     def _get(self) -> Answer:
         name = self._parts()[1]
@@ -154,7 +165,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return _problem(HTTPStatus.LENGTH_REQUIRED, "The length of the verdict is missing.")
         if len(length) > 9 or int(length) > MAX_BODY:
             return _problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A verdict has at most {MAX_BODY} bytes.")
-        return _json(HTTPStatus.OK, self.report.record(self.rfile.read(int(length))))
+        (name,) = urllib.parse.parse_qs(self._parts()[2]).get("run", [""])[:1]
+        return _json(HTTPStatus.OK, self.report.record(name, self.rfile.read(int(length))))
 
 
 def _json(status: HTTPStatus, value: Any) -> Answer:

@@ -72,8 +72,8 @@ def make_report(
     `folder` holds the debates beyond `max_bytes`. `served`: the page sends verdicts to the server that it comes from.
     """
     debates = Debates()
-    directories, problems = _runs_in(run_dirs)
-    runs = [read_run(path, debates, name) for path, name in directories]
+    directories, problems = runs_in(run_dirs)
+    runs = [read_run(path, name, debates) for path, name in directories]
     _distinguish(runs)
     index = {"flags": FLAGS, "questions": debates.questions, "stages": [run.pop("stages") for run in runs]}
     summary = {"version": __version__, "made": now(), "runs": runs, "served": served}
@@ -82,16 +82,16 @@ def make_report(
     return document, problems + [problem for run in runs for problem in run["problems"]]
 
 
-def _runs_in(paths: Sequence[str | pathlib.Path]) -> tuple[list[tuple[str | pathlib.Path, str | None]], list[str]]:
-    """[(directory of a run, its name in a grid, or None)], and a sentence for each cell of a grid without a run.
+def runs_in(paths: Sequence[str | pathlib.Path]) -> tuple[list[tuple[str | pathlib.Path, str]], list[str]]:
+    """[(directory of a run, its name or that of its cell)], and a sentence for each cell of a grid without a run.
 
     Raises UserError for a grid of which no cell has been started.
     """
-    found: list[tuple[str | pathlib.Path, str | None]] = []
+    found: list[tuple[str | pathlib.Path, str]] = []
     problems = []
     for path in paths:
         if not is_grid(path):
-            found.append((path, None))
+            found.append((path, RunDirectory(path).path.resolve().name))
             continue
         grid = GridDirectory(path)
         started = grid.started()

@@ -9,13 +9,15 @@ import threading
 import pytest
 
 from mft_jax import cli
+from mft_jax.config import Cell
 from mft_jax.errors import UserError
 from mft_jax.report.page import document, serve
 from mft_jax.report.page.serve import MAX_BODY, ReportServer
 from mft_jax.report.page.write import make_report
 from mft_jax.runs import layout
 from mft_jax.runs.feedback import read_verdicts
-from tests.report.page.made_run import data_of, make_run
+from mft_jax.runs.grid_directory import GridDirectory
+from tests.report.page.made_run import data_of, make_run, small_config
 
 ANSWER = {"id": "t1", "answer": "5", "time": "2000-01-01T00:00:00Z"}
 MARK = {"id": "t2", "iteration": 1, "agent": 2, "round": 1, "mark": "wrong", "time": "2000-01-01T00:00:00Z"}
@@ -66,8 +68,8 @@ def ask(server, method="GET", path=None, body=None, **headers):
     return answer.status, dict(answer.getheaders()), content
 
 
-def send(server, verdict, **headers):
-    status, _, content = ask(server, "POST", f"/{server.token}/verdicts", verdict, **headers)
+def send(server, verdict, run="run", **headers):
+    status, _, content = ask(server, "POST", f"/{server.token}/verdicts?run={run}", verdict, **headers)
     return status, json.loads(content)
 
 
@@ -173,6 +175,25 @@ def test_debates_that_do_not_fit_are_served_too(run, monkeypatch):
         assert content.startswith(b"receivePart(0,")
 
 
+def test_a_verdict_on_a_grid_goes_to_its_cell(tmp_path):
+    names = ("maca-seed_0", "star-seed_0", "ttrl-seed_0")
+    labels = {"method": "multiagent_ft", "model": "m", "task": "arithmetic", "override": ""}
+    cells = [Cell(name=name, **labels, config=small_config(tmp_path / name)) for name in names]
+    GridDirectory(tmp_path).write(cells, {})
+    first, second = (make_run(tmp_path / name) for name in names[:2])
+    with serving(GridDirectory(tmp_path)) as server:
+        shown = data_of(ask(server)[2].decode(), "summary")["runs"]
+        assert [run["name"] for run in shown] == list(names[:2])
+        status, feedback = send(server, ANSWER, run="star-seed_0")
+        assert (status, [own["id"] for own in feedback["verdicts"]]) == (200, ["t1"])
+        for other in ("ttrl-seed_0", "../star-seed_0", ""):  # the first of these has not been started
+            status, answer = send(server, ANSWER, run=other)
+            assert status == 400
+            assert "The report has no run" in answer["error"]
+    assert [own.id for own in read_verdicts(second.store, "arithmetic")] == ["t1"]
+    assert not first.store.exists(layout.FEEDBACK)
+
+
 def test_what_cannot_be_served_is_one_sentence(run, server, tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match="is not a run"):
         ReportServer(tmp_path)
@@ -183,7 +204,7 @@ def test_what_cannot_be_served_is_one_sentence(run, server, tmp_path, monkeypatc
     monkeypatch.setattr("sys.argv", ["mft", "report", "a", "b", "--serve"])
     with pytest.raises(SystemExit):
         cli.main()
-    assert "--serve shows one run, got 2" in capsys.readouterr().err
+    assert "--serve shows one run or grid, got 2" in capsys.readouterr().err
 
 
 def test_the_command_serves_until_it_is_interrupted(run, monkeypatch, capsys):
