@@ -23,7 +23,7 @@ PART = re.compile(r"[0-9a-f]{16}\.js")  # the names of the parts
 _HERE = pathlib.Path(__file__).parent
 _LIBRARIES = ("d3.min.js", "plot.umd.min.js", "temml.min.js")
 _SCRIPTS = (
-    "elements.js", "data.js", "text.js", "format.js", "charts.js", "summary.js", "list.js", "feedback.js", "debate.js",
+    "elements.js", "data.js", "text.js", "format.js", "save.js", "charts.js", "summary.js", "list.js", "feedback.js", "debate.js",
     "compare.js", "main.js",
 )  # fmt: skip
 

@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import re
 import time
 from urllib.parse import parse_qs
+from xml.etree import ElementTree
 
 import pytest
 from playwright.sync_api import expect
@@ -98,6 +100,31 @@ def test_the_summary(chromium, report):
         assert "iteration 1: evaluation" in warning
         flow = page.locator("figure", has_text="debate, untuned").first
         assert "wrong → right: 1" in flow.text_content()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_chart_is_saved_as_a_file_of_its_own(chromium, report, tmp_path, scheme):
+    with opened(chromium, report, color_scheme=scheme) as page:
+        saved = {}
+        for title in ("Accuracy over iterations", "debate, untuned"):
+            figure = page.locator("figure:has(h3)", has_text=title).first
+            for kind in ("SVG", "PNG"):
+                with page.expect_download() as download:
+                    figure.locator(f"[data-kind={kind}]").click()
+                download.value.save_as(tmp_path / download.value.suggested_filename)
+                saved[title, kind] = tmp_path / download.value.suggested_filename
+        assert page.locator(".light").count() == 0
+    chart = saved["Accuracy over iterations", "SVG"]
+    assert chart.name == "accuracy_over_iterations.svg"
+    text = chart.read_text()
+    ElementTree.fromstring(text)  # well-formed
+    assert all(f">{name}</text>" in text for name in ("Accuracy over iterations", "first: debate", "second: debate"))
+    assert "rgb(0, 114, 178)" in text  # the first colour, also if the page is dark
+    assert re.search(r"var\(--|currentColor|url\(", re.sub("<style>.*?</style>", "", text, flags=re.DOTALL)) is None
+    assert ">wrong → right: 1</text>" in saved["debate, untuned", "SVG"].read_text()
+    size = [float(n) for n in re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text).groups()]
+    image = saved["Accuracy over iterations", "PNG"].read_bytes()
+    assert [int.from_bytes(image[place : place + 4]) for place in (16, 20)] == [int(3 * n) for n in size]
 
 
 def test_measures_of_diversity(chromium, tmp_path):

@@ -5,7 +5,8 @@ const PALETTE = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7", "--c8"]
 /** A titled figure that is drawn again when its width changes. `draw(width)` returns an element. */
 function figure(title, note, draw) {
   const body = div("plot");
-  const node = element("figure", {}, element("figcaption", {}, element("h3", {}, title), note && element("p", {}, note)), body);
+  const head = [saveButtons(title, () => node), element("h3", {}, title)];
+  const node = element("figure", {}, element("figcaption", {}, head, note && element("p", {}, note)), body);
   let drawn = 0;
   new ResizeObserver(([entry]) => {
     const width = Math.floor(entry.contentRect.width);

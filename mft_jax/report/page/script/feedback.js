@@ -48,7 +48,7 @@ async function give(debate, verdict, problem) {
   const whole = {id: question.id, ...verdict, time: new Date().toISOString()};
   problem.textContent = "";
   try {
-    if (report.served) run.feedback = await sendVerdict(whole);
+    if (report.served) run.feedback = await sendVerdict(run, whole);
     else unsaved.set(run, [...(unsaved.get(run) ?? []), whole]);
   } catch (error) {
     problem.textContent = `The verdict was not taken: ${error.message}`;
@@ -60,10 +60,10 @@ async function give(debate, verdict, problem) {
   scrollTo(0, at);
 }
 
-/** Sends a verdict to the server of the report. Returns the feedback on the run from then on. */
-async function sendVerdict(verdict) {
+/** Sends a verdict on a run to the server of the report. Returns the feedback on the run from then on. */
+async function sendVerdict(run, verdict) {
   const headers = {"Content-Type": "application/json"};
-  const response = await fetch("verdicts", {method: "POST", headers, body: JSON.stringify(verdict)});
+  const response = await fetch(`verdicts?${new URLSearchParams({run: run.name})}`, {method: "POST", headers, body: JSON.stringify(verdict)});
   const said = await response.json();
   if (!response.ok) throw new Error(said.error);
   return said;
@@ -126,10 +126,8 @@ function saveVerdicts() {
   for (const [run, given] of unsaved) {
     run.feedback.verdicts.push(...given);
     const lines = run.feedback.verdicts.map((verdict) => `${JSON.stringify(verdict)}\n`);
-    const address = URL.createObjectURL(new Blob(lines, {type: "application/jsonl"}));
     const name = report.runs.length > 1 ? `${run.name.replace(/[^\w.-]+/g, "_")}-feedback.jsonl` : "feedback.jsonl";
-    element("a", {href: address, download: name}).click();
-    setTimeout(() => URL.revokeObjectURL(address), 60_000);
+    saveFile(name, new Blob(lines, {type: "application/jsonl"}));
   }
   unsaved = new Map();
   showSaveButton();
