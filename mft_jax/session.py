@@ -4,13 +4,14 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import Array
 from jax.sharding import Mesh
 
 from mft_jax.base_model import CHECKPOINT
@@ -63,9 +64,7 @@ class Session:
 
     def fresh_society(self, names: Sequence[str], lora: LoraConfig, seed: int) -> Society:
         """New adapters, initialized from `seed` and sharded over agents. Their update of the base model is zero."""
-        init = functools.partial(init_society, self.model, lora, adapters=len(names))
-        key = adapter_key(seed)
-        weights = jax.jit(init, out_shardings=society_shardings(self.mesh, jax.eval_shape(init, key)))(key)
+        weights = _initializer(self.model, lora, len(names), self.mesh)(adapter_key(seed))
         return self.society(names, weights, lora)
 
     def society(self, names: Sequence[str], weights: AdapterWeights, lora: LoraConfig) -> Society:
@@ -76,6 +75,13 @@ class Session:
     def resolved(self, lora: LoraConfig) -> LoraConfig:
         """`lora` with its targets resolved to layers of this model. Raises UserError for an unknown layer."""
         return dataclasses.replace(lora, targets=resolve_targets(self.model, lora.targets))
+
+
+@functools.cache
+def _initializer(model: ModelConfig, lora: LoraConfig, adapters: int, mesh: Mesh) -> Callable[[Array], AdapterWeights]:
+    """`init_society`, jitted. It is cached because the runs of a grid and the starts of a society would compile it anew."""
+    init = functools.partial(init_society, model, lora, adapters=adapters)
+    return jax.jit(init, out_shardings=society_shardings(mesh, jax.eval_shape(init, adapter_key(0))))
 
 
 def open_session(source: ModelSource, mesh_config: MeshConfig) -> Session:

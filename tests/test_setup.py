@@ -94,3 +94,15 @@ def test_no_more_slots_than_questions(chunk, questions, data, expected):
 def test_a_run_of_few_questions_has_few_slots(shipped):
     setup = prepare(SMALL, shipped)
     assert setup.debate(Society(), name="mine").sampler.config.rows == 2
+
+
+def test_new_adapters_are_compiled_once(shipped, caplog):
+    """The runs of a grid start from new adapters again and again, in one process."""
+    first = shipped.fresh_society(("ann", "bob"), LoraConfig(rank=3), 0)
+    with jax.log_compiles():
+        second = shipped.fresh_society(("cy", "dan"), LoraConfig(rank=3), 1)
+        assert "init_society" not in caplog.text
+        other = shipped.fresh_society(("cy", "dan"), LoraConfig(rank=2), 1)
+        assert "init_society" in caplog.text
+    shapes = [society.stacked.weights["q_proj"]["a"].shape for society in (first, second, other)]
+    assert shapes == [(2, 4, 128, 3), (2, 4, 128, 3), (2, 4, 128, 2)]
