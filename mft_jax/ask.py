@@ -172,13 +172,13 @@ def _trained_agents(run: RunDirectory, method: Method, iteration: int | None) ->
 
 def _find_run(source: str | None) -> RunDirectory | None:
     """The run in a directory; None if `source` is a model. Raises UserError for any other directory."""
-    if source is None or not os.path.isdir(os.path.expanduser(source)):
+    if source is None or not ("://" in source or os.path.isdir(os.path.expanduser(source))):
         return None
     if is_grid(source):
         cells = [cell.name for cell in GridDirectory(source).read()[0]]
         raise UserError(f"{source} is a grid of runs: give the directory of one, such as {source}/{cells[0]}.")
     run = RunDirectory(source)
-    if run.exists:
+    if run.exists or not run.store.is_local:
         return run
     if not (pathlib.Path(source).expanduser() / "config.json").is_file():
         raise UserError(

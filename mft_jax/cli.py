@@ -135,12 +135,12 @@ def ask_command(options: Ask, console: Console) -> None:
 
 
 def plots_command(options: Plots, console: Console) -> None:
-    from mft_jax.files import atomic_write
     from mft_jax.report.plots import encode_plots
     from mft_jax.report.plotted_runs import PlottedRun, merge_runs
     from mft_jax.runs import layout
     from mft_jax.runs.outcomes import run_directories
     from mft_jax.runs.results import read_results
+    from mft_jax.runs.store import Store
 
     if not options.run_dirs:
         raise UserError("mft plots needs results: give the directory of at least one run or grid.")
@@ -156,10 +156,10 @@ def plots_command(options: Plots, console: Console) -> None:
             f"There is nothing to plot in {', '.join(options.run_dirs)}: no result has an accuracy and a ledger of its "
             "cost. If an older version made them, start `mft run` again, which rebuilds results.json."
         )
+    out = Store(pathlib.Path(options.out) if "://" not in options.out else options.out)
     for name, content in files.items():
-        path = pathlib.Path(options.out, name)
-        atomic_write(path, content)
-        console.print(literal(path), soft_wrap=True)
+        out.write(name, content)
+        console.print(literal(out.path(name)), soft_wrap=True)
 
 
 def table_command(options: Table, console: Console) -> None:

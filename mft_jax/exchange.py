@@ -46,6 +46,8 @@ def export(
     `agents` are names of adapters (default: all). `iteration` defaults to the last finished one, and for chat-jsonl to
     all finished ones. Raises UserError if there is no such run, iteration or adapter, or if `out` is not empty.
     """
+    if "://" in str(out):
+        raise UserError(f"{out} is not a local directory: give a local one as --out, and copy it to the bucket.")
     directory, out = RunDirectory(run_dir), pathlib.Path(out)
     config = directory.config()
     names = make_method(config.method, config).adapters

@@ -40,7 +40,7 @@ from mft_jax.setup import Setup, prepare
 from mft_jax.signals import deferred
 from mft_jax.stages import Finetuning, remarks_on, run_debate
 from mft_jax.tasks import Question, load_task
-from mft_jax.tracking import Trackers, check_packages, open_trackers
+from mft_jax.tracking import Trackers, check_packages, check_place, open_trackers
 from mft_jax.training_data import TrainingData
 
 
@@ -207,7 +207,7 @@ class Experiment:
         try:
             yield
         except NonFiniteLogits as error:
-            if not checkpoint.exists():  # imported adapters, or the base model
+            if not self.directory.store.exists(layout.checkpoint(iteration)):  # imported adapters, or the base model
                 raise
             raise NonFiniteLogits(
                 f"{error} To finetune iteration {iteration} again, delete {checkpoint} and run the same command with a "
@@ -238,6 +238,7 @@ def run(
         raise UserError("task.train_questions is 0, expected at least 1 to debate and finetune on.")
     reporter = reporter or SilentReporter()
     directory = RunDirectory(config.run_dir)
+    check_place(config.logging, directory.store)
     config, state = take(directory, config, reporter)
     try:
         if state == "finished":

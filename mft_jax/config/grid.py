@@ -114,11 +114,16 @@ class Grid:
             for variation in (model, task, override):
                 settings = _merge(settings, variation.settings)
             settings |= {"method": method, "seed": seed}
-            settings["run_dir"] = str(pathlib.Path(self.shared.run_dir) / name)
+            settings["run_dir"] = _join(self.shared.run_dir, name)
             config = from_dict(settings, f"{self.source}, cell {name}")
             yield Cell(
                 name=name, method=method, model=model.label, task=task.label, override=override.label, config=config
             )
+
+
+def _join(run_dir: str, name: str) -> str:
+    """The directory of a cell. pathlib would make one slash of the two in a URL."""
+    return f"{run_dir.rstrip('/')}/{name}" if "://" in run_dir else str(pathlib.Path(run_dir) / name)
 
 
 def load_grid(path: str | pathlib.Path) -> Grid | None:

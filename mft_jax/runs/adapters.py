@@ -55,6 +55,7 @@ def write_imported(directory: RunDirectory, names: Sequence[str], lora: LoraConf
 
     Raises UserError if the directory already has a run or imported adapters, or if another process uses it.
     """
+    directory.store.check_local("mft import-adapters")
     directory.take_for_import()
     try:
         with new_directory(directory.initial) as temporary:

@@ -21,6 +21,7 @@ from mft_jax.errors import UserError
 from mft_jax.files import file_error
 from mft_jax.parallel import hosts
 from mft_jax.parallel.placement import to_host
+from mft_jax.runs import gcs
 from mft_jax.runs.store import Damage
 
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # errors for a missing file, which counts as damage
@@ -81,6 +82,9 @@ def read_arrays(path: pathlib.Path, names: Sequence[str]) -> dict[str, Any]:
             return _read_one_by_one(path, names)
     except Exception as error:  # Orbax raises many kinds
         cause = refused_by_system(error)
+        refusal = refused_by_bucket("read", path, error)
+        if refusal is not None:
+            raise refusal from error
         if is_out_of_memory(error):
             raise UserError(
                 f"There is not enough memory to read the checkpoint {path} ({first_line(error)}): free some, or use a "
@@ -122,6 +126,12 @@ def refused_by_system(error: BaseException) -> OSError | None:
         return error
     found = re.search(r"os_error_code='(\d+)'", str(error))
     return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+
+
+def refused_by_bucket(doing: gcs.Doing, path: pathlib.Path, error: BaseException) -> UserError | None:
+    """The UserError for an error of Orbax that a bucket caused; None if `path` is local, or for any other error."""
+    sentence = None if isinstance(path, pathlib.Path) else gcs.explain(doing, path, error)
+    return None if sentence is None else UserError(sentence)
 
 
 def first_line(error: BaseException) -> str:

@@ -17,6 +17,8 @@ from mft_jax.runs import layout
 from mft_jax.runs.store import Damage, DamagedFile, Store
 
 METADATA = "metadata"
+# In a bucket, where a directory cannot be renamed, Orbax writes this object last.
+COMMITTED = "commit_success.txt"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,10 @@ class CheckpointInfo:
 def saved_steps(store: Store, name: str) -> list[int]:
     """The steps of the complete checkpoints in the directory `name` of a store, ascending."""
     entries = [entry.rsplit("/", 1)[-1] for entry in store.names(name)]
-    return sorted(int(entry) for entry in entries if entry.isascii() and entry.isdigit())
+    steps = sorted(int(entry) for entry in entries if entry.isascii() and entry.isdigit())
+    if store.is_local:
+        return steps
+    return [step for step in steps if store.is_file(f"{name}/{step}/{COMMITTED}".removeprefix("/"))]
 
 
 @dataclasses.dataclass(frozen=True)

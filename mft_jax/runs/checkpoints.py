@@ -29,6 +29,7 @@ from mft_jax.runs.arrays import (
     is_out_of_memory,
     quiet_orbax,
     read_arrays,
+    refused_by_bucket,
     refused_by_system,
     sha256_of,
     to_plain,
@@ -62,7 +63,8 @@ class Checkpoints:
 
     def __init__(self, store: Store, name: str, *, read_only: bool = False, keep: int = 2):
         self.store, self.name, self.read_only, self.keep = store, name, read_only, keep
-        self.directory = store.path(name).absolute()  # Orbax requires an absolute path
+        path = store.path(name)
+        self.directory = path.absolute() if store.is_local else path  # Orbax requires an absolute path
         if not read_only:
             self._remove_half_written()
             self._remove_old()
@@ -209,7 +211,11 @@ class Checkpoints:
             with quiet_orbax():
                 yield
         except Exception as error:  # Orbax raises many kinds
-            self._remove_half_written()
+            with contextlib.suppress(UserError):  # of a bucket; the next constructor removes what is left
+                self._remove_half_written()
+            refusal = refused_by_bucket("written", self.directory / str(step), error)
+            if refusal is not None:
+                raise refusal from error
             cause = refused_by_system(error)
             if cause is None:
                 raise
@@ -218,11 +224,19 @@ class Checkpoints:
     @first_only
     def _make_room(self, size: int) -> None:
         """Raises OSError if there is no room: Orbax's threads would print a traceback for each array."""
+        if not self.store.is_local:
+            return
         make_directory(self.directory)
         check_space(self.directory, size)
 
     @first_only
     def _remove_half_written(self) -> None:
+        if not self.store.is_local:
+            whole = {self._step_name(step) for step in saved_steps(self.store, self.name)}
+            for entry in self.store.names(self.name):
+                if entry not in whole:
+                    self.store.delete(entry)
+            return
         for entry in self.directory.glob("*.orbax-checkpoint-tmp*"):
             # After an error, a thread of Orbax may still be writing there. The next constructor removes what is left.
             shutil.rmtree(entry, ignore_errors=True)

@@ -5,14 +5,12 @@ The names of its files are in `layout`.
 
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from mft_jax.config import Change, Difference, ExperimentConfig, compare, from_dict, to_dict
 from mft_jax.errors import UserError
-from mft_jax.files import file_error
 from mft_jax.parallel.hosts import decided, first_only
 from mft_jax.runs import layout
 from mft_jax.runs.collect import publish_results, read_evaluations
@@ -22,7 +20,7 @@ from mft_jax.runs.lock import LOCK_FILE, InUse
 from mft_jax.runs.manifest import new_manifest, parse_manifest, plain, with_start
 from mft_jax.runs.questions import keep_questions
 from mft_jax.runs.results import Result, read_results, write_results
-from mft_jax.runs.store import Damage, DamagedFile, Store
+from mft_jax.runs.store import Damage, DamagedFile, Store, to_path
 from mft_jax.runs.survey import find_damage
 
 if TYPE_CHECKING:
@@ -37,7 +35,7 @@ _FEEDBACK = {layout.FEEDBACK, layout.FEEDBACK_LOCK, f".{layout.FEEDBACK}.tmp"}
 
 
 class RunDirectory:
-    """The directory of one run.
+    """The directory of one run, on this machine or in a bucket ("gs://BUCKET/PATH").
 
     The paths can be read at any time. A process that works on the run calls `take` before it loads anything else. If
     `take` returns "new", the process loads the task and the model and then calls `create`. At the end it calls
@@ -46,9 +44,7 @@ class RunDirectory:
 
     def __init__(self, path: str | pathlib.Path, trained_in: Store | None = None):
         """`trained_in` is the store of the run that trained the agents, if this directory is only an evaluation."""
-        if "://" in str(path):
-            raise UserError(f"{path} is not a local directory: give a local path as run_dir.")
-        self.path = pathlib.Path(path).expanduser()
+        self.path = to_path(path)
         self.store = Store(self.path)
         self._trained_in = trained_in
         self._manifest: dict[str, Any] = {}
@@ -107,10 +103,9 @@ class RunDirectory:
     # State
 
     @property
-    @decided
     def exists(self) -> bool:
         """Whether a run was created here."""
-        return os.path.isfile(self.config_file)
+        return self.store.is_file(layout.CONFIG)
 
     @property
     def is_finished(self) -> bool:
@@ -339,14 +334,9 @@ class RunDirectory:
 
     def _check_no_other_files(self) -> None:
         """Raises UserError if the path is a file, or a directory with files that do not belong to a run."""
-        if self.exists or not os.path.exists(self.path):
+        if self.exists:
             return
-        try:
-            others = sorted(set(os.listdir(self.path)) - _UNFINISHED - _IMPORTED - _FEEDBACK)
-        except NotADirectoryError:
-            raise UserError(f"{self.path} is a file: give a directory as --run-dir.") from None
-        except OSError as error:
-            raise file_error("read", self.path, error) from error
+        others = sorted(set(self.store.occupants()) - _UNFINISHED - _IMPORTED - _FEEDBACK)
         if others:
             raise UserError(
                 f"{self.path} is not empty and not a run (it holds {others[0]} but no config.yaml): give a new "

@@ -81,6 +81,7 @@ def add_verdicts(store: Store, verdicts: Sequence[Verdict], task: str) -> int:
     The file is replaced as a whole. Another process that adds verdicts waits; the one that works on the run is not
     disturbed. Raises UserError if the file has a broken line, or cannot be written; nothing has changed then.
     """
+    store.check_local("adding verdicts")
     if not os.path.isdir(store.root):
         raise UserError(f"{store.root} does not exist: give the directory of a run.")
     lock = DirectoryLock(store.root, layout.FEEDBACK_LOCK, attempts=100)

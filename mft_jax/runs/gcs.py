@@ -101,7 +101,10 @@ def explained(doing: Doing, path: pathlib.Path) -> Generator[None]:
 
 
 def explain(doing: Doing, path: pathlib.Path, error: BaseException) -> str | None:
-    """The sentence for an error of one of the clients (Google's, gcsfs, tensorstore); None for any other error."""
+    """The sentence for an error of one of the clients (Google's, gcsfs, tensorstore); None for any other error.
+
+    None also for an object that does not exist, which callers that read know how to name.
+    """
     bucket, code = bucket_of(path), _status(error)
     if code == 403:
         named = re.search(r"storage\.[a-z]+\.[a-zA-Z]+", str(error))
@@ -112,8 +115,12 @@ def explain(doing: Doing, path: pathlib.Path, error: BaseException) -> str | Non
         )
     if code == 404:
         return (
-            f"{path} cannot be {doing}: there is no bucket {bucket}: create it with `gcloud storage buckets create "
-            f"gs://{bucket}`, or give another."
+            None
+            if doing == "read"
+            else (
+                f"{path} cannot be {doing}: there is no bucket {bucket}: create it with `gcloud storage buckets create "
+                f"gs://{bucket}`, or give another."
+            )
         )
     if code == 401 or _is_of(error, "google.auth"):
         return f"{path} cannot be {doing}: the credentials of Google Cloud are refused or missing: {_CREDENTIALS}."
@@ -132,12 +139,14 @@ def bucket_of(path: pathlib.Path) -> str:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status in an error; None if it has none. tensorstore has it only in its text."""
+    """The HTTP status in an error; None if it has none. gcsfs and tensorstore may have it only in their text."""
     cause = getattr(error, "cause", None)  # of RetryError
     for own in (error, cause, error.__cause__):
         code = getattr(own, "code", None)
         if isinstance(code, int):
             return int(code)
+    if str(error).startswith("Forbidden: "):
+        return 403
     found = re.search(r"http_response_code='(\d+)'", str(error))
     return int(found[1]) if found else None
 

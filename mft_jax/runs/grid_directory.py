@@ -6,7 +6,6 @@ runs belong to the grid, and why a cell failed that has no run directory yet. Ev
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from mft_jax.parallel.hosts import decided, first_only
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.lock import LOCK_FILE
 from mft_jax.runs.manifest import plain
-from mft_jax.runs.store import DamagedFile, Store
+from mft_jax.runs.store import DamagedFile, Store, to_path
 
 GRID_FILE = "grid.json"
 FORMAT = 1
@@ -25,14 +24,14 @@ FORMAT = 1
 
 def is_grid(path: str | pathlib.Path) -> bool:
     """Whether a grid was started in this directory."""
-    return os.path.isfile(pathlib.Path(path).expanduser() / GRID_FILE)
+    return Store(to_path(path)).is_file(GRID_FILE)
 
 
 class GridDirectory:
     """The directory of a grid. A process that works on the grid calls `take` first, and `release` at the end."""
 
     def __init__(self, path: str | pathlib.Path):
-        self.path = pathlib.Path(path).expanduser()
+        self.path = to_path(path)
         self.store = Store(self.path)
 
     def run(self, cell: Cell) -> RunDirectory:
@@ -117,7 +116,7 @@ class GridDirectory:
                 )
 
     def _check_no_other_files(self) -> None:
-        if is_grid(self.path) or not self.path.exists():
+        if is_grid(self.path) or not self.store.exists(""):
             return
         if RunDirectory(self.path).exists:
             raise UserError(f"{self.path} is a run, expected a grid: give another --run-dir.")

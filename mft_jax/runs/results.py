@@ -14,7 +14,7 @@ from mft_jax.metrics.statistics import Comparison
 from mft_jax.metrics.vote_curve import VotePoint
 from mft_jax.parallel.hosts import decided
 from mft_jax.runs import layout
-from mft_jax.runs.store import Store
+from mft_jax.runs.store import Store, read_path
 from mft_jax.runs.used_feedback import FeedbackUse
 
 COSTS = ("prompt_tokens", "new_tokens", "flops", "device_seconds", "wall_seconds")
@@ -94,9 +94,8 @@ def write_results(store: Store, results: Sequence[Result]) -> None:
 @decided
 def read_results(path: pathlib.Path) -> list[Result]:
     """The inverse of `write_results`. Raises UserError if the file is missing or is not a list of results."""
-    path = pathlib.Path(path)
     try:
-        raw = json.loads(path.read_bytes())
+        raw = json.loads(read_path(path))
         results = [Result.from_dict(fields) for fields in raw]
         wrong = [name for result in results for name in _wrong_fields(result)]
         reason = f"{wrong[0]} has a wrong type" if wrong else "" if results else "it is empty"

@@ -66,7 +66,7 @@ class Store:
     def check_local(self, purpose: str) -> None:
         """Raises UserError if the files are in a bucket. `purpose`: what needs a local directory, for the message."""
         if not self.is_local:
-            raise UserError(f"{self.root} is in a bucket, but {purpose} needs a local directory: copy the run to one.")
+            raise UserError(f"{self.root} is in a bucket, but {purpose} needs a local directory: copy it to one.")
 
     def path(self, name: str) -> pathlib.Path:
         """The path of an object; "" is the root. Raises ValueError for a name that leads out of the store.
@@ -177,6 +177,12 @@ def to_path(path: str | pathlib.Path) -> pathlib.Path:
     from etils import epath  # imported here, because it takes long
 
     return cast("pathlib.Path", epath.Path(text))
+
+
+def read_path(path: str | pathlib.Path) -> bytes:
+    """The content of a file. Raises OSError if it is local and cannot be read, and UserError if it is in a bucket."""
+    path = path if isinstance(path, pathlib.Path) else to_path(path)
+    return path.read_bytes() if isinstance(path, pathlib.Path) else Store(path.parent).read(path.name)
 
 
 def _open_files(root: pathlib.Path) -> Files:

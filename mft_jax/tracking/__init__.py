@@ -4,6 +4,6 @@ metrics.jsonl and results.json stay the truth. What is here follows them, and ca
 """
 
 from mft_jax.tracking.trackers import Tracker, Trackers
-from mft_jax.tracking.which import check_packages, open_trackers
+from mft_jax.tracking.which import check_packages, check_place, open_trackers
 
-__all__ = ["Tracker", "Trackers", "check_packages", "open_trackers"]
+__all__ = ["Tracker", "Trackers", "check_packages", "check_place", "open_trackers"]

@@ -21,6 +21,13 @@ def check_packages(config: LoggingConfig) -> None:
             )
 
 
+def check_place(config: LoggingConfig, store: Store) -> None:
+    """Raises UserError if a tracker is asked for that cannot write where the run is."""
+    for name, is_wanted in {"tensorboard": config.tensorboard, "wandb": config.wandb != "off"}.items():
+        if is_wanted:
+            store.check_local(f"logging.{name}")
+
+
 def open_trackers(config: ExperimentConfig, store: Store, say: Callable[[str], None]) -> Trackers:
     """The trackers of a run. One that cannot be opened is left out, and `say` reports it.
 

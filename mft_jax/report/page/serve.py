@@ -45,6 +45,7 @@ class ReportServer(http.server.ThreadingHTTPServer):
         """Binds the address; port 0 is a free one. Raises UserError if there is no run, or if the port is taken."""
         self.path = run_dir
         for run in self.runs().values():
+            run.store.check_local("mft report --serve")
             run.config()
         self.token = secrets.token_urlsafe(24)
         self._making, self._document = threading.Lock(), None

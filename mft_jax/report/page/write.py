@@ -16,7 +16,7 @@ from mft_jax.runs import layout
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.environment import now
 from mft_jax.runs.grid_directory import GridDirectory, is_grid
-from mft_jax.runs.store import Store
+from mft_jax.runs.store import Store, to_path
 
 
 def write_report(
@@ -28,7 +28,7 @@ def write_report(
     that the report could not show. Raises UserError if a directory is no run and no grid, or if the report cannot be
     written; an old report then stays.
     """
-    out = pathlib.Path(out).expanduser()
+    out = to_path(out)
     if out.suffix != ".html":
         raise UserError(f"{out} is not the name of an HTML file: give one that ends in .html.")
     return _write(Store(out.parent), out.name, run_dirs, max_bytes)

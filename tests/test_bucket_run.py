@@ -1,0 +1,117 @@
+"""Whole runs in a bucket: the same command, the same bytes."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mft_jax.ask import _find_run as find_run
+from mft_jax.config import to_yaml
+from mft_jax.errors import UserError
+from mft_jax.experiment import run
+from mft_jax.runs import layout
+from mft_jax.runs.directory import RunDirectory
+from mft_jax.runs.feedback import add_verdicts
+from mft_jax.runs.store import Store
+from tests.small_run import SMALL, Remarks, run_files
+
+pytestmark = pytest.mark.gcs
+
+
+def copy_of(store: Store, path) -> Store:
+    """A local copy, as `gcloud storage cp -r` makes one."""
+
+    def copy(folder: str) -> None:
+        for name in store.names(folder):
+            if store.is_file(name):
+                local.write(name, store.read(name))
+            else:
+                copy(name)
+
+    local = Store(path)
+    copy("")
+    return local
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_that_is_killed_and_run_again_gives_the_bytes_of_a_local_one(
+    bucket, finished, shipped, tmp_path, mft
+):
+    config = tmp_path / "small.yaml"
+    config.write_text(to_yaml(SMALL))
+    directory = RunDirectory(f"{bucket}/run")
+    command = [sys.executable, "-m", "mft_jax", "run", str(config), "--run-dir", f"{bucket}/run"]
+    midway = [f"{layout.debate(1).removesuffix('.jsonl')}.chunks/000004.jsonl", f"{layout.checkpoint(1)}/1"]
+    for name in midway:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            while not directory.store.exists(name):
+                assert process.poll() is None, process.stdout.read().decode()
+                time.sleep(0.05)
+            with pytest.raises(UserError, match=f"in use by the process with pid {process.pid} on"):
+                directory.store.hold()
+            os.kill(process.pid, signal.SIGKILL)
+        assert not directory.is_finished
+    code, out, err = mft("status", f"{bucket}/run")
+    assert (code, err) == (0, "")
+    assert f"{bucket}/run: interrupted" in out
+    remarks = Remarks()
+    results = run(dataclasses.replace(SMALL, run_dir=f"{bucket}/run"), remarks, shipped)
+    assert f"Resuming the run in {bucket}/run." in remarks.said
+    assert [result.accuracy for result in results] == [result.accuracy for result in finished[1]]
+    local = RunDirectory(copy_of(directory.store, tmp_path / "copy").root)
+    assert run_files(local) == run_files(finished[0])
+    assert directory.store.read(layout.REPORT).startswith(b"<!doctype html>")
+
+    # The other commands read it there.
+    for arguments in (("status",), ("table",), ("report", "--out", tmp_path / "report.html")):
+        code, out, err = mft(arguments[0], f"{bucket}/run", *arguments[1:])
+        assert (code, err) == (0, ""), arguments
+    code, out, err = mft("run", config, "--run-dir", f"{bucket}/run")
+    assert (code, "is finished; nothing to do" in out) == (0, True)
+    assert not directory.store.is_held()
+
+
+def test_what_needs_a_local_directory_says_so(bucket, tmp_path, mft):
+    directory = RunDirectory(f"{bucket}/run")
+    config = dataclasses.replace(SMALL, run_dir=f"{bucket}/run")
+    tracked = dataclasses.replace(config, logging=dataclasses.replace(config.logging, tensorboard=True))
+    with pytest.raises(
+        UserError, match=f"^{bucket}/run is in a bucket, but logging.tensorboard needs a local directory"
+    ):
+        run(tracked)
+    with pytest.raises(
+        UserError, match=r"is in a bucket, but adding verdicts needs a local directory: copy it to one\.$"
+    ):
+        add_verdicts(directory.store, [], "arithmetic")
+    assert directory.store.names() == []
+    directory.take(config)
+    directory.create(config)
+    directory.release()
+    code, _, err = mft("report", f"{bucket}/run", "--serve")
+    assert (code, err) == (1, f"mft: {bucket}/run is in a bucket, but mft report --serve needs a local directory: copy it "
+                              "to one.\n")  # fmt: skip
+    code, _, err = mft("status", f"{bucket}/none")
+    assert (code, err) == (1, f"mft: {bucket}/none is not a run: it has no config.yaml; give the directory of a run.\n")
+
+
+def test_a_directory_in_a_bucket_is_taken_as_a_local_one_is(bucket):
+    config = dataclasses.replace(SMALL, run_dir=f"{bucket}/run")
+    first, second = RunDirectory(config.run_dir), RunDirectory(config.run_dir)
+    assert (first.take(config), first.exists) == ("new", False)
+    first.create(config)
+    with pytest.raises(UserError, match=f"{bucket}/run is in use by the process with pid {os.getpid()} on "):
+        second.take(config)
+    first.stop("failed", "for a test")
+    with pytest.raises(UserError, match=f"{bucket}/run holds a run of another configuration: seed is 0 there, 1 given"):
+        second.take(dataclasses.replace(config, seed=1))
+    assert second.take(config) == "resumed"
+    second.release()
+    assert (second.config(), str(second.path)) == (config, f"{bucket}/run")
+    assert find_run(f"{bucket}/run").path == second.path
+    Store(f"{bucket}/full").write("a", b"")
+    with pytest.raises(UserError, match=f"{bucket}/full is not empty and not a run"):
+        RunDirectory(f"{bucket}/full").take(config)
