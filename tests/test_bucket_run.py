@@ -10,12 +10,14 @@ import time
 import pytest
 
 from mft_jax.ask import _find_run as find_run
-from mft_jax.config import to_yaml
+from mft_jax.config import load_grid, to_yaml
 from mft_jax.errors import UserError
 from mft_jax.experiment import run
+from mft_jax.grid import plan_cells
 from mft_jax.runs import layout
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.feedback import add_verdicts
+from mft_jax.runs.grid_directory import GridDirectory, is_grid
 from mft_jax.runs.store import Store
 from tests.small_run import SMALL, Remarks, run_files
 
@@ -96,6 +98,30 @@ def test_what_needs_a_local_directory_says_so(bucket, tmp_path, mft):
                               "to one.\n")  # fmt: skip
     code, _, err = mft("status", f"{bucket}/none")
     assert (code, err) == (1, f"mft: {bucket}/none is not a run: it has no config.yaml; give the directory of a run.\n")
+
+
+def test_a_grid_in_a_bucket_lists_its_cells_and_finds_what_they_have(bucket, tmp_path, mft):
+    file = tmp_path / "grid.yaml"
+    file.write_text(f"run_dir: {bucket}/grid\ngrid:\n  methods: [majority]\n  seeds: [3, 4]\n")
+    cells = plan_cells(load_grid(file))
+    assert [cell.config.run_dir for cell in cells] == [f"{bucket}/grid/majority-seed_{seed}" for seed in (3, 4)]
+    grid = GridDirectory(f"{bucket}/grid")
+    assert not is_grid(grid.path)
+    grid.take(cells)
+    with pytest.raises(UserError, match=f"{bucket}/grid is in use by the process with pid {os.getpid()} on "):
+        GridDirectory(grid.path).take(cells)
+    grid.write(cells, {})
+    run_directory = grid.run(cells[1])
+    run_directory.take(cells[1].config)
+    run_directory.create(cells[1].config)
+    run_directory.release()
+    grid.release()
+    assert is_grid(f"{bucket}/grid/")
+    assert grid.read() == (list(cells), {})
+    assert GridDirectory(f"{bucket}/grid").started() == [cells[1]]
+    code, out, err = mft("status", f"{bucket}/grid")
+    assert (code, err) == (0, "")
+    assert f"{bucket}/grid: 0 of 2 cells are done" in out
 
 
 def test_a_directory_in_a_bucket_is_taken_as_a_local_one_is(bucket):

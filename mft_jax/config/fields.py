@@ -256,7 +256,7 @@ class MeshConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
     run_dir: Annotated[str, Change.PLACE] = "runs/experiment"
-    """Directory of the run; if it contains an unfinished run, that run is resumed."""
+    """Directory of the run, local or gs://BUCKET/PATH; if it contains an unfinished run, that run is resumed."""
     seed: Seed = 0
     """Random seed of the choice of questions, sampling, new adapters and the order of training data."""
     iterations: Annotated[Count, Change.GROW] = 1

@@ -289,7 +289,7 @@ def test_a_kill_while_the_run_is_created(tmp_path):
             is_killed = False
         except Stopped:
             had_config = run.exists
-        os.close(run.store._lock._descriptor) if run.store.is_mine else None  # as the end of the process does
+        os.close(run.store._files._lock._descriptor) if run.store.is_mine else None  # as the end of the process does
         if is_killed:
             assert again(path) == ("resumed" if had_config else "new")
         assert again(path) == "resumed"
@@ -362,8 +362,8 @@ def test_what_is_not_a_run_is_refused_and_left_alone(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(UserError, match="is a file"):
         taken(tmp_path / "thesis.tex")
-    with pytest.raises(UserError, match="not a local directory"):
-        RunDirectory("gs://bucket/run")
+    with pytest.raises(UserError, match="s3://bucket/run is neither a local directory nor a place in a bucket"):
+        RunDirectory("s3://bucket/run")
     with pytest.raises(UserError, match=r"is not a run: it has no config\.yaml"):
         RunDirectory(tmp_path).config()
 
