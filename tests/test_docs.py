@@ -155,7 +155,7 @@ def test_pytest_accepts_the_command(pytestconfig):
 
 def test_pip_installs_an_extra_that_exists():
     extras = [extra for words in commands("pip") for word in words for extra in re.findall(r"\.\[(\w+)\]", word)]
-    assert set(extras) == {"test", "encoder", "tpu", "cuda12"}
+    assert set(extras) == {"test", "encoder", "tpu", "cuda12", "gcs"}
     assert all(f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text() for extra in extras)
 
 
