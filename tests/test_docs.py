@@ -256,6 +256,15 @@ def test_the_quickstart_table_is_the_same_in_readme_and_results():
     assert re.findall(seconds, section("Two commands")) == re.findall(seconds, results)
 
 
+def test_the_plot_shows_the_quickstart_table():
+    (described,) = re.findall(r"!\[([^]]*)\]\(docs/pictures/accuracy.svg\)", README.read_text())
+    shown = re.findall(r"^    (\w+) +\d +(\d+\.\d) ±", section("Two commands"), re.MULTILINE)
+    assert re.findall(r"\d+\.\d", described) == [accuracy for _, accuracy in shown]
+    assert [name for name in dict(shown) if name not in described] == []
+    svg = (ROOT / "docs/pictures/accuracy.svg").read_text()
+    assert [name for name in dict(shown) if f">{name}<" not in svg] == []
+
+
 def test_the_chart_shows_the_table():
     text = (ROOT / "docs/results.md").read_text()
     seeds = [cells for cells in rows(text) if cells[0] in ("0", "1", "2") and len(cells) == 10]
