@@ -76,6 +76,7 @@ def pictures_of_report(run_dir: str) -> dict[str, bytes]:
         charts = page.screenshot(full_page=True, clip=clip)
         iteration = RunDirectory(run_dir).config().iterations
         for flags in ("wrong_to_right,vote_right,vote_changed,trained", "wrong_to_right", ""):
+            page.goto("about:blank")  # so that the next address is loaded anew
             page.goto(f"file://{report}#debates?split=train&iteration={iteration}&flags={flags}")
             page.wait_for_selector(".list-status")
             if page.locator(".row").count():
