@@ -22,6 +22,7 @@ class BucketFiles:
     """See `mft_jax.runs.store.Files`."""
 
     def __init__(self, root: pathlib.Path):
+        gcs.prepare()
         self.root = root
         _, _, self._prefix = str(root).removeprefix("gs://").partition("/")
 

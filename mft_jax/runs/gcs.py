@@ -36,11 +36,8 @@ _CREDENTIALS = (
 
 
 @functools.cache
-def client() -> "storage.Client":
-    """Google's client, with the default credentials, or for the emulator that STORAGE_EMULATOR_HOST names.
-
-    Raises UserError if the packages of the extra are missing, or if there are no credentials.
-    """
+def prepare() -> None:
+    """Sets up the clients of Orbax, on each host. Raises UserError if the packages of the extra are missing."""
     missing = [name for name in ("google.cloud.storage", "gcsfs") if not _is_installed(name)]
     if missing:
         raise UserError(f"gs:// needs the package {missing[0]}, which is not installed: pip install 'mft_jax[gcs]'.")
@@ -51,10 +48,20 @@ def client() -> "storage.Client":
     # must see at once what this module has written or deleted.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     from fsspec.config import conf
+
+    conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
+
+
+@functools.cache
+def client() -> "storage.Client":
+    """Google's client, with the default credentials, or for the emulator that STORAGE_EMULATOR_HOST names.
+
+    Raises UserError if there are no credentials, and as `prepare` does.
+    """
+    prepare()
     from google.auth.exceptions import GoogleAuthError
     from google.cloud import storage
 
-    conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
     try:
         return storage.Client(project=None)
     except GoogleAuthError as error:

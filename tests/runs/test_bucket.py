@@ -98,9 +98,9 @@ def test_other_urls_are_refused(path):
 
 def test_without_the_extra_the_command_to_install_it_is_given(bucket, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    gcs.client.cache_clear()
+    gcs.prepare.cache_clear()
     with pytest.raises(UserError, match=r"gs:// needs the package gcsfs, .*: pip install 'mft_jax\[gcs\]'\."):
-        Store(bucket).exists("a")
+        Store(bucket)
 
 
 HOLD = """
