@@ -101,7 +101,7 @@ def connect(config: HostsConfig, arrived: Sequence[int]) -> Group:
             config.processes,
             config.process_id,
             initialization_timeout=config.connect_seconds + 30,  # later than `_give_up`: JAX aborts the process
-            heartbeat_timeout_seconds=2 * config.lost_seconds,  # later than the watchdog, for the same reason
+            heartbeat_timeout_seconds=2 * config.lost_seconds + 10,  # later than the watchdog ends, for the same reason
             shutdown_timeout_seconds=config.lost_seconds,
         )
     except ValueError as error:
