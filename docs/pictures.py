@@ -8,6 +8,7 @@ They show what the commands show: a plot of `mft plots`, the page of `mft report
 """
 
 import argparse
+import contextlib
 import io
 import os
 import pathlib
@@ -15,6 +16,8 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Generator
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME
@@ -28,17 +31,28 @@ from mft_jax.report.plots import average, iterations_plot
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.results import read_results
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 QUESTION = "What is 14+27*3+9-8*6?"
 WIDTH, HEIGHT = 1180, 1000  # of the browser's window, in pixels
 COLUMNS = 100  # of the terminal
 MAX_BYTES = 200_000  # of a picture
 
 
-def make_pictures(run_dir: str, session: mft_jax.Session | None = None) -> dict[str, bytes]:
-    """{file name: content} of all pictures. Raises UserError if there is no run with results and training debates."""
+def make_pictures(
+    run_dir: str, session: mft_jax.Session | None = None, browser: "Browser | None" = None
+) -> dict[str, bytes]:
+    """{file name: content} of all pictures. Raises UserError if there is no run with results and training debates.
+
+    Without `browser`, Chromium is opened for them.
+    """
+    accuracies = plot_of_accuracies(run_dir)
+    with contextlib.nullcontext(browser) if browser else open_chromium() as opened:
+        report = pictures_of_report(run_dir, opened)
     return {
-        "accuracy.svg": plot_of_accuracies(run_dir),
-        **pictures_of_report(run_dir),
+        "accuracy.svg": accuracies,
+        **report,
         "ask.svg": picture_of_ask(run_dir, session),
     }
 
@@ -50,17 +64,25 @@ def plot_of_accuracies(run_dir: str) -> bytes:
     return encode(iterations_plot(points, task), "svg")
 
 
-def pictures_of_report(run_dir: str) -> dict[str, bytes]:
-    """The first charts of the summary, and a training debate in which an agent corrected itself and learned from it."""
+@contextlib.contextmanager
+def open_chromium() -> "Generator[Browser]":
+    """Chromium without a window. Raises UserError if it is not installed."""
     from playwright.sync_api import sync_playwright
 
     program = os.environ.get("MFT_CHROMIUM") or shutil.which("chromium")
     if program is None:
         raise UserError("The pictures of the report need Chromium: install it, or set MFT_CHROMIUM to the program.")
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+def pictures_of_report(run_dir: str, browser: "Browser") -> dict[str, bytes]:
+    """The first charts of the summary, and a training debate in which an agent corrected itself and learned from it."""
+    with tempfile.TemporaryDirectory() as folder:
         report = pathlib.Path(folder, "report.html")
         write_report([run_dir], report)
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
         page.set_default_timeout(60_000)
         page.goto(f"file://{report}")
@@ -84,7 +106,7 @@ def pictures_of_report(run_dir: str) -> dict[str, bytes]:
         page.locator(".row").first.click()
         page.wait_for_selector(".agents .cell")
         debate = page.screenshot()
-        browser.close()
+        page.close()
     return {"report.png": charts, "debate.png": debate}
 
 
