@@ -64,8 +64,17 @@ class Session:
 
     def fresh_society(self, names: Sequence[str], lora: LoraConfig, seed: int) -> Society:
         """New adapters, initialized from `seed` and sharded over agents. Their update of the base model is zero."""
-        weights = _initializer(self.model, lora, len(names), self.mesh)(adapter_key(seed))
-        return self.society(names, weights, lora)
+        return self.society(names, self._initializer(lora, len(names))(adapter_key(seed)), lora)
+
+    @functools.cached_property
+    def _initializer(self) -> Callable[[LoraConfig, int], Callable[[Array], AdapterWeights]]:
+        """`init_society` of so many adapters, jitted once: the runs of a grid would compile it anew."""
+
+        def jitted(lora: LoraConfig, adapters: int) -> Callable[[Array], AdapterWeights]:
+            init = functools.partial(init_society, self.model, lora, adapters=adapters)
+            return jax.jit(init, out_shardings=society_shardings(self.mesh, jax.eval_shape(init, adapter_key(0))))
+
+        return functools.cache(jitted)
 
     def society(self, names: Sequence[str], weights: AdapterWeights, lora: LoraConfig) -> Society:
         """A society of these names and stacked weights [A, ...], all with the scale of `lora`."""
@@ -75,13 +84,6 @@ class Session:
     def resolved(self, lora: LoraConfig) -> LoraConfig:
         """`lora` with its targets resolved to layers of this model. Raises UserError for an unknown layer."""
         return dataclasses.replace(lora, targets=resolve_targets(self.model, lora.targets))
-
-
-@functools.cache
-def _initializer(model: ModelConfig, lora: LoraConfig, adapters: int, mesh: Mesh) -> Callable[[Array], AdapterWeights]:
-    """`init_society`, jitted. It is cached because the runs of a grid and the starts of a society would compile it anew."""
-    init = functools.partial(init_society, model, lora, adapters=adapters)
-    return jax.jit(init, out_shardings=society_shardings(mesh, jax.eval_shape(init, adapter_key(0))))
 
 
 def open_session(source: ModelSource, mesh_config: MeshConfig) -> Session:
