@@ -88,13 +88,9 @@ def pictures_of_report(run_dir: str, browser: "Browser") -> dict[str, bytes]:
         page.goto(f"file://{report}")
         page.wait_for_selector("html[data-ready]", state="attached")
         page.wait_for_selector(".charts svg")
-        first, last = (page.locator(".charts").first.locator("figure h3").nth(n).bounding_box() for n in (0, 4))
-        clip = {
-            "x": 0,
-            "y": first["y"] - 12,
-            "width": WIDTH,
-            "height": last["y"] - first["y"],
-        }  # the four before the last
+        first, fifth = (page.locator(".charts").first.locator("figure h3").nth(n).bounding_box() for n in (0, 4))
+        # From the first heading to the fifth: two rows of two charts.
+        clip = {"x": 0, "y": first["y"] - 12, "width": WIDTH, "height": fifth["y"] - first["y"]}
         charts = page.screenshot(full_page=True, clip=clip)
         iteration = RunDirectory(run_dir).config().iterations
         for flags in ("wrong_to_right,vote_right,vote_changed,trained", "wrong_to_right", ""):

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import pathlib
 import shlex
 import sys
 from collections.abc import Callable
@@ -156,7 +155,7 @@ def plots_command(options: Plots, console: Console) -> None:
             f"There is nothing to plot in {', '.join(options.run_dirs)}: no result has an accuracy and a ledger of its "
             "cost. If an older version made them, start `mft run` again, which rebuilds results.json."
         )
-    out = Store(pathlib.Path(options.out) if "://" not in options.out else options.out)
+    out = Store(options.out)
     for name, content in files.items():
         out.write(name, content)
         console.print(literal(out.path(name)), soft_wrap=True)

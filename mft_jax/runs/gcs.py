@@ -120,14 +120,12 @@ def explain(doing: Doing, path: pathlib.Path, error: BaseException) -> str | Non
             f"{path} cannot be {doing}: these credentials lack the permission {permission} on the bucket {bucket}: "
             "have the role roles/storage.objectAdmin on it granted to them, or give another bucket."
         )
+    if code == 404 and doing == "read":
+        return None
     if code == 404:
         return (
-            None
-            if doing == "read"
-            else (
-                f"{path} cannot be {doing}: there is no bucket {bucket}: create it with `gcloud storage buckets create "
-                f"gs://{bucket}`, or give another."
-            )
+            f"{path} cannot be {doing}: there is no bucket {bucket}: create it with `gcloud storage buckets create "
+            f"gs://{bucket}`, or give another."
         )
     if code == 401 or _is_of(error, "google.auth"):
         return f"{path} cannot be {doing}: the credentials of Google Cloud are refused or missing: {_CREDENTIALS}."
