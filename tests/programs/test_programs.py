@@ -1,5 +1,7 @@
 """Programs lowered from shapes are identical to those that a run lowers from arrays."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from mft_jax.finetuning.losses import DirectPreference, likelihood
 from mft_jax.finetuning.trainer import place_batch
 from mft_jax.parallel.mesh import make_mesh, society_shardings
 from mft_jax.programs import Programs, abstract
-from mft_jax.programs.program import Program
+from mft_jax.programs import program as program_module
+from mft_jax.programs.program import BusyClock, Program
 from mft_jax.programs.train import init_state
 from mft_jax.sampling import Request, Sampler, Text, score_texts
 from mft_jax.seeds import row_key
@@ -77,3 +80,22 @@ def test_a_program_compiles_once_for_each_set_of_shapes():
     assert program(np.arange(3)).tolist() == [0, 2, 4]
     assert program.compilations == 2
     assert program.compile_seconds > spent > 0
+
+
+def test_the_time_of_programs_is_that_from_dispatch_to_result_without_compilation(monkeypatch):
+    now, compiler = [100.0], types.SimpleNamespace(compile_seconds=7.0)
+    monkeypatch.setattr(program_module.time, "perf_counter", lambda: now[0])
+    clock = BusyClock(compiler)
+    clock.stop()  # nothing was dispatched
+    clock.start()
+    now[0] += 20  # 15 of them compile
+    compiler.compile_seconds += 15
+    clock.start()  # a second program, dispatched while the first is running
+    now[0] += 1
+    clock.stop()
+    assert clock.seconds == 6
+    now[0] += 50  # the host works alone
+    clock.start()
+    now[0] += 2
+    clock.stop()
+    assert clock.seconds == 8
