@@ -31,6 +31,7 @@ from mft_jax.tasks.load import check_name
 from mft_jax.tasks.rules import without_questions
 
 NAME = "ask"  # of the debate and of the question; part of every random key
+STEPS_PER_DISPATCH = 8  # few, so that a watcher sees the texts grow; the texts do not depend on it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,8 +202,9 @@ def _config_of(source: str | None, options: AskOptions, run: RunDirectory | None
     return dataclasses.replace(
         config,
         debate=dataclasses.replace(config.debate, **given("agents", "rounds")),
-        # Few tokens per dispatch, so that a watcher sees the texts grow; the texts do not depend on it.
-        sampling=dataclasses.replace(config.sampling, **given("max_new_tokens", "temperature"), steps_per_dispatch=8),
+        sampling=dataclasses.replace(
+            config.sampling, **given("max_new_tokens", "temperature"), steps_per_dispatch=STEPS_PER_DISPATCH
+        ),
         **given("method", "seed"),
     )
 

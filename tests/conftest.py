@@ -207,11 +207,19 @@ def shipped():
     return open_session(ModelSource(), MeshConfig())
 
 
+@pytest.fixture(scope="session")
+def answering():
+    """A session with the model of tests.answering_model on one device. Its programs have one layer, and compile soon."""
+    from tests.answering_model import answering_model
+
+    return open_session(ModelSource(path=str(answering_model())), MeshConfig())
+
+
 @pytest.fixture(scope="module")
 def quick_compilation():
     """Compiles with few optimizations, which takes about half the time, for modules whose programs run only a few times.
 
-    These modules must not compile programs of `shipped` or `programs`: other modules would run them.
+    These modules must not compile programs of `shipped`, `answering` or `programs`: other modules would run them.
     """
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -230,7 +238,7 @@ def programs(tiny, one_device):
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, shipped):
+def finished(tmp_path_factory, answering):
     """A finished run of tests.small_run: (its directory, its results, what it reported)."""
     from mft_jax.experiment import run
     from mft_jax.runs.directory import RunDirectory
@@ -238,4 +246,4 @@ def finished(tmp_path_factory, shipped):
 
     config = dataclasses.replace(SMALL, run_dir=str(tmp_path_factory.mktemp("runs") / "small"))
     remarks = Remarks()
-    return RunDirectory(config.run_dir), run(config, remarks, shipped), remarks
+    return RunDirectory(config.run_dir), run(config, remarks, answering), remarks

@@ -1,4 +1,4 @@
-"""A run of a few questions with the included model, and how to read what it leaves behind."""
+"""A run of a few questions with a tiny model, and how to read what it leaves behind."""
 
 import collections
 import contextlib
@@ -9,11 +9,11 @@ import pathlib
 import jax
 import numpy as np
 
-from mft_jax.base_model import CHECKPOINT
 from mft_jax.config import (
     DebateConfig,
     ExperimentConfig,
     FinetuningConfig,
+    ModelSource,
     RoleConfig,
     SamplingConfig,
     TaskConfig,
@@ -21,18 +21,21 @@ from mft_jax.config import (
 from mft_jax.models.config import read_model_config
 from mft_jax.report.progress import SilentReporter
 from mft_jax.runs.adapters import read_adapters
+from tests.answering_model import answering_model
 
+MODEL = answering_model()
 SMALL = ExperimentConfig(
+    model=ModelSource(path=str(MODEL)),
     iterations=2,
     task=TaskConfig(train_questions=12, eval_questions=8),
     debate=DebateConfig(agents=2),
-    sampling=SamplingConfig(rows=8, prefill_rows=4, max_new_tokens=96, chunk_questions=4),
+    sampling=SamplingConfig(rows=8, prefill_rows=4, max_new_tokens=96, chunk_questions=4, steps_per_dispatch=4),
     finetuning=FinetuningConfig(
         # With an eps below the rounding of gradients (1e-8), Adam turns a gradient that is nothing but rounding into a
         # whole step; a mesh adds up in another order, so its rounding differs.
         eps=1e-6,
-        generator=RoleConfig(learning_rate=1e-4, epochs=4),
-        critic=RoleConfig(learning_rate=1e-4, epochs=2),
+        generator=RoleConfig(learning_rate=1e-4, epochs=12),
+        critic=RoleConfig(learning_rate=1e-4, epochs=6),
         batch_rows=2,
         row_tokens=256,
         save_every=1,
@@ -56,7 +59,7 @@ class Remarks(SilentReporter):
         self.said.append(text)
 
 
-def adapters_of(directory, iteration, model=CHECKPOINT):
+def adapters_of(directory, iteration, model=MODEL):
     """{name: weights} of a finished iteration."""
     return read_adapters(directory, iteration, read_model_config(pathlib.Path(model)))[1]
 
@@ -77,7 +80,7 @@ def without_measurements(value):
     return {name: without_measurements(part) for name, part in value.items() if not name.endswith(measured)}
 
 
-def run_files(directory, iterations=2, model=CHECKPOINT):
+def run_files(directory, iterations=2, model=MODEL):
     """What must be the same bytes however often a run was killed: transcripts, training sets, adapters, results."""
     files = {}
     for path in sorted(directory.path.rglob("*.jsonl")):

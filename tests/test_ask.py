@@ -1,10 +1,11 @@
-"""Asking a run or a model, with the included base model."""
+"""Asking a run or a model."""
 
 import dataclasses
 import json
 
 import pytest
 
+from mft_jax import ask
 from mft_jax.ask import NAME, open_panel
 from mft_jax.base_model import CHECKPOINT
 from mft_jax.config import AskOptions, TaskConfig, from_dict, to_yaml
@@ -13,7 +14,7 @@ from mft_jax.steps import load_society
 from mft_jax.tasks import Question, answers, load_task
 from mft_jax.tasks.load import GENERATED, NAMES
 from mft_jax.tasks.rules import without_questions
-from tests.small_run import SMALL
+from tests.small_run import MODEL, SMALL
 
 TEXT = "What is 3+4*5+6-2*3?"
 
@@ -32,21 +33,23 @@ class Told:
 
 
 @pytest.fixture(scope="module")
-def panel(finished, shipped):
-    return open_panel(str(finished[0].path), session=shipped)
+def panel(finished, answering):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ask, "STEPS_PER_DISPATCH", 2)  # the answers of this model have six tokens
+        return open_panel(str(finished[0].path), session=answering)
 
 
-def test_the_agents_of_a_run_debate_as_in_its_evaluation(finished, shipped, panel):
+def test_the_agents_of_a_run_debate_as_in_its_evaluation(finished, answering, panel):
     """The same texts as the evaluation debate of the last iteration gives to the same question and seed."""
     asked = Told()
     found = panel.ask(TEXT, asked)
-    setup, society = load_society(finished[0].path, session=shipped)
+    setup, society = load_society(finished[0].path, session=answering)
     debate = setup.debate(society, NAME, setup.method.evaluation)
     (expected,), _ = debate.run([Question(NAME, TEXT, None)])
     assert found.transcript == expected
     assert panel.iteration == SMALL.iterations
     assert panel.describe() == {
-        "model": "the base model in the package", "run": str(finished[0].path), "method": "multiagent_ft", "iteration": 2,
+        "model": str(MODEL), "run": str(finished[0].path), "method": "multiagent_ft", "iteration": 2,
         "task": "arithmetic", "seed": 0, "speakers": [["generator_0", "generator_1"], ["critic_0", "critic_1"]],
     }  # fmt: skip
     kinds = [(kind, round) for kind, round, _ in asked.steps]
@@ -63,11 +66,11 @@ def test_the_agents_of_a_run_debate_as_in_its_evaluation(finished, shipped, pane
     assert found.cost.flops > 0
 
 
-def test_another_iteration_method_and_seed(finished, shipped, panel):
+def test_another_iteration_method_and_seed(finished, answering, panel):
     path, newest = str(finished[0].path), panel.ask(TEXT)
-    first = open_panel(path, AskOptions(iteration=1), shipped)
+    first = open_panel(path, AskOptions(iteration=1), answering)
     assert first.iteration == 1
-    untuned = open_panel(path, AskOptions(method="majority@3", seed=5), shipped)
+    untuned = open_panel(path, AskOptions(method="majority@3", seed=5), answering)
     assert untuned.describe()["speakers"] == [[None, None, None]]
     assert untuned.iteration is None
     found = untuned.ask(TEXT)
@@ -135,9 +138,9 @@ def test_questions_that_cannot_be_asked(panel, question, reason):
         ({"max_new_tokens": 0}, "sampling.max_new_tokens is 0, expected at least 1"),
     ],
 )
-def test_options_that_a_run_refuses(finished, shipped, options, reason):
+def test_options_that_a_run_refuses(finished, answering, options, reason):
     with pytest.raises(UserError, match=reason):
-        open_panel(str(finished[0].path), AskOptions(**options), shipped)
+        open_panel(str(finished[0].path), AskOptions(**options), answering)
 
 
 def test_what_can_not_be_asked(tmp_path, shipped):

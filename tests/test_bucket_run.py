@@ -41,7 +41,7 @@ def copy_of(store: Store, path) -> Store:
 
 @pytest.mark.slow
 def test_a_run_in_a_bucket_that_is_killed_and_run_again_gives_the_bytes_of_a_local_one(
-    bucket, finished, shipped, tmp_path, mft
+    bucket, finished, answering, tmp_path, mft
 ):
     config = tmp_path / "small.yaml"
     config.write_text(to_yaml(SMALL))
@@ -61,7 +61,7 @@ def test_a_run_in_a_bucket_that_is_killed_and_run_again_gives_the_bytes_of_a_loc
     assert (code, err) == (0, "")
     assert f"{bucket}/run: interrupted" in out
     remarks = Remarks()
-    results = run(dataclasses.replace(SMALL, run_dir=f"{bucket}/run"), remarks, shipped)
+    results = run(dataclasses.replace(SMALL, run_dir=f"{bucket}/run"), remarks, answering)
     assert f"Resuming the run in {bucket}/run." in remarks.said
     assert [result.accuracy for result in results] == [result.accuracy for result in finished[1]]
     local = RunDirectory(copy_of(directory.store, tmp_path / "copy").root)

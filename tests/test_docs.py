@@ -351,7 +351,7 @@ def test_scores_of_a_text(readme):
     answers, prompts = score.log_probs[is_answer].mean(), score.log_probs[~is_answer].mean()
     assert -0.7 < answers < 0
     assert prompts < 2 * answers
-    assert printed[3] == f"{answers:.2f} nats per token of the agent's answers (128,)\n"
+    assert printed[3] == f"{answers:.2f} nats per token of the agent's answers (32,)\n"
 
 
 def test_the_comparison_of_two_methods(tmp_path):
@@ -366,14 +366,14 @@ def test_the_comparison_of_two_methods(tmp_path):
     assert printed == ["PairedTest(only_first=3, only_second=1, difference=0.4, p_value=0.625)\n"]
 
 
-def test_one_iteration_by_hand(finished, shipped, tmp_path, monkeypatch):
+def test_one_iteration_by_hand(finished, answering, tmp_path, monkeypatch):
     """The guide's steps give the transcripts, training sets and adapters of a run with the same configuration."""
     directory = finished[0]
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/quickstart.yaml").write_text(to_yaml(SMALL))
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/quickstart").symlink_to(directory.path)
-    monkeypatch.setattr(mft_jax.setup, "open_session", lambda *source: shipped)
+    monkeypatch.setattr(mft_jax.setup, "open_session", lambda *source: answering)
     names, printed = run_blocks(ROOT / "docs/guide.md", tmp_path)
     assert names["transcripts"] == [
         mft_jax.Transcript.from_dict(line) for line in lines_of(directory.debate_file(2))[:4]
@@ -391,12 +391,12 @@ def test_one_iteration_by_hand(finished, shipped, tmp_path, monkeypatch):
     assert printed[0] == f"{tuned.society.names}\n"
 
 
-def test_a_method_of_the_user(finished, shipped, tmp_path, monkeypatch):
+def test_a_method_of_the_user(finished, answering, tmp_path, monkeypatch):
     """The file of the page, beside the configuration, is run by the command. It differs only in what it learns."""
     first, second = python_blocks(ROOT / "docs/methods.md")
     assert len([line for line in first.splitlines() if line]) <= 20
     (tmp_path / "my_methods.py").write_text(f"{first}\n\n{second}")
-    monkeypatch.setattr(mft_jax.setup, "open_session", lambda *source: shipped)
+    monkeypatch.setattr(mft_jax.setup, "open_session", lambda *source: answering)
     monkeypatch.setattr(sys, "path", list(sys.path))
     path, run = tmp_path / "own.yaml", tmp_path / "run"
     path.write_text(to_yaml(dataclasses.replace(SMALL, method="my_methods:brief_ft", iterations=1, baselines=())))

@@ -1,4 +1,4 @@
-"""Agents out of a finished run and into a new one, through the command and the Python API, with the shipped model."""
+"""Agents out of a finished run and into a new one, through the command and the Python API, with a tiny model."""
 
 import dataclasses
 import json
@@ -12,7 +12,6 @@ from flax import nnx
 
 import mft_jax
 from mft_jax import experiment, stages
-from mft_jax.base_model import CHECKPOINT
 from mft_jax.config import (
     DebateConfig,
     ExperimentConfig,
@@ -40,11 +39,13 @@ from mft_jax.runs.checkpoints import Checkpoints
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.training_sets import write_training_sets
 from mft_jax.setup import prepare
+from tests.small_run import MODEL
 
 LORA = LoraConfig(rank=4, alpha=6.0, targets=("q_proj", "down_proj"))  # in no field the default
 NAMES = ("generator_0", "generator_1", "critic_0", "critic_1")
 # Of the run that starts from imported adapters: it knows nothing of their rank.
 TO_COME = ExperimentConfig(
+    model=ModelSource(path=str(MODEL)),
     baselines=(),
     task=TaskConfig(train_questions=6, eval_questions=2),
     debate=DebateConfig(agents=2),
@@ -68,10 +69,10 @@ def example(name, iteration):
 def finished(tmp_path_factory):
     """A run of two iterations, laid down as a run leaves it, whose adapters are near the base: (directory, adapters)."""
     directory = RunDirectory(tmp_path_factory.mktemp("runs") / "finished")
-    config = ExperimentConfig(run_dir=str(directory.path), iterations=3, debate=DebateConfig(agents=2), lora=LORA)
+    config = dataclasses.replace(TO_COME, run_dir=str(directory.path), iterations=3, lora=LORA)
     directory.take(config)
     directory.create(config)
-    model = read_model_config(CHECKPOINT)
+    model = read_model_config(MODEL)
     adapters = {}
     for iteration in (1, 2):
         rng = np.random.default_rng(iteration)
@@ -119,11 +120,11 @@ def test_export_to_peft(finished, tmp_path, mft, iteration):
     code, said, _ = mft("export", directory.path, "--to", "peft", tmp_path / "out", *chosen)
     assert (code, said.split()) == (0, [str(tmp_path / "out" / name) for name in NAMES])
     for index, name in enumerate(NAMES):
-        lora, adapter = load_peft(tmp_path / "out" / name, read_model_config(CHECKPOINT))
+        lora, adapter = load_peft(tmp_path / "out" / name, read_model_config(MODEL))
         assert lora == LORA
         assert_same(adapter, agent_of(adapters[iteration or 2], index))
         settings = json.loads((tmp_path / "out" / name / "adapter_config.json").read_text())
-        assert settings["base_model_name_or_path"] == str(CHECKPOINT)
+        assert settings["base_model_name_or_path"] == str(MODEL)
 
 
 def test_the_base_is_named_so_that_peft_finds_it(finished, tmp_path, monkeypatch):
@@ -131,11 +132,9 @@ def test_the_base_is_named_so_that_peft_finds_it(finished, tmp_path, monkeypatch
     directory, _ = finished
     copy = RunDirectory(tmp_path / "copy")
     shutil.copytree(directory.path, copy.path)
-    shutil.copytree(CHECKPOINT, tmp_path / "own")
+    shutil.copytree(MODEL, tmp_path / "own")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        "mft_jax.session.checkpoint_directory", lambda path: {"own": tmp_path / "own"}.get(path, CHECKPOINT)
-    )
+    monkeypatch.setattr("mft_jax.session.checkpoint_directory", lambda path: {"own": tmp_path / "own"}.get(path, MODEL))
     for path, expected in (("own", str(tmp_path / "own")), ("org/model", "org/model")):
         config = dataclasses.replace(directory.config(), model=ModelSource(path=path))
         copy.config_file.write_text(to_yaml(config))
@@ -152,18 +151,18 @@ def test_export_merged(finished, tmp_path, mft):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     directory, adapters = finished
-    chosen = ("--agents", "critic_1", "generator_0", "--max-shard-size", "2MB")
+    chosen = ("--agents", "critic_1", "generator_0", "--max-shard-size", "80KB")
     code, said, _ = mft("export", directory.path, tmp_path / "out", "--to", "merged", *chosen)
     assert code == 0
     assert sorted(said.split()) == [str(tmp_path / "out" / name) for name in ("critic_1", "generator_0")]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["critic_1", "generator_0"]
     merged = tmp_path / "out" / "critic_1"
-    assert len(list(merged.glob("model-*-of-00002.safetensors"))) == 2
+    assert len(list(merged.glob("model-*-of-00003.safetensors"))) == 3
     messages = [user("What is 1+2*3?")]
     encode = AutoTokenizer.from_pretrained(merged).apply_chat_template
     tokens = np.array(encode(messages, add_generation_prompt=True, return_dict=False))[None]
-    assert tokens[0].tolist() == load_chat(CHECKPOINT).prompt(messages)
-    graphdef, base = load_base(CHECKPOINT, read_model_config(CHECKPOINT))
+    assert tokens[0].tolist() == load_chat(MODEL).prompt(messages)
+    graphdef, base = load_base(MODEL, read_model_config(MODEL))
     scale = jnp.float32(LORA.scale)
     run = jax.jit(lambda base, weights: nnx.merge(graphdef, base)(tokens, Adapter(weights, scale)))
     expected = run(base, agent_of(adapters[2], 3))
@@ -224,7 +223,7 @@ class Remarks(SilentReporter):
 
 
 @pytest.fixture(scope="module")
-def imported(exported, tmp_path_factory, shipped):
+def imported(exported, tmp_path_factory, answering):
     """Two runs that start from the exported society, one of them interrupted before it trains, and started again.
 
     Gives their directories, what the starts said, and the weights that each start began to train with.
@@ -244,15 +243,15 @@ def imported(exported, tmp_path_factory, shipped):
         for config in configs:
             mft_jax.import_adapters(config, [exported])
         with pytest.raises(Interrupted):
-            experiment.run(configs[0], remarks, shipped)
+            experiment.run(configs[0], remarks, answering)
         for config in configs:
-            experiment.run(config, remarks, shipped)
+            experiment.run(config, remarks, answering)
     return directories, remarks.said, starts
 
 
 def stacked(directory, iteration=1):
     """The weights of a finished iteration, stacked in the order of NAMES."""
-    _, weights = read_adapters(directory, iteration, read_model_config(CHECKPOINT))
+    _, weights = read_adapters(directory, iteration, read_model_config(MODEL))
     assert tuple(weights) == NAMES
     return jax.tree.map(lambda *leaves: np.stack(leaves), *weights.values())
 
@@ -260,9 +259,7 @@ def stacked(directory, iteration=1):
 def imported_society(directory):
     """(what the imported adapters are, their names, their stacked weights)."""
     info = latest_info(directory.store, layout.INITIAL)
-    fresh = jax.eval_shape(
-        lambda key: init_society(read_model_config(CHECKPOINT), info.lora, key, 4), jax.random.key(0)
-    )
+    fresh = jax.eval_shape(lambda key: init_society(read_model_config(MODEL), info.lora, key, 4), jax.random.key(0))
     read = Checkpoints(directory.store, layout.INITIAL, read_only=True)
     return info.lora, info.names, read.restore(0, {"adapters": fresh})["adapters"]
 
@@ -282,16 +279,18 @@ def test_a_run_starts_from_imported_adapters(finished, imported):
     assert [remark for remark in said if "start from" in remark] == [told.format(place) for place in places]
 
 
-def test_its_first_debate_is_theirs(imported, shipped):
+def test_its_first_debate_is_theirs(imported, answering):
     """The base model, which fresh adapters are, says other things to the same questions."""
     said = imported[0][1].debate_file(1).read_text().splitlines()
-    setup = prepare(dataclasses.replace(TO_COME, lora=LORA), shipped)
+    setup = prepare(dataclasses.replace(TO_COME, lora=LORA), answering)
     fresh = setup.debate(setup.fresh_society(), name="train/1")
     untuned = [transcript.to_json() for transcript in fresh.run(setup.task.train)[0]]
     assert [json.loads(json.dumps(line)) for line in untuned] != [json.loads(line) for line in said]
 
 
-def test_a_restart_from_the_base_is_one_from_the_imported_adapters(exported, finished, tmp_path, shipped, monkeypatch):
+def test_a_restart_from_the_base_is_one_from_the_imported_adapters(
+    exported, finished, tmp_path, answering, monkeypatch
+):
     """In every iteration; what was imported is what the run calls its base."""
     tuning = dataclasses.replace(TO_COME.finetuning, restart_from_base=True)
     config = dataclasses.replace(TO_COME, run_dir=str(tmp_path / "run"), iterations=2, finetuning=tuning)
@@ -301,7 +300,7 @@ def test_a_restart_from_the_base_is_one_from_the_imported_adapters(exported, fin
         starts.append(jax.device_get(state.adapters)) or train(step, base, state, *rest, **o)
     )
     monkeypatch.setattr(stages, "train", watched)
-    experiment.run(config, session=shipped)
+    experiment.run(config, session=answering)
     assert len(starts) == 2
     for start in starts:
         assert_same(start, jax.device_get(finished[1][2]))
@@ -390,7 +389,7 @@ def test_a_wrong_import_is_one_sentence_and_writes_nothing(
 
 def test_adapters_of_one_run_are_of_one_kind(exported, tmp_path):
     """The odd one is named, and how it is odd."""
-    lora, adapter = load_peft(exported / "critic_1", read_model_config(CHECKPOINT))
+    lora, adapter = load_peft(exported / "critic_1", read_model_config(MODEL))
     config = dataclasses.replace(TO_COME, run_dir=str(tmp_path / "run"))
     society = [exported / name for name in NAMES[:3]]
     save_peft(adapter, tmp_path / "alpha", dataclasses.replace(lora, alpha=8.0), None)
@@ -444,12 +443,12 @@ def test_an_adapter_of_another_model_of_the_hub_is_refused(exported, tmp_path):
 def test_adapters_that_are_not_finite_are_refused_by_name(exported, tmp_path, mft, config_file):
     """A run would stop at their first token otherwise."""
     shutil.copytree(exported, tmp_path / "society")
-    lora, adapter = load_peft(exported / "critic_0", read_model_config(CHECKPOINT))
-    adapter["q_proj"]["a"][1, 2, 3] = np.nan
+    lora, adapter = load_peft(exported / "critic_0", read_model_config(MODEL))
+    adapter["q_proj"]["a"][0, 2, 3] = np.nan
     shutil.rmtree(tmp_path / "society" / "critic_0")
     save_peft(adapter, tmp_path / "society" / "critic_0", lora, None)
     code, _, complaint = mft("import-adapters", tmp_path / "run", tmp_path / "society", "--config", config_file)
     assert code == 1
     assert "critic_0" in complaint
-    assert "layers.1.self_attn.q_proj.lora_A" in complaint
+    assert "layers.0.self_attn.q_proj.lora_A" in complaint
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""The whole method on a handful of questions, with the included model, through the Python API and the command."""
+"""The whole method on a handful of questions, with a tiny model, through the Python API and the command."""
 
 import dataclasses
 import hashlib
@@ -92,9 +92,9 @@ def test_training_sets_are_what_agrees_with_the_vote(finished):
             assert example["kind"] == ("kept" if kept else "corrected")
 
 
-def test_every_adapter_with_data_has_moved_and_none_without(finished, shipped):
+def test_every_adapter_with_data_has_moved_and_none_without(finished, answering):
     directory, _, remarks = finished
-    fresh, tuned = prepare(SMALL, shipped).fresh_society(), adapters_of(directory, 1)
+    fresh, tuned = prepare(SMALL, answering).fresh_society(), adapters_of(directory, 1)
     assert fresh.names == tuple(tuned) == tuple(f"{role}_{n}" for role in ("generator", "critic") for n in range(2))
     for index, name in enumerate(fresh.names):
         has_data = bool(lines(directory.training_set_file(1, name)))
@@ -184,12 +184,12 @@ def test_a_mesh_of_four_devices_makes_the_same_run(finished, tmp_path, shape):
     assert all(leaf.sharding.shard_shape(leaf.shape)[1] == leaf.shape[1] // shape[2] for leaf in sharded)
 
 
-def test_a_run_without_evaluation_answers_reports_agreement_only(tmp_path, shipped):
+def test_a_run_without_evaluation_answers_reports_agreement_only(tmp_path, answering):
     file = tmp_path / "own.jsonl"
     file.write_text("".join(json.dumps({"question": f"What is {i}+2*{i}+3-1*2?"}) + "\n" for i in range(8)))
     task = TaskConfig(name="jsonl", train_path=str(file), train_questions=4, eval_questions=4)
     config = dataclasses.replace(SMALL, run_dir=str(tmp_path / "run"), task=task, iterations=1)
-    results = run(config, session=shipped)
+    results = run(config, session=answering)
     assert [result.method for result in results] == ["base", "majority", "debate", "multiagent_ft"]
     assert all(result.accuracy is result.stderr is None and result.n == 4 for result in results)
     assert 0 <= results[-1].diversity["consensus"] <= 1
@@ -201,29 +201,29 @@ def test_a_run_without_evaluation_answers_reports_agreement_only(tmp_path, shipp
     )
     with_answers = dataclasses.replace(task, train_path=str(answered), eval_path=None)
     other = dataclasses.replace(config, run_dir=str(tmp_path / "answered"), task=with_answers, baselines=())
-    run(other, session=shipped)
+    run(other, session=answering)
     said = lambda d: [[agent["messages"] for agent in line["agents"]] for line in lines(d.debate_file(1))]
     assert said(RunDirectory(other.run_dir)) == said(directory)
 
 
-def test_every_iteration_of_a_restarted_society_begins_with_the_same_adapters(tmp_path, shipped):
+def test_every_iteration_of_a_restarted_society_begins_with_the_same_adapters(tmp_path, answering):
     """Finetuning leaves those that it started from as they are: a second iteration starts from them again."""
     rate = dataclasses.replace(SMALL.finetuning.generator, learning_rate=1e-12, epochs=1)
     tuning = dataclasses.replace(SMALL.finetuning, restart_from_base=True, generator=rate, critic=rate)
     task = dataclasses.replace(SMALL.task, train_questions=4, eval_questions=2)
     config = dataclasses.replace(SMALL, finetuning=tuning, task=task, baselines=(), run_dir=str(tmp_path / "run"))
-    assert [result.iteration for result in run(config, session=shipped)] == [1, 2]
+    assert [result.iteration for result in run(config, session=answering)] == [1, 2]
     directory = RunDirectory(config.run_dir)
     assert {record["iteration"] for record in lines(directory.metrics_file)} == {1, 2}
     first, second = (jax.tree.leaves(adapters_of(directory, iteration)) for iteration in (1, 2))
     assert all(np.allclose(old, new, rtol=0, atol=1e-9) for old, new in zip(first, second, strict=True))
 
 
-def test_a_method_with_one_model_runs_on_the_same_stages(tmp_path, shipped):
+def test_a_method_with_one_model_runs_on_the_same_stages(tmp_path, answering):
     """Its adapter speaks for all agents of the training debate, and is evaluated by one answer."""
     config = dataclasses.replace(SMALL, method="single_agent_ft_no_debate", run_dir=str(tmp_path / "run"), baselines=())
     config = dataclasses.replace(config, iterations=1)
-    (result,) = run(config, session=shipped)
+    (result,) = run(config, session=answering)
     assert (result.method, result.iteration, result.n, result.diversity) == ("single_agent_ft_no_debate", 1, 8, None)
     directory = RunDirectory(config.run_dir)
     assert list(adapters_of(directory, 1)) == ["agent"]
@@ -240,16 +240,16 @@ def test_a_method_with_one_model_runs_on_the_same_stages(tmp_path, shipped):
     assert {len(d["agents"][0]["messages"]) for d in lines(directory.evaluation_file(1))} == {2}
 
 
-def test_many_runs_share_one_session(finished, tmp_path, shipped):
+def test_many_runs_share_one_session(finished, tmp_path, answering):
     """A second run, with other settings and another scale of its adapters, compiles nothing new for the same shapes."""
     lora = dataclasses.replace(SMALL.lora, alpha=4.0)
     config = dataclasses.replace(SMALL, seed=1, lora=lora, run_dir=str(tmp_path / "other"), iterations=1)
     config = dataclasses.replace(config, sampling=dataclasses.replace(SMALL.sampling, temperature=0.8))
-    run(config, session=shipped)
+    run(config, session=answering)
     assert RunDirectory(config.run_dir).debate_file(1).read_bytes() != finished[0].debate_file(1).read_bytes()
-    before = dict(shipped.programs.compilations)
-    run(dataclasses.replace(config, run_dir=str(tmp_path / "again")), session=shipped)
-    assert shipped.programs.compilations == before
+    before = dict(answering.programs.compilations)
+    run(dataclasses.replace(config, run_dir=str(tmp_path / "again")), session=answering)
+    assert answering.programs.compilations == before
     again = RunDirectory(tmp_path / "again")
     assert again.evaluation_file(1).read_bytes() == RunDirectory(config.run_dir).evaluation_file(1).read_bytes()
 
@@ -303,13 +303,13 @@ def test_the_command_lists_its_fields():
     assert mft("fly").returncode == 2
 
 
-def test_a_run_ends_after_an_iteration_that_collapses(finished, shipped, tmp_path):
+def test_a_run_ends_after_an_iteration_that_collapses(finished, answering, tmp_path):
     """The decision is recorded: later starts end after the same iteration, whatever they would find."""
     shutil.copytree(finished[0].path, tmp_path / "run")
     directory, remarks = RunDirectory(tmp_path / "run"), Remarks()
     directory.store.hold()
     config = dataclasses.replace(SMALL, iterations=3, stop_when_collapsing=True)
-    experiment = Experiment(prepare(config, shipped), directory, remarks)
+    experiment = Experiment(prepare(config, answering), directory, remarks)
     own_results = [own for own in read_results(directory.results_file) if own.task == SMALL.task.name]
     first, second = ((own, own.monitor) for own in own_results[-2:])
     assert (first[1].verdict, first[1].compared_with) == ("improving", 0)
@@ -318,7 +318,7 @@ def test_a_run_ends_after_an_iteration_that_collapses(finished, shipped, tmp_pat
     collapsing = dataclasses.replace(second[1], verdict="collapsing", reason="made")
     write_results(directory.store, [first[0], dataclasses.replace(second[0], monitor=collapsing)])
     unguarded = dataclasses.replace(config, stop_when_collapsing=False)
-    assert not Experiment(prepare(unguarded, shipped), directory, remarks).ends_after(2)
+    assert not Experiment(prepare(unguarded, answering), directory, remarks).ends_after(2)
     assert experiment.ends_after(2)
     assert remarks.said[-2:] == [
         "iteration 2: collapsing: made.", "The run ends after iteration 2, because the society collapses."

@@ -29,9 +29,9 @@ for name in ("method", "baselines", "run_dir"):
 # Untuned methods, so that nothing is trained; majority@2 is majority, because there are two agents.
 AXES = {
     "methods": ["majority", "majority@2", "debate"],
-    "overrides": {"plain": None, "cool": {"methods": ["debate"], "sampling": {"temperature": 0.5}}},
+    "overrides": {"plain": None, "hot": {"methods": ["debate"], "sampling": {"temperature": 2.0}}},
 }
-CELLS = ["majority-plain", "majority@2-plain", "debate-plain", "debate-cool"]
+CELLS = ["majority-plain", "majority@2-plain", "debate-plain", "debate-hot"]
 
 
 def write_grid(folder, axes=AXES, **settings):
@@ -42,11 +42,11 @@ def write_grid(folder, axes=AXES, **settings):
 
 
 @pytest.fixture(scope="module")
-def opened(shipped):
+def opened(answering):
     """The sessions that grids open: the one that all tests share, instead of one that is loaded again."""
     asked = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mft_jax.grid, "open_session", lambda *source: asked.append(source) or shipped)
+        patch.setattr(mft_jax.grid, "open_session", lambda *source: asked.append(source) or answering)
         yield asked
 
 
@@ -174,10 +174,10 @@ def test_changed_settings_are_refused_before_anything_is_run(undisturbed, tmp_pa
     folder = undisturbed[0]
     written = (folder / "grid/grid.json").read_bytes()
     hotter = load_grid(
-        write_grid(tmp_path, run_dir=str(folder / "grid"), sampling=SHARED["sampling"] | {"temperature": 2.0})
+        write_grid(tmp_path, run_dir=str(folder / "grid"), sampling=SHARED["sampling"] | {"temperature": 3.0})
     )
     with pytest.raises(
-        UserError, match=r"majority-plain was run with sampling\.temperature = 1\.0, but the grid has 2\.0"
+        UserError, match=r"majority-plain was run with sampling\.temperature = 1\.0, but the grid has 3\.0"
     ):
         run_grid(hotter)
     assert (folder / "grid/grid.json").read_bytes() == written
@@ -228,14 +228,14 @@ def test_the_table_of_a_grid(undisturbed, capsys, monkeypatch):
     headings, _, *rows = [line.strip("| \n").split(" | ") for line in capsys.readouterr().out.splitlines()]
     names = {(row[0], row[1]) for row in rows}
     assert headings[:3] == ["method", "setting", "accuracy, %"]
-    assert names == {("majority", "plain"), ("majority@2", "plain"), ("debate", "plain"), ("debate", "cool")}
+    assert names == {("majority", "plain"), ("majority@2", "plain"), ("debate", "plain"), ("debate", "hot")}
     assert [row[4] for row in rows if row[0] == "majority@2"] == ["0 : 0"]  # it has the same answers
 
 
 def test_outcomes_of_several_directories_are_told_apart_by_their_names(undisturbed):
     """Unless they are the same answers at the same cost, such as those of cells with the same baselines."""
     folder, *_ = undisturbed
-    debates = [folder / "grid" / name for name in ("debate-plain", "debate-cool")]
+    debates = [folder / "grid" / name for name in ("debate-plain", "debate-hot")]
     labels = lambda *paths: [(own.result.method, own.label) for own in read_outcomes(paths)]
     assert labels(debates[0]) == [("debate", "")]
     assert labels(*debates) == [("debate", str(path)) for path in debates]

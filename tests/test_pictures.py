@@ -22,9 +22,9 @@ def pictures():
 
 
 @pytest.mark.browser
-def test_pictures_of_a_run(pictures, finished, shipped, chromium):
+def test_pictures_of_a_run(pictures, finished, answering, chromium):
     directory, results, _ = finished
-    made = pictures.make_pictures(str(directory.path), shipped, chromium)
+    made = pictures.make_pictures(str(directory.path), answering, chromium)
     assert list(made) == NAMES
     assert all(made[name].startswith(b"\x89PNG") for name in NAMES if name.endswith(".png"))
     plot, ask = made["accuracy.svg"].decode(), made["ask.svg"].decode()

@@ -65,13 +65,13 @@ def test_kill_9_and_run_again_gives_the_same_bytes(finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_kill_9_of_a_preference_method_gives_the_same_bytes(tmp_path, shipped):
+def test_kill_9_of_a_preference_method_gives_the_same_bytes(tmp_path, answering):
     """Killed while the log-probabilities of the reference are written, and again in the middle of the finetuning."""
     task = dataclasses.replace(SMALL.task, train_questions=8, eval_questions=2)
     one_round = dataclasses.replace(SMALL.debate, rounds=1)  # so that a pair fits into a row
     config = dataclasses.replace(SMALL, method="maca", iterations=1, baselines=(), task=task, debate=one_round)
     whole, directory = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "killed")
-    run(dataclasses.replace(config, run_dir=str(whole.path)), session=shipped)
+    run(dataclasses.replace(config, run_dir=str(whole.path)), session=answering)
     pairs = lines(whole.training_set_file(1, "agent_0"))
     assert pairs
     assert all(example["reference"] and example["counterpart"] for example in pairs)
@@ -86,11 +86,11 @@ def test_kill_9_of_a_preference_method_gives_the_same_bytes(tmp_path, shipped):
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         assert not directory.is_finished
-    run(dataclasses.replace(config, run_dir=str(directory.path)), session=shipped)
+    run(dataclasses.replace(config, run_dir=str(directory.path)), session=answering)
     assert run_files(directory, iterations=1) == run_files(whole, iterations=1)
 
 
-def test_a_non_finite_loss_stops_and_the_run_is_resumed_with_a_lower_rate(tmp_path, shipped):
+def test_a_non_finite_loss_stops_and_the_run_is_resumed_with_a_lower_rate(tmp_path, answering):
     """As its message says. The change, and from when on it counts, is recorded."""
     broken = RoleConfig(learning_rate=1000.0, epochs=4)
     finetuning = dataclasses.replace(SMALL.finetuning, generator=broken, weight_decay=1000.0, warmup=0.0, save_every=1)
@@ -101,7 +101,7 @@ def test_a_non_finite_loss_stops_and_the_run_is_resumed_with_a_lower_rate(tmp_pa
         UserError,
         match=r"weights of generator_\d are not finite at step \d+ of iteration 1.* Lower finetuning\.generator",
     ):
-        run(config, session=shipped)
+        run(config, session=answering)
     directory = RunDirectory(config.run_dir)
     assert directory.manifest()["status"] == "failed"
     latest = latest_info(directory.store, layout.checkpoint(1))
@@ -113,7 +113,7 @@ def test_a_non_finite_loss_stops_and_the_run_is_resumed_with_a_lower_rate(tmp_pa
     lower = dataclasses.replace(finetuning, generator=dataclasses.replace(broken, learning_rate=1e-6), weight_decay=0.0)
     shutil.rmtree(directory.checkpoint(1))  # by then the last checkpoint's weights were huge, but finite
     remarks = Remarks()
-    run(dataclasses.replace(config, finetuning=lower), remarks, shipped)
+    run(dataclasses.replace(config, finetuning=lower), remarks, answering)
     assert directory.is_finished
     assert "Resuming the run in" in remarks.said[0]
     assert sets == {path.name: path.read_bytes() for path in directory.training_set_file(1, "x").parent.glob("*.jsonl")}
@@ -125,12 +125,12 @@ def test_a_non_finite_loss_stops_and_the_run_is_resumed_with_a_lower_rate(tmp_pa
     assert all("the last checkpoint" in change["takes_effect"] for change in changes)
 
 
-def test_finetuned_weights_without_finite_logits_can_be_finetuned_again(copied, shipped):
+def test_finetuned_weights_without_finite_logits_can_be_finetuned_again(copied, answering):
     """Weights can be finite, but so large that the logits are not: the sentence says how to repeat the finetuning."""
     directory, config = copied
     shutil.rmtree(directory.evaluation_file(2).parent)
     directory.take(config)
-    experiment = Experiment(prepare(config, shipped), directory, Remarks())
+    experiment = Experiment(prepare(config, answering), directory, Remarks())
     society = experiment.setup.fresh_society()
     huge = jax.tree.map(lambda leaf: leaf + 1e30, society.stacked.weights)
     broken = dataclasses.replace(society, adapters=society.stacked._replace(weights=huge))
@@ -144,7 +144,7 @@ def test_finetuned_weights_without_finite_logits_can_be_finetuned_again(copied, 
     directory.release()
 
 
-def test_a_run_is_resumed_with_other_settings_of_speed_and_memory(finished, tmp_path, shipped, monkeypatch):
+def test_a_run_is_resumed_with_other_settings_of_speed_and_memory(finished, tmp_path, answering, monkeypatch):
     """Out of memory in the middle of a debate, it is resumed with fewer rows and other chunks: the bytes are the same."""
     config = dataclasses.replace(SMALL, run_dir=str(tmp_path / "run"), baselines=(), iterations=1)
     commit = StageFile.commit
@@ -158,11 +158,11 @@ def test_a_run_is_resumed_with_other_settings_of_speed_and_memory(finished, tmp_
     with monkeypatch.context() as patch:
         patch.setattr(StageFile, "commit", commit_first_chunk)
         with pytest.raises(MemoryError):
-            run(config, session=shipped)
+            run(config, session=answering)
     assert directory.manifest()["error"] == "MemoryError: no more"
     smaller = dataclasses.replace(SMALL.sampling, rows=3, prefill_rows=2, steps_per_dispatch=7, chunk_questions=5)
     finetuning = dataclasses.replace(config.finetuning, save_every=3)
-    run(dataclasses.replace(config, sampling=smaller, finetuning=finetuning), session=shipped)
+    run(dataclasses.replace(config, sampling=smaller, finetuning=finetuning), session=answering)
     for file in (lambda d: d.debate_file(1), lambda d: d.evaluation_file(1)):
         assert file(directory).read_bytes() == file(finished[0]).read_bytes()
     changed = {change["field"]: (change["from"], change["to"]) for change in directory.manifest()["changes"]}
@@ -171,18 +171,18 @@ def test_a_run_is_resumed_with_other_settings_of_speed_and_memory(finished, tmp_
     assert directory.config().sampling == smaller
 
 
-def test_a_finished_run_is_given_more_iterations_and_baselines(finished, tmp_path, shipped):
+def test_a_finished_run_is_given_more_iterations_and_baselines(finished, tmp_path, answering):
     """It ends with the bytes of a run that had them from the first."""
     short = dataclasses.replace(SMALL, run_dir=str(tmp_path / "run"), iterations=1, baselines=("base", "debate"))
-    run(short, session=shipped)
-    results = run(dataclasses.replace(short, iterations=2, baselines=SMALL.baselines), session=shipped)
+    run(short, session=answering)
+    results = run(dataclasses.replace(short, iterations=2, baselines=SMALL.baselines), session=answering)
     assert without_measurements(results) == without_measurements(finished[1])
     assert run_files(RunDirectory(short.run_dir)) == run_files(finished[0])
     with pytest.raises(UserError, match=r"iterations is 2 there, 1 given"):
-        run(short, session=shipped)
+        run(short, session=answering)
 
 
-def test_metrics_of_a_step_are_on_disk_before_the_checkpoint_that_counts_it(finished, copied, shipped, monkeypatch):
+def test_metrics_of_a_step_are_on_disk_before_the_checkpoint_that_counts_it(finished, copied, answering, monkeypatch):
     """A kill between the two loses none of them: a resumed stage logs only the steps after its checkpoint."""
     directory, config = copied
     shutil.rmtree(directory.checkpoint(2))
@@ -195,7 +195,7 @@ def test_metrics_of_a_step_are_on_disk_before_the_checkpoint_that_counts_it(fini
 
     monkeypatch.setattr(Checkpoints, "save", recording)
     remarks = Remarks()
-    run(config, remarks, shipped)
+    run(config, remarks, answering)
     assert "The files of iteration 2: finetuning are missing or incomplete." in remarks.said[0]
     assert at_save
     assert all(own == list(range(1, step + 1)) for step, own in at_save)
@@ -204,11 +204,11 @@ def test_metrics_of_a_step_are_on_disk_before_the_checkpoint_that_counts_it(fini
 
 @pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_text("[]"),
                                     lambda file: file.write_text("{]")])  # fmt: skip
-def test_results_are_rebuilt(finished, copied, shipped, damage):
+def test_results_are_rebuilt(finished, copied, answering, damage):
     directory, config = copied
     damage(directory.results_file)
     before = finished[0].results_file.read_bytes()
-    assert [result for result in run(config, session=shipped) if result.task == "arithmetic"] == finished[1]
+    assert [result for result in run(config, session=answering) if result.task == "arithmetic"] == finished[1]
     assert directory.results_file.read_bytes() == before
 
 
@@ -218,13 +218,13 @@ def flip(path, old, new):
     path.write_bytes(data.replace(old, new, 1))
 
 
-def test_one_changed_character_of_an_evaluation_is_found_and_made_again(finished, copied, shipped):
+def test_one_changed_character_of_an_evaluation_is_found_and_made_again(finished, copied, answering):
     """Still valid JSON: only the chunk that has it is done again, and comes out as it was."""
     directory, config = copied
     file = directory.baseline_file("debate")
     flip(file, b'"correct": false', b'"correct": true ')
     remarks = Remarks()
-    results = [result for result in run(config, remarks, shipped) if result.task == "arithmetic"]
+    results = [result for result in run(config, remarks, answering) if result.task == "arithmetic"]
     assert without_measurements(results) == without_measurements(finished[1])
     assert file.read_bytes() == finished[0].baseline_file("debate").read_bytes()
     told = [text for text in remarks.said if "damaged" in text and str(file) in text]
@@ -233,7 +233,7 @@ def test_one_changed_character_of_an_evaluation_is_found_and_made_again(finished
     assert b'"correct": true ' in aside.read_bytes()
 
 
-def test_damaged_training_data_and_checkpoints_are_made_again_before_they_are_used(finished, copied, shipped):
+def test_damaged_training_data_and_checkpoints_are_made_again_before_they_are_used(finished, copied, answering):
     """In a run that is resumed in its second iteration: a debate, a training set, and an array of the first one."""
     directory, config = copied
     shutil.rmtree(directory.path / "iteration_2")
@@ -248,7 +248,7 @@ def test_damaged_training_data_and_checkpoints_are_made_again_before_they_are_us
     data[len(data) // 2] ^= 4
     arrays[-1].write_bytes(data)
     remarks = Remarks()
-    run(config, remarks, shipped)
+    run(config, remarks, answering)
     assert run_files(directory) == run_files(finished[0])
     assert sum("damaged" in text for text in remarks.said) >= 3
     assert any("The checkpoint" in text and "resumes from step" in text for text in remarks.said)

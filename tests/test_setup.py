@@ -16,8 +16,9 @@ from mft_jax.errors import UserError
 from mft_jax.models.society import Society
 from mft_jax.session import dtypes
 from mft_jax.setup import limit_slots, prepare
+from tests.small_run import MODEL
 
-SMALL = ExperimentConfig(task=TaskConfig(train_questions=2, eval_questions=2))
+SMALL = ExperimentConfig(model=ModelSource(path=str(MODEL)), task=TaskConfig(train_questions=2, eval_questions=2))
 
 
 def mesh_on(platform):
@@ -39,7 +40,7 @@ def test_dtypes_depend_on_the_devices_unless_they_are_configured(platform, sourc
 
 
 def test_dtypes_of_weights_adapters_and_computation():
-    types_of = ModelSource(param_dtype="bfloat16", compute_dtype="float32")
+    types_of = dataclasses.replace(SMALL.model, param_dtype="bfloat16", compute_dtype="float32")
     setup = prepare(dataclasses.replace(SMALL, model=types_of, lora=LoraConfig(dtype="bfloat16")))
     assert {leaf.dtype for leaf in jax.tree.leaves(setup.session.base)} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(setup.fresh_society().stacked.weights)} == {jnp.dtype("bfloat16")}
@@ -55,21 +56,21 @@ def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows(tmp_path):
         prepare(config)
 
 
-def test_a_lora_target_that_the_model_does_not_have(shipped):
+def test_a_lora_target_that_the_model_does_not_have(answering):
     config = dataclasses.replace(SMALL, lora=LoraConfig(targets=("qkv_proj",)))
     with pytest.raises(UserError, match=r"lora\.targets has qkv_proj, which this model does not have; it has q_proj"):
-        prepare(config, shipped)
+        prepare(config, answering)
 
 
-def test_a_session_of_another_model_is_rejected(shipped):
+def test_a_session_of_another_model_is_rejected(answering):
     other = dataclasses.replace(SMALL, model=ModelSource(compute_dtype="bfloat16"))
     with pytest.raises(UserError, match="open another session"):
-        prepare(other, shipped)
+        prepare(other, answering)
 
 
-def test_a_session_is_shared_by_runs_with_different_seeds(shipped):
-    one, two = (prepare(dataclasses.replace(SMALL, seed=seed), shipped) for seed in (0, 1))
-    assert one.session is two.session is shipped
+def test_a_session_is_shared_by_runs_with_different_seeds(answering):
+    one, two = (prepare(dataclasses.replace(SMALL, seed=seed), answering) for seed in (0, 1))
+    assert one.session is two.session is answering
     assert one.task.train != two.task.train
     a, b = (setup.fresh_society().stacked.weights["q_proj"]["a"] for setup in (one, two))
     assert (a != b).any()
@@ -91,18 +92,18 @@ def test_no_more_slots_than_questions(chunk, questions, data, expected):
     assert (settings.rows, settings.prefill_rows) == expected
 
 
-def test_a_run_of_few_questions_has_few_slots(shipped):
-    setup = prepare(SMALL, shipped)
+def test_a_run_of_few_questions_has_few_slots(answering):
+    setup = prepare(SMALL, answering)
     assert setup.debate(Society(), name="mine").sampler.config.rows == 2
 
 
-def test_new_adapters_are_compiled_once(shipped, caplog):
+def test_new_adapters_are_compiled_once(answering, caplog):
     """The runs of a grid start from new adapters again and again, in one process."""
-    first = shipped.fresh_society(("ann", "bob"), LoraConfig(rank=3), 0)
+    first = answering.fresh_society(("ann", "bob"), LoraConfig(rank=3), 0)
     with jax.log_compiles():
-        second = shipped.fresh_society(("cy", "dan"), LoraConfig(rank=3), 1)
+        second = answering.fresh_society(("cy", "dan"), LoraConfig(rank=3), 1)
         assert "init_society" not in caplog.text
-        other = shipped.fresh_society(("cy", "dan"), LoraConfig(rank=2), 1)
+        other = answering.fresh_society(("cy", "dan"), LoraConfig(rank=2), 1)
         assert "init_society" in caplog.text
     shapes = [society.stacked.weights["q_proj"]["a"].shape for society in (first, second, other)]
-    assert shapes == [(2, 4, 128, 3), (2, 4, 128, 3), (2, 4, 128, 2)]
+    assert shapes == [(2, 1, 32, 3), (2, 1, 32, 3), (2, 1, 32, 2)]

@@ -39,7 +39,7 @@ def open_experiment(path, session, siblings=(), **changes):
     return Experiment(prepare(config, session), directory, Remarks(), stores)
 
 
-def test_the_first_training_debate_of_all_methods_is_sampled_once(finished, shipped, tmp_path, sampled):
+def test_the_first_training_debate_of_all_methods_is_sampled_once(finished, answering, tmp_path, sampled):
     """And without adapters: those of the first iteration have no effect yet."""
     record = read_record(finished[0].store, "iteration_1/debate/train.jsonl")
     assert record.inputs["protocol"]["speakers"] == [["base", "base"]] * 2
@@ -49,22 +49,22 @@ def test_the_first_training_debate_of_all_methods_is_sampled_once(finished, ship
     )
     methods = ("multiagent_ft", "multiagent_ft_no_critic", "single_agent_ft", "single_agent_ft_no_debate")
     for method in methods:
-        experiment = open_experiment(tmp_path / method, shipped, [finished[0].path], method=method)
+        experiment = open_experiment(tmp_path / method, answering, [finished[0].path], method=method)
         transcripts = experiment.debate(1, experiment.initial_society())
         assert len(transcripts) == 12
         assert experiment.directory.debate_file(1).read_bytes() == finished[0].debate_file(1).read_bytes()
         assert "iteration 1: debate: copied from" in experiment.reporter.said[0]
         experiment.directory.release()
     assert sampled == []
-    other = open_experiment(tmp_path / "other", shipped, [finished[0].path], method="cooperative")
+    other = open_experiment(tmp_path / "other", answering, [finished[0].path], method="cooperative")
     other.debate(1, other.initial_society())
     assert len(sampled) == 12 * other.setup.method.protocol.samples
     assert set(sampled) == {None}
     other.directory.release()
 
 
-def test_equal_evaluations_of_a_run_are_sampled_once(shipped, tmp_path, sampled):
-    experiment = open_experiment(tmp_path / "run", shipped)
+def test_equal_evaluations_of_a_run_are_sampled_once(answering, tmp_path, sampled):
+    experiment = open_experiment(tmp_path / "run", answering)
     for name in ("majority", "majority@2"):
         experiment.evaluate(make_method(name, experiment.config), 0, Society())
         assert len(sampled) == 8 * 2
@@ -73,8 +73,8 @@ def test_equal_evaluations_of_a_run_are_sampled_once(shipped, tmp_path, sampled)
     experiment.directory.release()
 
 
-def test_inputs_differ_in_whatever_changes_a_transcript(shipped):
-    setup = prepare(SMALL, shipped)
+def test_inputs_differ_in_whatever_changes_a_transcript(answering):
+    setup = prepare(SMALL, answering)
     debate, questions = setup.debate(Society(), "eval"), setup.task.eval
     inputs = stage_inputs(debate, questions, setup)
     assert inputs == stage_inputs(debate, questions, setup)
@@ -108,10 +108,10 @@ def test_adapters_count_by_their_weights_and_not_by_their_names(tiny):
     assert len(digests) == 5
 
 
-def test_adapters_without_effect(tiny, shipped):
+def test_adapters_without_effect(tiny, answering):
     assert tiny.society.without_effect == ()
     assert Society().without_effect == ()
-    assert shipped.fresh_society(NAMES, SMALL.lora, 0).without_effect == NAMES
+    assert answering.fresh_society(NAMES, SMALL.lora, 0).without_effect == NAMES
     weights = jax.tree.map(lambda leaf: leaf, tiny.society.stacked.weights)
     for pair in weights.values():
         pair["b"] = pair["b"].at[1].set(0)
