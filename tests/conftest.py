@@ -7,6 +7,10 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# Compiles with few optimizations, which takes three quarters of the time: tests run most programs only a few times. Tests
+# marked `real` compile as users do, and so does the quickstart in CI.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import atexit
 import importlib.util
 import shutil
@@ -216,14 +220,12 @@ def answering():
 
 
 @pytest.fixture(scope="module")
-def quick_compilation():
-    """Compiles with few optimizations, which takes about half the time, for modules whose programs run only a few times.
-
-    These modules must not compile programs of `shipped`, `answering` or `programs`: other modules would run them.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def optimized_programs():
+    """Compiles with all optimizations, for modules whose programs run long. They must not compile shared programs."""
+    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
@@ -254,20 +253,6 @@ def test_many_runs_share_one_session(finished, tmp_path, answering):
     assert again.evaluation_file(1).read_bytes() == RunDirectory(config.run_dir).evaluation_file(1).read_bytes()
 
 
-def mft(*arguments, cwd=None):
-    command = [sys.executable, "-m", "mft_jax", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
-
-
-def bad(tmp_path, text, *arguments):
-    """Runs a bad configuration: (its one line of complaint, whether anything was written)."""
-    (tmp_path / "bad.yaml").write_text(text)
-    done = mft("run", "bad.yaml", "--run-dir", "run", *arguments, cwd=tmp_path)
-    assert done.returncode != 0
-    assert "Traceback" not in done.stderr + done.stdout
-    return done.stderr.strip(), (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -277,30 +262,38 @@ def bad(tmp_path, text, *arguments):
         ("task: {name: jsonl, train_path: twice.jsonl, eval_path: twice.jsonl, train_questions: 1, eval_questions: 1}",
          "both a training question"),
         ("task: {name: jsonl, train_path: long.jsonl, train_questions: 1, eval_questions: 1}", "the model's context holds"),
-        ("mesh: {data: 2}", "needs 2 devices"),
+        ("mesh: {agent: 3, data: 2}", "needs 6 devices"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path, text, message):
+def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path, text, message, mft, monkeypatch):
     (tmp_path / "twice.jsonl").write_text('{"question": "What is 1+1?", "answer": 2}\n')
     long = [{"question": f"{i} " + "why " * 3000, "answer": 1} for i in range(2)]
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(q) + "\n" for q in long))
-    os.environ["JAX_NUM_CPU_DEVICES"], kept = "1", os.environ["JAX_NUM_CPU_DEVICES"]
-    try:
-        complaint, has_written = bad(tmp_path, text)
-    finally:
-        os.environ["JAX_NUM_CPU_DEVICES"] = kept
+    (tmp_path / "bad.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    code, _, complaint = mft("run", "bad.yaml", "--run-dir", "run")
+    assert code != 0
     assert complaint.startswith("mft: ")
     assert message in complaint
-    assert "\n" not in complaint
-    assert not has_written
+    assert "\n" not in complaint.strip()
+    assert not (tmp_path / "run").exists()
 
 
-def test_the_command_lists_its_fields():
-    done = mft("run", "--help")
-    assert done.returncode == 0
-    assert "--sampling.top-p" in done.stdout
-    assert "Nucleus: the smallest set of tokens" in done.stdout
-    assert mft("fly").returncode == 2
+def test_a_process_with_bad_input_fails_with_one_sentence(tmp_path):
+    (tmp_path / "bad.yaml").write_text("model: {path: ./nowhere}")
+    command = [sys.executable, "-m", "mft_jax", "run", "bad.yaml", "--run-dir", "run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("mft: There is no checkpoint at ./nowhere")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_lists_its_fields(mft):
+    code, said, _ = mft("run", "--help")
+    assert code == 0
+    assert "--sampling.top-p" in said
+    assert "Nucleus: the smallest set of tokens" in said
 
 
 def test_a_run_ends_after_an_iteration_that_collapses(finished, answering, tmp_path):

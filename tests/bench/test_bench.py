@@ -30,7 +30,7 @@ LIMITS = Limits(flops_per_second=1e9, bytes_per_second=1e8)
 
 
 @pytest.fixture(scope="module")
-def session(quick_compilation):
+def session():
     return open_session(CONFIG.model, MeshConfig())
 
 

@@ -52,7 +52,6 @@ from tests.finetuning.conftest import chat as chat_fixture
 from tests.small_run import Remarks, lines
 from tests.tracking.events import scalars
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 chat = chat_fixture
 
 RATES = {"learning_rate": 1e-2, "epochs": 1}

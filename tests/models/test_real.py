@@ -20,7 +20,7 @@ from mft_jax.programs import Programs
 from mft_jax.sampling import Request, Sampler
 from mft_jax.seeds import row_key
 
-pytestmark = [pytest.mark.real, pytest.mark.torch]
+pytestmark = [pytest.mark.real, pytest.mark.torch, pytest.mark.usefixtures("optimized_programs")]
 PROSE = (pathlib.Path(__file__).parents[2] / "LICENSE").read_text()  # English text of more than 2,048 tokens
 NEW = 40
 
