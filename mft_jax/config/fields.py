@@ -202,9 +202,9 @@ class FinetuningConfig:
     clip_norm: Annotated[float, above(0), Change.NEXT_STEP] = 1.0
     """Maximum norm of the gradient of an agent; a larger gradient is scaled down to it."""
     critic_mix: Share = 0.5
-    """w: share of corrected dialogues (first answer wrong, last right) in a critic's data; for share and weighted."""
-    critic_rule: Literal["share", "released_code", "all", "weighted"] = "share"
-    """share: by critic_mix; released_code: a kept one after a corrected one with p = 1/2; all; weighted by critic_mix."""
+    """w: share of corrected dialogues (first answer wrong, last right) in a critic's data, with share or weighted."""
+    critic_rule: Literal["all", "share", "released_code", "weighted"] = "all"
+    """A critic's dialogues: all; a share, by critic_mix; all, weighted by critic_mix; or as in the paper's released code."""
     final_turn_only: bool = False
     """Train critics on the last answer of a dialogue only, instead of all answers."""
     restart_from_base: bool = False

@@ -3,8 +3,9 @@
 import dataclasses
 from typing import Any
 
-from mft_jax.config import ExperimentConfig
+from mft_jax.config import ExperimentConfig, FinetuningConfig
 from mft_jax.debate.protocol import Protocol, everyone
+from mft_jax.errors import UserError
 from mft_jax.finetuning.examples import Dialogues, FirstAnswers, PooledFirstAnswers, TrueAnswers
 from mft_jax.finetuning.lesson import Lesson
 from mft_jax.methods.method import Method
@@ -31,9 +32,15 @@ def multiagent_ft(config: ExperimentConfig) -> Method:
     """Multiagent finetuning (Algorithm 1 of the paper), with 2N adapters.
 
     Generator n answers for agent n in round 1, and learns from its own first answers that agree with the final vote.
-    Critic n answers in all later rounds, and learns from agent n's dialogues whose last answer agrees with the vote.
+    Critic n answers in all later rounds, and learns from agent n's dialogues whose last answer agrees with the vote: from
+    all of them, because the paper's half of corrected ones lowers the vote (docs/results.md); `critic_rule` changes it.
     """
     rules, tuning = config.debate, config.finetuning
+    if tuning.critic_mix != FinetuningConfig.critic_mix and tuning.critic_rule not in ("share", "weighted"):
+        raise UserError(
+            f"finetuning.critic_mix is {tuning.critic_mix:g}, but finetuning.critic_rule is {tuning.critic_rule}, which does "
+            "not use it: set critic_rule to share or weighted, or remove critic_mix."
+        )
     generators, critics = (tuple(f"{role}_{n}" for n in range(rules.agents)) for role in ("generator", "critic"))
     least = tuning.min_vote_share or 0.0
     first = [

@@ -22,7 +22,10 @@ from mft_jax.errors import UserError
         ({"finetuning": {"remat": 1}}, r"remat is 1 \(int\), expected bool"),
         ({"finetuning": {"eps": True}}, r"eps is True \(bool\), expected float"),
         ({"finetuning": {"eps": "small"}}, "eps is 'small', expected a number"),
-        ({"finetuning": {"critic_rule": "half"}}, "critic_rule is 'half', expected one of 'share', 'released_code'"),
+        (
+            {"finetuning": {"critic_rule": "half"}},
+            "critic_rule is 'half', expected one of 'all', 'share', 'released_code'",
+        ),
         ({"baselines": "base"}, "baselines is 'base', expected a list"),
         ({"baselines": [["base"]]}, r"baselines is \['base'\] \(list\), expected str"),
         ({"model": {"path": 3}}, r"model\.path is 3 \(int\), expected str"),

@@ -74,7 +74,7 @@ def lessons_of(method="multiagent_ft", agents=3, rounds=2, **tuning):
 
 
 def test_training_sets_of_the_worked_example(debates):
-    sets = select_examples(lessons_of(critic_mix=0.5), debates, equivalent, seed=0, iteration=1)
+    sets = select_examples(lessons_of(critic_rule="share", critic_mix=0.5), debates, equivalent, seed=0, iteration=1)
     assert list(sets) == [f"{role}_{n}" for role in ("generator", "critic") for n in range(3)]
     assert sets["generator_2"] == [
         {"id": "q2", "messages": [user("q2"), assistant("q2 first 2")], "kind": "first"},
@@ -148,7 +148,7 @@ def scripted(agents, rounds):
 def test_which_dialogues_each_adapter_learns_from(agents, rounds):
     """A second implementation, which reads only the text of the transcripts."""
     transcripts, _ = scripted(agents, rounds).run(questions(40))
-    lessons = lessons_of(agents=agents, rounds=rounds, critic_mix=0.0)
+    lessons = lessons_of(agents=agents, rounds=rounds, critic_rule="share", critic_mix=0.0)
     sets = select_examples(lessons, transcripts, str.__eq__, seed=0, iteration=1)
     answer_in = lambda message: message["content"].rpartition("=")[2]
     for n in range(agents):

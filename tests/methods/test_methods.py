@@ -26,6 +26,7 @@ CONFIG = ExperimentConfig(
     finetuning=FinetuningConfig(
         generator=RoleConfig(learning_rate=1e-4, epochs=1),
         critic=RoleConfig(learning_rate=2e-4, epochs=3),
+        critic_rule="share",
         critic_mix=0.25,
     ),
 )
@@ -48,12 +49,21 @@ def test_the_value_of_multiagent_finetuning():
 
 def test_settings_reach_the_method():
     tuning = dataclasses.replace(
-        CONFIG.finetuning, restart_from_base=True, critic_rule="released_code", final_turn_only=True
+        CONFIG.finetuning, restart_from_base=True, critic_rule="weighted", final_turn_only=True
     )
     method = make_method("multiagent_ft", dataclasses.replace(CONFIG, finetuning=tuning))
     assert method.restart
-    expected = Dialogues(agent=1, share=0.25, rule="released_code", final_turn_only=True)
+    expected = Dialogues(agent=1, share=0.25, rule="weighted", final_turn_only=True)
     assert method.lessons[3].select == expected
+
+
+@pytest.mark.parametrize("rule", ["all", "released_code"])
+def test_a_mix_that_the_rule_does_not_use_is_refused(rule):
+    tuning = dataclasses.replace(CONFIG.finetuning, critic_rule=rule)
+    with pytest.raises(
+        UserError, match=rf"critic_mix is 0\.25, but finetuning\.critic_rule is {rule}, which does not use"
+    ):
+        make_method("multiagent_ft", dataclasses.replace(CONFIG, finetuning=tuning))
 
 
 @pytest.mark.parametrize(("name", "shape"), [("base", (1, 1)), ("majority", (2, 1)), ("debate", (2, 3))])
