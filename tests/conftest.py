@@ -126,7 +126,7 @@ def object_store():
 @pytest.fixture
 def bucket(object_store, monkeypatch, tmp_path):
     """An empty place in the bucket, as a URL. The faults of a test end with it, and retries take no time."""
-    from mft_jax.runs import gcs
+    from mft_jax import gcs
 
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", object_store.url)
     monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", object_store.url)

@@ -10,7 +10,7 @@ PACKAGE = pathlib.Path(mft_jax.__file__).parent
 # From the lowest layer to the highest. Modules in the same layer may import each other.
 LAYERS = [
     ("errors", "prompts", "seeds", "signals", "worker"),
-    ("files", "config", "base_model"),
+    ("files", "gcs", "config", "base_model"),
     ("parallel",),
     ("models",),
     ("programs",),

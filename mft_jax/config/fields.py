@@ -77,11 +77,11 @@ class TaskConfig:
     eval_questions: Count = 500
     """Number of held-out questions."""
     train_path: str | None = None
-    """jsonl only: file of {"question", "answer"} lines to train on; "answer" may be absent."""
+    """jsonl only: file, or gs:// object, of {"question", "answer"} lines to train on; "answer" may be absent."""
     eval_path: str | None = None
-    """jsonl only: file to evaluate on; None: held-out questions of train_path."""
+    """jsonl only: file, or gs:// object, to evaluate on; None: held-out questions of train_path."""
     data_dir: Annotated[str | None, Change.PLACE] = None
-    """gsm8k, math and mmlu only: directory with the data set's original files; None: they are downloaded."""
+    """gsm8k, math and mmlu only: directory, or gs:// folder, of the original files; None: they are downloaded."""
     cache_dir: Annotated[str | None, Change.PLACE] = None
     """Directory of prepared data sets; None: the user's cache directory."""
     math_levels: Annotated[

@@ -17,11 +17,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from mft_jax import gcs
 from mft_jax.errors import UserError
 from mft_jax.files import file_error
 from mft_jax.parallel import hosts
 from mft_jax.parallel.placement import to_host
-from mft_jax.runs import gcs
 from mft_jax.runs.store import Damage
 
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # errors for a missing file, which counts as damage

@@ -8,9 +8,9 @@ import functools
 import pathlib
 from typing import TYPE_CHECKING
 
+from mft_jax import gcs
 from mft_jax.errors import UserError
 from mft_jax.files import check_name
-from mft_jax.runs import gcs
 from mft_jax.runs.bucket_lock import BucketLock
 from mft_jax.runs.lock import LOCK_FILE
 

@@ -17,8 +17,8 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
+from mft_jax import gcs
 from mft_jax.errors import UserError
-from mft_jax.runs import gcs
 from mft_jax.runs.lock import LOCK_FILE, InUse
 
 if TYPE_CHECKING:

@@ -8,13 +8,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from mft_jax.errors import UserError
+from mft_jax.tasks import bucket_files
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def read_bytes(path: str | pathlib.Path, remedy: str) -> bytes:
     """Reads a file, without its byte order mark. Raises UserError, ending with `remedy`, if it cannot be read."""
+    if bucket_files.is_in_bucket(path):
+        data = bucket_files.read(str(path))
+        if data is None:
+            raise UserError(f"Cannot read the questions {path} (no such object): {remedy}.")
+        return data.removeprefix(BYTE_ORDER_MARK)
     try:
         # Path.expanduser would raise RuntimeError if the home directory is unknown.
-        return pathlib.Path(os.path.expanduser(path)).read_bytes().removeprefix(b"\xef\xbb\xbf")
+        return pathlib.Path(os.path.expanduser(path)).read_bytes().removeprefix(BYTE_ORDER_MARK)
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"Cannot read the questions {path} ({reason}): {remedy}.") from error

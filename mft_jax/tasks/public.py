@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 from mft_jax import seeds
 from mft_jax.config import TaskConfig
 from mft_jax.errors import UserError
+from mft_jax.tasks.bucket_files import copy_folder, is_in_bucket
 from mft_jax.tasks.prepared import (
     Builder,
     DamagedError,
@@ -82,7 +83,12 @@ class PublicData:
 
 def load_records(config: TaskConfig, data: PublicData) -> dict[str, list[Record]]:
     """All records of each split. They are read from the cache directory, and prepared there first if necessary."""
-    given = None if config.data_dir is None else local_directory("data_dir", config.data_dir)
+    if config.data_dir is None:
+        given = None
+    elif is_in_bucket(config.data_dir):
+        given = copy_folder(config.data_dir, cache_dir(config))
+    else:
+        given = local_directory("data_dir", config.data_dir)
     if given is not None and not given.is_dir():
         raise UserError(
             f"task.data_dir is {str(given)!r}, which is not a directory: give one that holds {data.layout}."

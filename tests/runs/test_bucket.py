@@ -10,8 +10,9 @@ import time
 
 import pytest
 
+from mft_jax import gcs
 from mft_jax.errors import UserError
-from mft_jax.runs import bucket_lock, gcs
+from mft_jax.runs import bucket_lock
 from mft_jax.runs.bucket_lock import LockLost
 from mft_jax.runs.lock import InUse
 from mft_jax.runs.store import Store

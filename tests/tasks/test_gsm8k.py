@@ -238,8 +238,8 @@ def test_without_files_and_network_one_sentence_says_both_remedies(tmp_path, off
 def test_a_directory_that_is_not_one_or_lacks_a_file(files, tmp_path):
     with pytest.raises(UserError, match=r"task\.data_dir is '.*nowhere', which is not a directory"):
         load_task(config(tmp_path, tmp_path / "nowhere"), 0)
-    with pytest.raises(UserError, match=r"task\.data_dir is 'gs://bucket', expected a local directory"):
-        load_task(config(tmp_path, "gs://bucket"), 0)
+    with pytest.raises(UserError, match=r"task\.data_dir is 's3://bucket', expected a local directory"):
+        load_task(config(tmp_path, "s3://bucket"), 0)
     (files / "test.jsonl").unlink()
     with pytest.raises(UserError, match=r"There is no .*test\.jsonl: give a directory that holds GSM8K's"):
         load_task(config(tmp_path, files), 0)

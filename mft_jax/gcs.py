@@ -94,7 +94,7 @@ def upload(blob: "storage.Blob", data: bytes, **condition: int) -> None:
 
 
 @contextlib.contextmanager
-def explained(doing: Doing, path: pathlib.Path) -> Generator[None]:
+def explained(doing: Doing, path: pathlib.Path | str) -> Generator[None]:
     """Raises UserError for the errors of the client: path, reason, and remedy."""
     try:
         yield
@@ -107,7 +107,7 @@ def explained(doing: Doing, path: pathlib.Path) -> Generator[None]:
         raise UserError(sentence) from error
 
 
-def explain(doing: Doing, path: pathlib.Path, error: BaseException) -> str | None:
+def explain(doing: Doing, path: pathlib.Path | str, error: BaseException) -> str | None:
     """The sentence for an error of one of the clients (Google's, gcsfs, tensorstore); None for any other error.
 
     None also for an object that does not exist, which callers that read know how to name.
@@ -138,7 +138,7 @@ def explain(doing: Doing, path: pathlib.Path, error: BaseException) -> str | Non
     return None
 
 
-def bucket_of(path: pathlib.Path) -> str:
+def bucket_of(path: pathlib.Path | str) -> str:
     """The name of the bucket in a path."""
     return str(path).removeprefix("gs://").split("/")[0]
 
