@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 
 import pytest
 
+import mft_jax.setup
 from mft_jax.ask import _find_run as find_run
 from mft_jax.config import load_grid, to_yaml
 from mft_jax.errors import UserError
@@ -24,19 +26,17 @@ from tests.small_run import SMALL, Remarks, run_files
 pytestmark = pytest.mark.gcs
 
 
-def copy_of(store: Store, path) -> Store:
-    """A local copy, as `gcloud storage cp -r` makes one."""
+def files_of(store: Store, folder: str = "") -> list[str]:
+    """The names of all files in a folder and below it."""
+    names = store.names(folder)
+    return [own for name in names for own in ([name] if store.is_file(name) else files_of(store, name))]
 
-    def copy(folder: str) -> None:
-        for name in store.names(folder):
-            if store.is_file(name):
-                local.write(name, store.read(name))
-            else:
-                copy(name)
 
-    local = Store(path)
-    copy("")
-    return local
+def copy(store: Store, other: Store) -> Store:
+    """Copies all files, as `gcloud storage cp -r` does it. Returns `other`."""
+    for name in files_of(store):
+        other.write(name, store.read(name))
+    return other
 
 
 @pytest.mark.slow
@@ -64,7 +64,7 @@ def test_a_run_in_a_bucket_that_is_killed_and_run_again_gives_the_bytes_of_a_loc
     results = run(dataclasses.replace(SMALL, run_dir=f"{bucket}/run"), remarks, answering)
     assert f"Resuming the run in {bucket}/run." in remarks.said
     assert [result.accuracy for result in results] == [result.accuracy for result in finished[1]]
-    local = RunDirectory(copy_of(directory.store, tmp_path / "copy").root)
+    local = RunDirectory(copy(directory.store, Store(tmp_path / "copy")).root)
     assert run_files(local) == run_files(finished[0])
     assert directory.store.read(layout.REPORT).startswith(b"<!doctype html>")
 
@@ -75,6 +75,44 @@ def test_a_run_in_a_bucket_that_is_killed_and_run_again_gives_the_bytes_of_a_loc
     code, out, err = mft("run", config, "--run-dir", f"{bucket}/run")
     assert (code, "is finished; nothing to do" in out) == (0, True)
     assert not directory.store.is_held()
+
+
+@pytest.fixture
+def uploaded(bucket, finished):
+    """A finished run in the bucket."""
+    return copy(finished[0].store, Store(f"{bucket}/finished"))
+
+
+def test_the_commands_on_a_finished_run_give_what_they_give_on_a_local_one(
+    uploaded, finished, answering, tmp_path, mft, monkeypatch
+):
+    monkeypatch.setattr(mft_jax.setup, "open_session", lambda *source: answering)
+    copied = tmp_path / "local"
+    shutil.copytree(finished[0].path, copied)
+
+    def both(command, *arguments):
+        """What the command prints, and the files that it writes to OUT, for the run in the bucket and for the local one."""
+        found = []
+        for path in (uploaded.root, copied):
+            target = tmp_path / "out"
+            code, said, err = mft(command, path, *(target if own == "OUT" else own for own in arguments))
+            assert (code, err) == (0, ""), (command, said)
+            files = {str(file.relative_to(target)): file for file in target.rglob("*") if file.is_file()}
+            found.append((said.replace(str(path), "RUN"), {name: file.read_bytes() for name, file in files.items()}))
+            shutil.rmtree(target, ignore_errors=True)
+        return found
+
+    for kind in ("peft", "merged", "chat-jsonl"):
+        remote, own = both("export", "OUT", "--to", kind)
+        assert remote[1].keys() == own[1].keys() != set()
+        assert [name for name in own[1] if remote[1][name] != own[1][name]] == []
+    remote, own = both("plots", "-o", "OUT")
+    assert remote[1].keys() == own[1].keys() != set()
+    remote, own = both("table", "--against", "debate", "--answers")
+    assert remote == own
+    both("eval", "--task", "addition", "--eval-questions", "4")
+    files = [name for name in files_of(uploaded, "evaluations") if name.endswith("eval.jsonl")]
+    assert [uploaded.read(name) for name in files] == [(copied / name).read_bytes() for name in files] != []
 
 
 def test_what_needs_a_local_directory_says_so(bucket, tmp_path, mft):
