@@ -221,8 +221,11 @@ def answering():
 
 @pytest.fixture(scope="module")
 def optimized_programs():
-    """Compiles with all optimizations, for modules whose programs run long. They must not compile shared programs."""
-    before = jax.config.jax_disable_most_optimizations
+    """Compiles with all optimizations, for modules whose programs run long, or whose numbers must be those of users.
+
+    These modules must not compile programs of `answering` or `programs`: other modules would run them.
+    """
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
