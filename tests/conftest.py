@@ -7,8 +7,8 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-# Compiles with few optimizations, which takes three quarters of the time: tests run most programs only a few times. Tests
-# marked `real` compile as users do, and so does the quickstart in CI.
+# Compiles with few optimizations, which takes a fifth less time: tests run most programs only a few times. Tests that ask
+# for `optimized_programs` compile as users do, and so does the quickstart in CI.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import atexit

@@ -204,7 +204,7 @@ class FinetuningConfig:
     critic_mix: Share = 0.5
     """w: share of corrected dialogues (first answer wrong, last right) in a critic's data, with share or weighted."""
     critic_rule: Literal["all", "share", "released_code", "weighted"] = "all"
-    """A critic's dialogues: all; a share, by critic_mix; all, weighted by critic_mix; or as in the paper's released code."""
+    """all; share: mixed by critic_mix; weighted: all, with weights by critic_mix; released_code: as in the paper's code."""
     final_turn_only: bool = False
     """Train critics on the last answer of a dialogue only, instead of all answers."""
     restart_from_base: bool = False

@@ -6,12 +6,16 @@ import os
 import pathlib
 import shutil
 import tempfile
+from typing import TYPE_CHECKING
 
 from mft_jax import gcs
 from mft_jax.errors import UserError
 from mft_jax.files import check_name, check_space
 
-DOWNLOADS = 16  # at the same time; MATH has 12,500 small files
+if TYPE_CHECKING:
+    from google.cloud import storage
+
+DOWNLOADS = 8  # at the same time; MATH has 12,500 small files, and the client keeps 10 connections
 
 
 def is_in_bucket(path: str | pathlib.Path) -> bool:
@@ -62,7 +66,7 @@ def copy_folder(url: str, cache: pathlib.Path) -> pathlib.Path:
     return directory
 
 
-def _download_all(url: str, blobs: dict, directory: pathlib.Path) -> None:
+def _download_all(url: str, blobs: dict[str, "storage.Blob"], directory: pathlib.Path) -> None:
     def download(name: str) -> None:
         path = directory / name
         with gcs.explained("read", f"{url.rstrip('/')}/{name}"):
@@ -72,7 +76,6 @@ def _download_all(url: str, blobs: dict, directory: pathlib.Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
 
-    gcs.client()  # created once, before the threads use it
     with concurrent.futures.ThreadPoolExecutor(DOWNLOADS) as pool:
         futures = [pool.submit(download, name) for name in blobs]
         try:

@@ -37,9 +37,6 @@ def reference_logits(model, tokens):
 
 @pytest.mark.parametrize("length", [16, 2048])
 def test_logits_equal_transformers(pair, length):
-    """Of 2,048 tokens, the first 16 are the same computation, but for models whose frequencies depend on the length."""
-    if length == 16 and pair.name not in LONGROPE:
-        return
     tokens = random_tokens(1, length)
     expected = reference_logits(pair.reference, tokens)
     logits = logits_of(pair.graphdef, pair.base, tokens)
