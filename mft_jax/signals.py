@@ -5,11 +5,13 @@ a command runs, a signal raises an exception, so that the run can record why it 
 the exception is delayed until it is saved.
 """
 
+import _thread  # threading.Thread takes a lock in its start, which the interrupted code may hold
 import contextlib
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Generator
 from types import FrameType
 from typing import Any, NoReturn
@@ -71,7 +73,16 @@ def raising() -> Generator[None]:
     """
     before = {signum: signal.getsignal(signum) for signum in (*SIGNALS, signal.SIGPIPE)}
     report = sys.unraisablehook
-    sys.unraisablehook = lambda dropped: _send_again(dropped.exc_value) or report(dropped)
+
+    def send_again_or_report(dropped: "sys.UnraisableHookArgs") -> None:
+        signum = _signal_of(dropped.exc_value)
+        if signum is None:
+            return report(dropped)
+        hook_runs = [True]
+        _thread.start_new_thread(_send_later, (signum, hook_runs))
+        hook_runs[0] = False  # the last statement, and no call: Python runs signal handlers at calls
+
+    sys.unraisablehook = send_again_or_report
     install()
     try:
         yield
@@ -137,15 +148,20 @@ def _set_handlers(on_interrupt: Any, on_terminate: Any, on_closed_pipe: Any) -> 
         signal.signal(signal.SIGPIPE, on_closed_pipe)
 
 
-def _send_again(dropped: BaseException | None) -> bool:
-    """Sends the signal that raised the ignored exception again, after _PAUSE. False if no signal raised it."""
-    if not isinstance(dropped, KeyboardInterrupt | Terminated):
-        return False
-    signum = signal.SIGTERM if isinstance(dropped, Terminated) else signal.SIGINT
-    sender = threading.Timer(_PAUSE, os.kill, (os.getpid(), signum))
-    sender.daemon = True
-    sender.start()
-    return True
+def _signal_of(dropped: BaseException | None) -> int | None:
+    """The signal that raised an ignored exception; None if no signal did."""
+    if isinstance(dropped, Terminated):
+        return signal.SIGTERM
+    return signal.SIGINT if isinstance(dropped, KeyboardInterrupt) else None
+
+
+def _send_later(signum: int, hook_runs: list[bool]) -> None:
+    """Sends a signal to this process once the hook that asks for it has ended, because its exception would be ignored
+    in the hook too."""
+    time.sleep(_PAUSE)
+    while hook_runs[0]:
+        time.sleep(_PAUSE)
+    os.kill(os.getpid(), signum)
 
 
 def _raise_terminated(signum: int, frame: FrameType | None) -> NoReturn:
