@@ -38,6 +38,9 @@ USAGE = """Multiagent finetuning: agents over one base model debate, vote, and f
   mft --version
 
 mft COMMAND --help explains every option of a command."""
+# What --help shows for tuples, instead of an empty default.
+SEVERAL_RUNS = arg(metavar="RUN_DIR", help_behavior_hint="(one or more)")
+NO_AGENTS = arg(help_behavior_hint="(default: none)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,9 +117,9 @@ class Review:
     """Id of a question: shows it alone, or records the verdict that is given with the next four options."""
     answer: str | None = None
     """Its right answer."""
-    right: tuple[int, ...] = ()
+    right: Annotated[tuple[int, ...], NO_AGENTS] = ()
     """Agents, counted from 1, whose answers are right."""
-    wrong: tuple[int, ...] = ()
+    wrong: Annotated[tuple[int, ...], NO_AGENTS] = ()
     """Agents whose answers are wrong."""
     best: int | None = None
     """The agent whose answer is right and better than the others."""
@@ -189,7 +192,7 @@ class Ask:
 class Report:
     """Writes one HTML file with the results, charts and debates of one or several runs, finished or not."""
 
-    run_dirs: Annotated[tuple[str, ...], Positional, arg(metavar="RUN_DIR")]
+    run_dirs: Annotated[tuple[str, ...], Positional, SEVERAL_RUNS]
     """Directories of the runs, which are shown side by side; that of a grid stands for all its cells."""
     out: Annotated[str, arg(aliases=["-o"])] = "report.html"
     """HTML file to write. It needs no network; debates beyond 5 MB are written to a folder beside it."""
@@ -225,7 +228,7 @@ class Plots:
     Runs that differ in their seed only are averaged.
     """
 
-    run_dirs: Annotated[tuple[str, ...], Positional, arg(metavar="RUN_DIR")]
+    run_dirs: Annotated[tuple[str, ...], Positional, SEVERAL_RUNS]
     """Directories of runs and grids."""
     out: Annotated[str, arg(aliases=["-o"])]
     """Directory for the plots; files of the same names are replaced."""
@@ -235,7 +238,7 @@ class Plots:
 class Table:
     """Prints a Markdown table of the results of runs and grids: means over seeds, costs, and paired comparisons."""
 
-    run_dirs: Annotated[tuple[str, ...], Positional, arg(metavar="RUN_DIR")]
+    run_dirs: Annotated[tuple[str, ...], Positional, SEVERAL_RUNS]
     """Directories of runs and grids."""
     against: str | None = None
     """Method that the others are compared with on the same questions, by the exact McNemar test."""

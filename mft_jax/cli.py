@@ -202,7 +202,8 @@ def review_command(options: Review, console: Console) -> None:
             console.print(view, soft_wrap=True)
         return
     added = review.record(verdicts)
-    console.print(literal(f"{added} new verdicts are in {review.file}; the next iteration uses them."), soft_wrap=True)
+    new, them = ("1 new verdict is", "it") if added == 1 else (f"{added} new verdicts are", "them")
+    console.print(literal(f"{new} in {review.file}; the next iteration uses {them}."), soft_wrap=True)
 
 
 def report_command(options: Report, console: Console) -> None:

@@ -23,8 +23,8 @@ CONFIG = dataclasses.replace(conftest.CONFIG, eps=1e-4)
 
 
 @pytest.fixture(scope="module")
-def ours(tiny, plan, one_device, optimized_programs):
-    """(adapters after three steps, losses [3, A]), from a step that is compiled as users compile it."""
+def ours(tiny, plan, one_device):
+    """(adapters after three steps, losses [3, A])."""
     train_step = Programs(tiny.graphdef, tiny.config, one_device).train(
         likelihood, init_state(tiny.weights), None, False
     )

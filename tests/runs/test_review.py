@@ -134,7 +134,7 @@ def test_the_command_shows_proposals(review, monkeypatch):
 def test_the_command_records_verdicts(review, made, tmp_path):
     path = made.store.path(layout.FEEDBACK)
     assert review("--question", "split", "--answer", "4.0") == (
-        0, f"1 new verdicts are in {path}; the next iteration uses them.\n", "",
+        0, f"1 new verdict is in {path}; the next iteration uses it.\n", "",
     )  # fmt: skip
     assert review("--question", "flips", "--wrong", 1, 2, "--best", 3, "--round", 1)[0] == 0
     marks = [json.loads(line) for line in path.read_text().splitlines()]

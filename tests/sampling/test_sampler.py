@@ -49,25 +49,30 @@ def sampled(sampler, tiny, requests):
     return sampler.sample(requests, tiny.society)[0]
 
 
-def greedy_continuation(tiny, request, adapter, new_tokens, key=None):
+@pytest.fixture(scope="module")
+def forward(tiny):
+    """A full forward pass of tokens [1, T] with an adapter, or with None: logits."""
+    return jax.jit(lambda tokens, adapter: nnx.merge(tiny.graphdef, tiny.base)(tokens, adapter))
+
+
+def greedy_continuation(forward, request, adapter, new_tokens):
     """Greedy decoding with full forward passes, without a cache."""
-    model = nnx.merge(tiny.graphdef, tiny.base)
-    forward = jax.jit(lambda tokens: model(tokens, adapter))
     ids = list(request.prompt)
     for _ in range(new_tokens):
-        padded = jnp.zeros((1, 64), int).at[0, : len(ids)].set(jnp.array(ids))
-        ids.append(int(forward(padded)[0, len(ids) - 1].argmax()))
+        padded = np.zeros((1, 64), int)
+        padded[0, : len(ids)] = ids
+        ids.append(int(np.argmax(forward(padded, adapter)[0, len(ids) - 1])))
     return ids[len(request.prompt) :]
 
 
-def test_prefill_and_decode_equal_full_forward_passes(sampler, tiny, requests):
+def test_prefill_and_decode_equal_full_forward_passes(sampler, tiny, forward, requests):
     greedy = dataclasses.replace(CONFIG, temperature=0.0)
     for speakers in (NAMES, (None,) * 3):
         asked = [dataclasses.replace(r, speaker=speakers[NAMES.index(r.speaker)]) for r in requests[:5]]
         completions, _ = sampler.sample(asked, tiny.society, config=greedy)
         for request, completion in zip(asked, completions, strict=True):
             adapter = None if request.speaker is None else tiny.agent(NAMES.index(request.speaker))
-            expected = greedy_continuation(tiny, request, adapter, completion.new_tokens)
+            expected = greedy_continuation(forward, request, adapter, completion.new_tokens)
             assert [*completion.ids, *expected[-1:] * completion.complete] == expected
 
 
