@@ -13,6 +13,7 @@ CELLS = {
     "paper/main": 6 * 3 * 3 * 3, "paper/iterations": 4 * 3, "paper/ablations": 7 * 3 + 3, "paper/agents": 3 * 4,
     "paper/rounds": 2 * 3, "paper/appendix": 5 * 2, "paper/zero_shot": 2 * 2, "paper/fast": 12,
     "field/rivals": 13 * 3, "field/iterations": 5 * 3, "field/untuned": 6 * 3 + 2 * 3, "field/fast": 10, "field/critics": 7,
+    "field/rates": 4 * 4,
 }  # fmt: skip
 
 
@@ -31,7 +32,13 @@ def test_a_grid_has_its_cells(name):
     assert len(found) == CELLS[name]
     assert load_grid(CONFIGS / f"{name}.yaml").shared.run_dir == f"runs/{name}"
     for cell in found:
-        expected = (100, 100) if name.endswith("fast") else (300, 500) if name == "field/critics" else (500, 500)
+        expected = (
+            (100, 100)
+            if name.endswith("fast")
+            else (300, 500)
+            if name in ("field/critics", "field/rates")
+            else (500, 500)
+        )
         assert (cell.config.task.train_questions, cell.config.task.eval_questions) == expected
         assert cell.config.iterations == {"paper/iterations": 5, "field/iterations": 5, "field/critics": 3}.get(name, 1)
 
