@@ -12,7 +12,7 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 CELLS = {
     "paper/main": 6 * 3 * 3 * 3, "paper/iterations": 4 * 3, "paper/ablations": 7 * 3 + 3, "paper/agents": 3 * 4,
     "paper/rounds": 2 * 3, "paper/appendix": 5 * 2, "paper/zero_shot": 2 * 2, "paper/fast": 12,
-    "field/rivals": 13 * 3, "field/iterations": 5 * 3, "field/untuned": 6 * 3 + 2 * 3, "field/fast": 10, "field/critics": 7,
+    "field/rivals": 13 * 3, "field/iterations": 5 * 3, "field/untuned": 6 * 3 + 2 * 3, "field/fast": 10, "field/critics": 8,
     "field/rates": 4 * 4,
 }  # fmt: skip
 
