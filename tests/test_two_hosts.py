@@ -23,7 +23,6 @@ from tests.small_run import SMALL, adapters_of, lines, run_files
 
 STOPPED = 75  # the exit code that asks to be started again
 
-
 # The debates agree on some questions. Both axes of the mesh that have two devices are spread over the hosts.
 CONFIG = dataclasses.replace(
     SMALL,
@@ -55,11 +54,12 @@ class Hosts:
         ]  # fmt: skip
 
     def wait_for_step(self, step):
-        """Waits until the run has saved this step of the finetuning, or a later one. Returns the one it has saved."""
-        while (saved := latest_step(self.directory)) < step:
+        """Waits until the run has saved this step of the finetuning, or a later one. Fails if that takes 10 minutes."""
+        end = time.monotonic() + 600
+        while latest_step(self.directory) < step:
             assert self.processes[0].poll() is None, self.processes[0].stdout.read()
+            assert time.monotonic() < end, f"step {step} was not reached"
             time.sleep(0.002)
-        return saved
 
     def end(self):
         """(exit codes, outputs). Fails if a process hangs."""
