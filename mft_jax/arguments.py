@@ -246,6 +246,8 @@ class Table:
     """Adds what happened to the answers: votes of the first and the last round, and changes between right and wrong."""
     last: bool = False
     """Only the last iteration of each method."""
+    equal_cost: bool = False
+    """Adds the vote over as many answers of the base model as cost as much as the row, training included."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -167,8 +167,10 @@ def table_command(options: Table, console: Console) -> None:
     from mft_jax.report.outcome_table import markdown_table
     from mft_jax.runs.outcomes import read_outcomes
 
-    outcomes = read_outcomes(options.run_dirs)
-    text = markdown_table(outcomes, against=options.against, answers=options.answers, last=options.last)
+    text = markdown_table(
+        read_outcomes(options.run_dirs), against=options.against, answers=options.answers, last=options.last,
+        equal_cost=options.equal_cost,
+    )  # fmt: skip
     for line in text.splitlines():
         console.print(literal(line), soft_wrap=True)
 

@@ -205,8 +205,8 @@ class FinetuningConfig:
     """w: share of corrected dialogues (first answer wrong, last right) in a critic's data, with share or weighted."""
     critic_rule: Literal["all", "share", "released_code", "weighted"] = "all"
     """all; share: mixed by critic_mix; weighted: all, with weights by critic_mix; released_code: as in the paper's code."""
-    final_turn_only: bool = False
-    """Train critics on the last answer of a dialogue only, instead of all answers."""
+    final_turn_only: bool | None = None
+    """Learn only the last answer of each dialogue, not all its answers; None: only the critics of multiagent_ft do."""
     restart_from_base: bool = False
     """Start each iteration from the initial adapters of the run instead of those of the previous iteration."""
     save_every: Annotated[Count, Change.ANY_TIME] = 50

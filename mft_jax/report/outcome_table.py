@@ -11,6 +11,7 @@ from mft_jax.report.table import NOT_MEASURED, short_count, short_p
 
 if TYPE_CHECKING:  # importing these modules takes seconds
     from mft_jax.metrics.statistics import PairedTest
+    from mft_jax.metrics.vote_curve import VotePoint
     from mft_jax.runs.outcomes import Outcome
     from mft_jax.runs.results import Result
 
@@ -34,7 +35,12 @@ _Column = tuple[str, Callable[[_Row], str]]  # its heading, and its cell in a ro
 
 
 def markdown_table(
-    outcomes: "Sequence[Outcome]", *, against: str | None = None, answers: bool = False, last: bool = False
+    outcomes: "Sequence[Outcome]",
+    *,
+    against: str | None = None,
+    answers: bool = False,
+    last: bool = False,
+    equal_cost: bool = False,
 ) -> str:
     """A table with one row per method, iteration and label, averaged over seeds, in the order of the outcomes.
 
@@ -42,7 +48,9 @@ def markdown_table(
     names the method that the others are compared with on the same questions: all seeds together, by the exact McNemar
     test, corrected by Holm's method for all rows. A finetuned method is compared with its same iteration, if there is
     one. `answers` adds what happened to the answers in a debate. `last` leaves out all iterations but the last of each
-    method. Raises UserError if there is no result of `against`.
+    method. `equal_cost` adds the majority vote over as many answers of the base model as cost as much as the row, training
+    included; its accuracy is the one expected over all choices of so many answers, from the vote over the most answers of
+    the same seed. Raises UserError if there is no result of `against`, or no such vote at all.
     """
     rows = _rows(outcomes)
     if last:
@@ -55,6 +63,8 @@ def markdown_table(
         headings += [f"against {against}, points", f"only this : only {against}", "p (Holm)"]
         lines = [line + cells for line, cells in zip(lines, _comparisons(rows, outcomes, against), strict=True)]
     more: list[_Column] = [("FLOPs of an answer", _test_flops), ("FLOPs with training", _all_flops)]
+    if equal_cost:
+        more.append(("vote at this cost", _vote_at_equal_cost(outcomes)))
     if answers:
         more += [(name, _mean_of(read)) for name, read in _ANSWERS]
     headings += [name for name, _ in more]
@@ -104,6 +114,37 @@ def _test_flops(row: _Row) -> str:
 def _all_flops(row: _Row) -> str:
     costs = [own.ledger.cumulative.flops for own in row.results if own.ledger]
     return short_count(round(statistics.mean(costs))) if costs else NOT_MEASURED
+
+
+def _vote_at_equal_cost(outcomes: "Sequence[Outcome]") -> Callable[[_Row], str]:
+    """A column: accuracy and number k of answers of the vote whose cost is nearest to that of a row with training.
+
+    "k > 81" says that the row costs more than a vote over 81 answers, the largest of the runs, whose accuracy is given.
+    """
+    curves: dict[tuple[int, str], tuple[VotePoint, ...]] = {}
+    for own in outcomes:
+        curve, key = own.result.vote_curve or (), (own.seed, own.result.task)
+        if not own.result.iteration and len(curve) > len(curves.get(key, ())):
+            curves[key] = curve
+    if not curves:
+        raise UserError(
+            "No run has a vote of the base model to compare costs with: add a baseline such as majority@27 and run it."
+        )
+
+    def cell(row: _Row) -> str:
+        found = []
+        for own in row.outcomes:
+            curve = curves.get((own.seed, row.task))
+            if curve and own.result.ledger:
+                spent = own.result.ledger.cumulative.flops
+                near = min(curve, key=lambda point: abs(point.flops - spent))
+                found.append((near.accuracy, near.k, spent > curve[-1].flops + curve[0].flops / 2))
+        if not found:
+            return NOT_MEASURED
+        accuracy, k = (statistics.mean(own[i] for own in found) for i in (0, 1))
+        return f"{100 * accuracy:.1f} (k {'>' if any(own[2] for own in found) else '='} {k:.0f})"
+
+    return cell
 
 
 def _mean_of(read: "Callable[[Result], float | None]") -> Callable[[_Row], str]:

@@ -12,8 +12,8 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 CELLS = {
     "paper/main": 6 * 3 * 3 * 3, "paper/iterations": 4 * 3, "paper/ablations": 7 * 3 + 3, "paper/agents": 3 * 4,
     "paper/rounds": 2 * 3, "paper/appendix": 5 * 2, "paper/zero_shot": 2 * 2, "paper/fast": 12,
-    "field/rivals": 13 * 3, "field/iterations": 5 * 3, "field/untuned": 6 * 3 + 2 * 3, "field/fast": 10, "field/critics": 8,
-    "field/rates": 4 * 4,
+    "field/methods": 20 * 3 + 2 * 3, "field/sizes": 5, "field/iterations": 6 * 3, "field/untuned": 6 * 3 + 2 * 3,
+    "field/fast": 10, "field/critics": 8, "field/rates": 4 * 4,
 }  # fmt: skip
 
 
@@ -48,8 +48,8 @@ def test_the_fast_grids_use_the_model_of_the_package():
 
 
 def test_every_finetuned_method_is_in_a_grid():
-    named = {cell.method for name in ("paper/fast", "field/rivals") for cell in cells(name)}
-    assert set(METHODS) - named == {"long_answer"}  # a baseline of field/rivals
+    named = {cell.method for name in ("paper/fast", "field/methods") for cell in cells(name)}
+    assert set(METHODS) - named == {"long_answer"}  # a baseline of field/methods
 
 
 def test_the_high_temperature_control_is_for_one_method():
@@ -60,6 +60,19 @@ def test_the_high_temperature_control_is_for_one_method():
 def test_numbers_of_agents_and_rounds():
     assert {cell.config.debate.agents for cell in cells("paper/agents")} == {2, 3, 5, 8}
     assert {cell.config.debate.rounds for cell in cells("paper/rounds")} == {1, 2, 3}
+    sizes = [(cell.config.debate.agents, cell.config.debate.rounds) for cell in cells("field/sizes")]
+    assert sizes == [(2, 2), (5, 2), (8, 2), (3, 1), (3, 3)]
+
+
+def test_only_the_paper_grids_train_critics_as_in_the_paper():
+    for name in CELLS:
+        own = {
+            (cell.config.finetuning.critic_rule, cell.config.finetuning.final_turn_only)
+            for cell in cells(name)
+            if name != "field/critics"
+        }
+        expected = {("share", False)} if name.startswith("paper/") else {("all", None)}
+        assert own <= expected | ({("share", False)} if name == "field/methods" else set())
 
 
 def test_the_ways_to_mix_the_training_sets_of_critics():

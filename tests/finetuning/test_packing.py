@@ -32,8 +32,8 @@ def test_targets_are_the_assistants_tokens(chat):
     ((ids, targets),) = segments(plan.batch(0), 0)
     assert chat.tokenizer.decode(list(targets.values())) == "it is 2<|end|>yes<|end|>"
     assert all(ids[at + 1] == id for at, id in targets.items())
-    final = dataclasses.replace(CONFIG, final_turn_only=True)
-    plan = plan_of(chat, [[dialogue]], LESSONS[1:2], final)
+    final = dataclasses.replace(LESSONS[1], final_turn_only=True)
+    plan = plan_of(chat, [[dialogue]], [final])
     ((_, targets),) = segments(plan.batch(0), 0)
     assert chat.tokenizer.decode(list(targets.values())) == "yes<|end|>"
 
@@ -75,8 +75,8 @@ def test_the_digest_depends_on_tokens_and_targets_but_not_on_the_learning_rate(p
     (first, *rest), *others = examples
     changed = [dict(first, messages=[*first["messages"][:-1], dict(first["messages"][-1], content="9")]), *rest]
     assert plan_of(chat, [changed, *others]).digest != plan.digest
-    final = dataclasses.replace(CONFIG, final_turn_only=True)
-    assert plan_of(chat, examples, config=final).digest != plan.digest
+    final = [dataclasses.replace(lesson, final_turn_only=True) for lesson in LESSONS]
+    assert plan_of(chat, examples, final).digest != plan.digest
     slower = dataclasses.replace(LESSONS[0], settings=dataclasses.replace(CONFIG.generator, learning_rate=1e-5))
     assert plan_of(chat, examples, (slower, *LESSONS[1:])).digest == plan.digest
 

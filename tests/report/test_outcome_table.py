@@ -5,6 +5,7 @@ import pytest
 from mft_jax.errors import UserError
 from mft_jax.metrics.answers import AnswerSummary, Transition
 from mft_jax.metrics.ledger import Cost, Ledger
+from mft_jax.metrics.vote_curve import VotePoint
 from mft_jax.report.outcome_table import markdown_table
 from mft_jax.runs.outcomes import Outcome
 from tests.report.made import result
@@ -60,6 +61,23 @@ def test_a_comparison_takes_the_same_iteration_and_holm_corrects_for_all_rows():
     assert [row["p (Holm)"] for row in rows] == ["-", "-", "1", "1"]
     (only_last,) = [row for row in cells(markdown_table(own, last=True)) if row["method"] == "y"]
     assert (only_last["iteration"], only_last["accuracy, %"]) == ("2", "100.0 ± 20.0")
+
+
+def test_the_vote_that_costs_as_much_as_a_method():
+    """One answer to all questions costs 10 FLOPs; `new` costs 100 with its training, `newer` 160, more than all votes."""
+    curve = lambda most: tuple(
+        VotePoint(k=k, accuracy=0.5 + k / 100, stderr=0.1, flops=10 * k) for k in range(1, most + 1)
+    )
+    own = [
+        outcome("majority@3", 1, vote_curve=curve(3)),
+        outcome("majority@12", 2, vote_curve=curve(12)),
+        outcome("new", 4, iteration=1),
+        outcome("newer", 4, iteration=2),
+    ]
+    votes = [row["vote at this cost"] for row in cells(markdown_table(own, equal_cost=True))]
+    assert votes == ["54.0 (k = 4)", "54.0 (k = 4)", "60.0 (k = 10)", "62.0 (k > 12)"]
+    with pytest.raises(UserError, match="No run has a vote of the base model"):
+        markdown_table(own[2:], equal_cost=True)
 
 
 def test_what_happened_to_the_answers():
