@@ -2,8 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy.special import gammaln
 
 from mft_jax.metrics.diversity import Equivalent
 
@@ -30,44 +34,61 @@ def vote_curve(
     agents = len(known[0]["agents"]) if known else 0
     if agents < 2:
         return None
-    counted = [_count_classes(line, equivalent) for line in known]
-    points = []
-    for k in range(1, agents + 1):
-        chances = [chance_of_right_vote(right, wrong, agents, k) for right, wrong in counted]
-        mean = sum(chances) / len(chances)
-        variance = sum((chance - mean) ** 2 for chance in chances) / len(chances)
-        error = math.sqrt(variance / len(chances))
-        points.append(VotePoint(k=k, accuracy=mean, stderr=error, flops=flops * k // agents))
-    return tuple(points)
+    chances = np.array([chances_of_right_vote(*_count_classes(line, equivalent), agents) for line in known])
+    errors = chances.std(axis=0) / math.sqrt(len(known))
+    return tuple(
+        VotePoint(k=k, accuracy=float(mean), stderr=float(error), flops=flops * k // agents)
+        for k, mean, error in zip(range(1, agents + 1), chances.mean(axis=0), errors, strict=True)
+    )
 
 
-def chance_of_right_vote(right: int, wrong: Sequence[int], n: int, k: int) -> float:
-    """The probability that the right answer wins a majority vote over k of n answers, drawn without replacement.
+def chances_of_right_vote(right: int, wrong: Sequence[int], n: int) -> Float[np.ndarray, "n"]:
+    """The probabilities that the right answer wins a majority vote over k = 1..n of n answers, drawn without replacement.
 
     `right` answers are right, and `wrong` are the sizes of the classes of equal wrong answers; the remaining answers are
-    missing and have no vote. Ties are broken uniformly at random. Computed exactly by counting choices.
+    missing and have no vote. Ties are broken uniformly at random. Exact but for rounding: the choices are counted.
     """
-    missing = n - right - sum(wrong)
-    favourable = 0.0
-    for votes in range(1, min(right, k) + 1):
-        ways = {(votes, 0): math.comb(right, votes)}  # (answers chosen, wrong classes with as many votes) -> choices
-        for size in wrong:
-            ways = _choose(ways, size, limit=min(size, votes), tie_at=votes, k=k)
-        ways = _choose(ways, missing, limit=missing, tie_at=None, k=k)
-        favourable += sum(count / (1 + ties) for (chosen, ties), count in ways.items() if chosen == k)
-    return favourable / math.comb(n, k)
+    # A row for every number v of votes for the right answer and every node of an integral. With w wrong classes of v votes
+    # too, the right answer wins with probability 1 / (1 + w), the integral of t**w over 0..1; Gauss and Legendre's rule
+    # computes it exactly with enough nodes t.
+    votes, ties, weights = [], [], []
+    for v in range(1, right + 1):
+        nodes, shares = np.polynomial.legendre.leggauss(sum(size >= v for size in wrong) // 2 + 1)
+        votes += [v] * len(nodes)
+        ties += ((nodes + 1) / 2).tolist()
+        weights += (shares / 2).tolist()
+    v, t = np.array(votes, int)[:, None], np.array(ties)[:, None]
+    # rows[r, m]: when m answers of the classes so far are drawn, the expected value of t**w where no wrong class has more
+    # than v votes and the right one has exactly v; 0 elsewhere.
+    rows = np.zeros((len(votes), n + 1))
+    rows[np.arange(len(votes)), votes] = 1
+    before = right
+    for size in wrong:
+        keep = lambda own: np.where(own < v, 1.0, np.where(own == v, t, 0.0))
+        rows = _draw_from(rows, before, size, keep)
+        before += size
+    rows = _draw_from(rows, before, n - before, lambda own: 1.0)
+    return np.array(weights) @ rows[:, 1:]
 
 
-def _choose(
-    ways: Mapping[tuple[int, int], int], size: int, *, limit: int, tie_at: int | None, k: int
-) -> dict[tuple[int, int], int]:
-    """The choices after up to `limit` answers of a class of `size` answers are chosen too."""
-    after: dict[tuple[int, int], int] = {}
-    for (chosen, ties), count in ways.items():
-        for own in range(min(limit, k - chosen) + 1):
-            key = (chosen + own, ties + (own == tie_at))
-            after[key] = after.get(key, 0) + count * math.comb(size, own)
-    return after
+def _draw_from(rows: np.ndarray, before: int, size: int, keep: Callable[[int], Any]) -> np.ndarray:
+    """The rows after a class of `size` more answers: its part of the drawn ones is hypergeometrically distributed.
+
+    `before` is the number of answers in the classes so far; `keep(own)` is the factor of each row for `own` drawn ones.
+    """
+    found = np.zeros_like(rows)
+    for own in range(size + 1):
+        others = np.arange(min(before, rows.shape[1] - 1 - own) + 1)  # drawn from the classes before
+        chance = np.exp(
+            _log_choices(size, own) + _log_choices(before, others) - _log_choices(before + size, others + own)
+        )
+        found[:, own : own + len(others)] += (keep(own) * chance) * rows[:, : len(others)]
+    return found
+
+
+def _log_choices(n: int, k: Any) -> Any:
+    """The logarithm of the number of ways to choose k of n."""
+    return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
 
 
 def _count_classes(transcript: Mapping[str, Any], equivalent: Equivalent) -> tuple[int, list[int]]:

@@ -32,7 +32,16 @@ OTHER = {
     "finetuning.policy.clip_low": 0.25, "finetuning.min_vote_share": 0.25,
     "metrics.diversity": ["kl"], "logging.wandb": "offline",
 }  # fmt: skip
-BY_TYPE = {bool: True, bool | None: True, int: 7, float: 3.5, str: "other", int | None: 3, float | None: 1.5, str | None: "other"}
+BY_TYPE = {
+    bool: True,
+    bool | None: True,
+    int: 7,
+    float: 3.5,
+    str: "other",
+    int | None: 3,
+    float | None: 1.5,
+    str | None: "other",
+}
 
 
 def changed(field):

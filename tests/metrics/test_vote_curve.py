@@ -1,9 +1,12 @@
 import itertools
+import math
 import statistics
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
-from mft_jax.metrics.vote_curve import VotePoint, chance_of_right_vote, vote_curve
+from mft_jax.metrics.vote_curve import VotePoint, chances_of_right_vote, vote_curve
 
 EQUAL = lambda a, b: a.lower() == b.lower()
 
@@ -23,9 +26,22 @@ def chance_by_enumeration(answers, k):
 def test_the_chance_is_that_of_all_choices(answers):
     given = [None if answer == "-" else answer for answer in answers]
     wrong = [given.count(answer) for answer in sorted(set(answers) - {"x", "-"})]
-    for k in range(1, len(given) + 1):
-        found = chance_of_right_vote(given.count("x"), wrong, len(given), k)
-        assert found == pytest.approx(chance_by_enumeration(given, k))
+    found = chances_of_right_vote(given.count("x"), wrong, len(given))
+    assert found == pytest.approx([chance_by_enumeration(given, k) for k in range(1, len(given) + 1)], abs=1e-12)
+
+
+def test_the_chances_of_votes_over_hundreds_of_answers():
+    """With two classes the chances follow from a hypergeometric distribution: half the answers plus half of the ties."""
+    n, right = 300, 160
+    found = chances_of_right_vote(right, [n - right], n)
+    for k in (1, 2, 3, 100, 299, 300):
+        drawn = [Fraction(math.comb(right, v) * math.comb(n - right, k - v), math.comb(n, k)) for v in range(k + 1)]
+        expected = sum(p for v, p in enumerate(drawn) if 2 * v > k) + sum(drawn[k // 2 : k // 2 + 1]) / 2 * (k % 2 == 0)
+        assert found[k - 1] == pytest.approx(float(expected), abs=1e-11)
+    crowded = chances_of_right_vote(40, [30, 30, 20, 20, *[1] * 100], 300)  # 60 answers are missing
+    assert crowded[0] == pytest.approx(40 / 300)
+    assert crowded[-1] == pytest.approx(1)
+    assert np.all((crowded > 0) & (crowded < 1 + 1e-9))
 
 
 def test_the_curve_of_several_questions():
