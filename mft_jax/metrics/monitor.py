@@ -1,12 +1,14 @@
 """Says without gold answers whether a society that learns from its own votes still improves, or collapses.
 
 A majority vote can only teach what some agents say already. A society that improves therefore settles questions on which
-its agents disagreed, and keeps the answers on which they all agreed. Three signs of the opposite are looked for:
+its agents disagreed, and keeps the answers on which they all agreed. Four signs of the opposite are looked for:
 1. Answers on which all agents agreed are lost, or all agents agree on answers that none of them gave before.
 2. One answer wins the votes on many different questions.
 3. Fewer answers can be parsed.
+4. After the first iteration, fewer agents agree with the votes.
 The society before is the last one that was judged to be improving, so that a slow decline adds up; the first iteration is
-compared with the debate of the untuned society on the training questions, of which only the shares can be compared.
+compared with the debate of the untuned society on the training questions. These are other questions, so only shares can
+be compared.
 Agreement itself is no sign: it rises while a society improves and also while it collapses.
 """
 
@@ -16,14 +18,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+from scipy.stats import norm
+
 from mft_jax.metrics.diversity import Equivalent, consensus
 from mft_jax.metrics.statistics import paired_test
 
 SIGNIFICANT = 0.01  # p value of an exact sign test below which a change is not taken for chance
 CONFUSED = 0.1  # by how much the share of answers without content may rise
 CONCENTRATED = 0.25  # by how much the share of the most common vote may rise
+DIVIDED = 0.1  # by how much the share of agents that agree with the vote may fall, if the fall is no chance
 
-Verdict = Literal["improving", "stalled", "collapsing"]
+Verdict = Literal["improving", "stalled", "collapsing", "unknown"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,10 +91,12 @@ def watch(
     verdicts: list[Monitor] = []
     before: Sequence[Mapping[str, Any]] | None = None  # the evaluation of the last society that was improving
     number, earlier = 0, read_signals(untuned, equivalent)
+    divided = bool(iterations) and _is_divided(untuned, iterations[0], equivalent)
     for iteration, transcripts in enumerate(iterations, start=1):
         signals = read_signals(transcripts, equivalent)
         changes = _count_changes(before, transcripts, equivalent) if before else None
-        verdict, reason = _judge(earlier, signals, changes, agents=len(transcripts[0]["agents"]))
+        agents = len(transcripts[0]["agents"])
+        verdict, reason = _judge(earlier, signals, changes, agents=agents, divided=divided and before is None)
         verdicts.append(
             Monitor(
                 verdict=verdict, reason=reason, compared_with=number, signals=signals, **(changes or _Changes())._asdict()
@@ -107,7 +115,9 @@ class _Changes(NamedTuple):
     invented: int = 0
 
 
-def _judge(before: Signals, now: Signals, changes: _Changes | None, *, agents: int) -> tuple[Verdict, str]:
+def _judge(
+    before: Signals, now: Signals, changes: _Changes | None, *, agents: int, divided: bool
+) -> tuple[Verdict, str]:
     """(verdict, reason). Of several signs, the first one is given."""
     if now.unparsed > before.unparsed + CONFUSED:
         return "collapsing", f"answers without content rose from {before.unparsed:.0%} to {now.unparsed:.0%}"
@@ -116,7 +126,11 @@ def _judge(before: Signals, now: Signals, changes: _Changes | None, *, agents: i
             f"one answer wins the vote on {now.concentration:.0%} of the questions, {before.concentration:.0%} before"
         )
     if agents == 1:
-        return "stalled", "one agent alone has no agreement to watch; its answers are as varied as before"
+        return "unknown", "one agent alone has no agreement to watch; its answers are as varied as before"
+    if divided:
+        return "collapsing", (
+            f"{1 - now.diversity:.0%} of the agents agree with the votes, {1 - before.diversity:.0%} of the untuned ones did"
+        )
     if changes is None:
         return (
             "improving",
@@ -130,6 +144,21 @@ def _judge(before: Signals, now: Signals, changes: _Changes | None, *, agents: i
     if losses == changes.settled or _sign_test(changes.settled, losses) >= SIGNIFICANT:
         return "stalled", reason
     return ("improving" if changes.settled > losses else "collapsing"), reason
+
+
+def _is_divided(untuned: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]], equivalent: Equivalent) -> bool:
+    """Whether the mean share of agents that agree with the vote has fallen by more than `DIVIDED`, and not by chance.
+
+    The standard error of the difference is Welch's; with tens of questions its ratio is normally distributed.
+    """
+    shares = [
+        [consensus([[own["answers"][-1] for own in line["agents"]]], [line["vote"]], equivalent) for line in lines]
+        for lines in (untuned, now)
+    ]
+    fall = np.mean(shares[0]) - np.mean(shares[1])
+    # A few equal shares have no variance, but prove little: one more share that differs by a half is added to each mean's.
+    error = math.sqrt(sum((np.var(own) + 0.25 / len(own)) / len(own) for own in shares))
+    return bool(fall > DIVIDED and norm.sf(fall / error) < SIGNIFICANT)
 
 
 def _sign_test(first: int, second: int) -> float:

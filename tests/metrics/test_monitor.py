@@ -81,7 +81,24 @@ def test_noise_is_not_a_verdict():
 
 def test_one_agent_alone():
     alone = [transcript([f"{q}"]) for q in range(5)]
-    assert verdicts(alone, untuned=alone) == ["stalled"]
+    assert verdicts(alone, untuned=alone) == ["unknown"]
+    assert verdicts([transcript(["0"])] * 5, untuned=alone) == ["collapsing"]
+
+
+def test_a_society_that_falls_apart_in_the_first_iteration():
+    """Before, two or three of three agents agreed; after, each has an answer of its own to more and more questions."""
+    apart = [transcript([f"{q} {agent}" for agent in "abc"]) for q in range(QUESTIONS)]
+    found = {n: watch(society(20), [[*apart[:n], *society(20)[n:]]], EQUAL)[0] for n in (QUESTIONS, 30, 8, 0)}
+    assert [own.verdict for own in found.values()] == ["collapsing", "collapsing", "improving", "improving"]
+    assert found[QUESTIONS].reason == "33% of the agents agree with the votes, 78% of the untuned ones did"
+
+
+def test_few_questions_are_no_evidence_of_falling_apart():
+    whole = [transcript([f"{q}"] * 3) for q in range(20)]
+    mixed = [transcript([f"{q}", f"{q}", f"{q} b"]) for q in range(20)]  # a fall by a third
+    found = {n: watch(whole[:n], [mixed[:n]], EQUAL)[0] for n in (3, 4, 20)}
+    assert [own.verdict for own in found.values()] == ["improving", "improving", "collapsing"]
+    assert {round(own.signals.diversity, 3) for own in found.values()} == {0.333}
 
 
 @pytest.mark.parametrize("gold", [None, "right 3", "new 30"])
