@@ -64,10 +64,10 @@ class Status:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Evaluates the finetuned agents of a run on another task, or on other questions, without training."""
+    """Evaluates the agents of a run on another task, or on other questions, without training; or those of a grid's runs."""
 
     run_dir: Annotated[str, Positional, arg(metavar="RUN_DIR")]
-    """Directory of the run."""
+    """Directory of the run, or of a grid: then all its finished runs are evaluated."""
     task: str
     """arithmetic, addition, gsm8k, math, mmlu, or jsonl for your own questions."""
     eval_questions: int | None = None

@@ -105,7 +105,11 @@ def eval_command(options: Eval, console: Console) -> None:
     from mft_jax.report.progress import TerminalReporter
     from mft_jax.report.table import render_results
     from mft_jax.runs.directory import RunDirectory
+    from mft_jax.runs.grid_directory import is_grid
 
+    if is_grid(options.run_dir):
+        evaluate_grid_command(options, console)
+        return
     config = RunDirectory(options.run_dir).config()
     task = options.evaluated_task(config.task)
     validate(dataclasses.replace(config, task=task), "command line")
@@ -114,6 +118,23 @@ def eval_command(options: Eval, console: Console) -> None:
             options.run_dir, task, iteration=options.iteration, label=options.label, reporter=TerminalReporter(console)
         )
     console.print(render_results([result], f"{result.task}, {result.n} questions"))
+
+
+def evaluate_grid_command(options: Eval, console: Console) -> None:
+    """`mft eval` of a grid. Raises UserError at the end if a cell could not be evaluated."""
+    from mft_jax.grid import evaluate_grid
+    from mft_jax.report.grid_table import render_evaluations
+    from mft_jax.report.progress import TerminalReporter
+
+    with signals.raising():
+        results, errors = evaluate_grid(
+            options.run_dir, options.evaluated_task, iteration=options.iteration, label=options.label,
+            reporter=TerminalReporter(console),
+        )  # fmt: skip
+    console.print(render_evaluations(results))
+    if errors:
+        count = f"{len(errors)} of {len(results) + len(errors)} finished cells"
+        raise UserError(f"{count} could not be evaluated: {', '.join(errors)}. Above are the reasons.")
 
 
 def ask_command(options: Ask, console: Console) -> None:

@@ -289,14 +289,16 @@ def evaluate(
 ) -> Result:
     """Evaluates the society of a run on another task (zero-shot), or on other questions of the same task.
 
-    `iteration` defaults to the last finished one. Transcripts and results are written to RUN_DIR/evaluations/LABEL. The
+    `iteration` defaults to the last finished one; a method without finetuning has none, and its result is that of
+    iteration 0. Transcripts and results are written to RUN_DIR/evaluations/LABEL. The
     result is also added to the run's results.json, as task LABEL. If another process is working on the run, that
     process adds it when it next writes results.json. Raises UserError if there is no such run or iteration.
     """
     reporter = reporter or SilentReporter()
     directory = RunDirectory(run_dir)
     trained = directory.config()
-    iteration = chosen_iteration(directory, trained.iterations, iteration)
+    is_tuned = bool(make_method(trained.method, trained).lessons)
+    iteration = chosen_iteration(directory, trained.iterations, iteration) if is_tuned else 0
     label = label or (task.name if task.name != trained.task.name else f"{task.name}_{task.eval_questions}")
     if "/" in label or label in (".", "..", trained.task.name):
         raise UserError(
@@ -310,7 +312,9 @@ def evaluate(
         if state == "new":
             nested.create(config)
         nested.keep_questions(setup.task, reporter.say)
-        society = restore_society(directory.store, layout.checkpoint(iteration), setup.fresh_society())
+        society = setup.fresh_society()
+        if is_tuned:
+            society = restore_society(directory.store, layout.checkpoint(iteration), society)
         Experiment(setup, nested, reporter).evaluate(setup.method, iteration, society)
         nested.finish()
     except BaseException as error:

@@ -5,13 +5,14 @@ equal inputs are computed once and copied. A cell that fails does not stop the o
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from mft_jax.budget import check_baselines
-from mft_jax.config import Cell, Grid, MeshConfig, ModelSource, compare
+from mft_jax.config import Cell, Grid, MeshConfig, ModelSource, TaskConfig, compare
 from mft_jax.errors import UserError
-from mft_jax.experiment import run
+from mft_jax.experiment import evaluate, run
 from mft_jax.methods import make_method
 from mft_jax.parallel import hosts
 from mft_jax.parallel.hosts import decide
@@ -21,6 +22,7 @@ from mft_jax.runs import layout
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.grid_directory import GridDirectory
 from mft_jax.runs.grid_status import GridStatus, grid_status
+from mft_jax.runs.results import Result
 from mft_jax.runs.store import DamagedFile
 from mft_jax.runs.survey import find_damage
 from mft_jax.session import Session, open_session
@@ -62,6 +64,46 @@ def run_grid(
         directory.release()
 
 
+def evaluate_grid(
+    path: str | pathlib.Path,
+    task_of: Callable[[TaskConfig], TaskConfig],
+    *,
+    iteration: int | None = None,
+    label: str | None = None,
+    reporter: Reporter | None = None,
+) -> tuple[list[tuple[Cell, Result]], dict[str, str]]:
+    """Evaluates every finished cell of a grid on another task, or on other questions, as `experiment.evaluate` does.
+
+    `task_of` makes the task to evaluate on from that of a cell; `iteration` and `label` are as in `evaluate`. Returns the
+    results, and for each cell that failed its error, by name. Cells that are not finished are left out, and reported.
+    Raises UserError if the directory is no grid, or if none of its cells is finished.
+    """
+    reporter = reporter or SilentReporter()
+    directory = GridDirectory(path)
+    started = directory.started()
+    cells = [cell for cell in started if _is_finished(directory.run(cell))]
+    if not cells:
+        raise UserError(f"{path} is a grid without a finished cell: `mft run` with its configuration finishes them.")
+    if len(cells) < len(started):
+        names = ", ".join(cell.name for cell in started if cell not in cells)
+        reporter.say(f"These cells are not finished, and left out: {names}.")
+    results, errors, sessions = [], {}, _Sessions()
+    for cell in cells:
+        reporter.say(f"Cell {cell.name}:")
+        try:
+            own = evaluate(
+                directory.run(cell).path, task_of(cell.config.task), iteration=iteration, label=label,
+                reporter=reporter, session=sessions.get(cell.config.model, cell.config.mesh),
+            )  # fmt: skip
+            results.append((cell, own))
+        except Exception as error:  # whatever it is, the other cells can be evaluated
+            if hosts.count() > 1:
+                raise  # as in `_run_cell`
+            errors[cell.name] = _describe(error)
+            reporter.say(f"The cell {cell.name} failed. {errors[cell.name]}")
+    return results, errors
+
+
 def plan_cells(grid: Grid) -> tuple[Cell, ...]:
     """The cells of a grid, with complete configurations. Raises UserError for an unknown method, task or setting."""
     cells = []
@@ -97,6 +139,13 @@ class _Sessions:
         return self._open[2]
 
 
+def _is_finished(directory: RunDirectory) -> bool:
+    try:
+        return directory.is_finished
+    except DamagedFile:
+        return False
+
+
 def _is_done(directory: RunDirectory, cell: Cell) -> bool:
     """Whether the run of a cell is finished with these settings, and none of its files is damaged."""
     try:
@@ -117,5 +166,9 @@ def _run_cell(
     except Exception as error:  # whatever it is, the other cells can be run; run.json of the cell names it too
         if hosts.count() > 1:
             raise  # it may be an error of this host only, and then the others are not at the next cell
-        return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        return _describe(error)
     return None
+
+
+def _describe(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

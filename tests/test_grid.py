@@ -210,6 +210,37 @@ def test_directories_that_are_refused(finished, undisturbed, tmp_path):
         mft_jax.run(dataclasses.replace(SMALL, run_dir=str(undisturbed[0] / "grid")))
 
 
+def test_the_finished_cells_of_a_grid_are_evaluated_on_other_questions(
+    undisturbed, tmp_path, opened, capsys, monkeypatch
+):  # fmt: skip
+    """Untuned methods too. A cell that is not finished is left out, and one that fails does not stop the others."""
+    folder = shutil.copytree(undisturbed[0], tmp_path / "copy")
+    grid = folder / "grid"
+    run = json.loads((grid / "majority@2-plain" / "run.json").read_text())
+    (grid / "majority@2-plain" / "run.json").write_text(json.dumps(run | {"status": "interrupted"}))
+    (grid / "debate-hot" / "evaluations").write_text("in the way")
+    monkeypatch.setattr(sys, "argv", ["mft", "eval", str(grid), "--task", "addition", "--eval-questions", "3"])
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    shown = capsys.readouterr()
+    assert "not finished, and left out: majority@2-plain." in shown.out
+    assert "1 of 3 finished cells could not be evaluated: debate-hot." in " ".join(shown.err.split())
+    rows = [line.split() for line in shown.out.splitlines() if line.split()[1:2] == ["addition"]]
+    assert [(row[0], row[2]) for row in rows] == [("majority-plain", "0"), ("debate-plain", "0")]
+    lines = (grid / "debate-plain/evaluations/addition/baselines/debate/eval.jsonl").read_text().splitlines()
+    assert [len(json.loads(line)["agents"]) for line in lines] == [2, 2, 2]
+    found = [(own.result.method, own.result.n) for own in read_outcomes([grid]) if own.result.task == "addition"]
+    assert found == [("majority", 3), ("debate", 3)]
+    (grid / "debate-hot" / "evaluations").unlink()
+    cli.main()
+    assert "debate-hot" in capsys.readouterr().out
+    for cell in CELLS:
+        (grid / cell / "run.json").write_text(json.dumps(run | {"status": "interrupted"}))
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    assert "is a grid without a finished cell" in " ".join(capsys.readouterr().err.split())
+
+
 def test_an_untuned_method_is_evaluated_as_its_own_baseline(tmp_path):
     axes, found = {"methods": ["debate", "multiagent_ft"]}, []
     for baselines in ((), ("base",)):

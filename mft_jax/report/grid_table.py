@@ -1,6 +1,7 @@
 """The output of a grid: what is done and what is left, and the table of all cells."""
 
 import statistics
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -12,6 +13,7 @@ from mft_jax.report.table import NOT_MEASURED, short_count
 from mft_jax.report.text import literal
 
 if TYPE_CHECKING:  # importing this module takes seconds
+    from mft_jax.config import Cell
     from mft_jax.runs.grid_status import CellStatus, GridStatus
     from mft_jax.runs.results import Result
 
@@ -92,6 +94,18 @@ def _means_table(means: dict[str, list[float]]) -> Table:
     return table
 
 
+def render_evaluations(results: "Sequence[tuple[Cell, Result]]") -> RenderableType:
+    """One row per cell: its accuracy on the task that it was evaluated on, and what the evaluation cost."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0))
+    table.add_column("cell", overflow="fold")
+    table.add_column("task", overflow="fold")
+    for name in ("iter.", "accuracy\n%", "new\ntokens", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for cell, own in results:
+        table.add_row(literal(cell.name), literal(own.task), *_result_row(own, own.new_tokens, own.wall_seconds))
+    return table
+
+
 def _last_result(status: "CellStatus") -> "Result | None":
     """The result of the cell's method after its last iteration; None if there is none yet."""
     config = status.cell.config
@@ -105,10 +119,13 @@ def _result_cells(status: "CellStatus") -> tuple[str, ...]:
     if last is None:
         return (NOT_MEASURED,) * 4
     own = [result for result in status.results if (result.method, result.task) == (last.method, last.task)]
-    has_accuracy = last.accuracy is not None and last.stderr is not None
-    return (
-        str(last.iteration),
-        f"{100 * last.accuracy:.1f} ± {100 * last.stderr:.1f}" if has_accuracy else NOT_MEASURED,
-        short_count(sum(result.new_tokens for result in own)),
-        f"{sum(result.wall_seconds for result in own):,.1f}",
-    )
+    return _result_row(
+        last, sum(result.new_tokens for result in own), sum(result.wall_seconds for result in own)
+    )  # fmt: skip
+
+
+def _result_row(result: "Result", new_tokens: int, seconds: float) -> tuple[str, ...]:
+    accuracy = NOT_MEASURED
+    if result.accuracy is not None and result.stderr is not None:
+        accuracy = f"{100 * result.accuracy:.1f} ± {100 * result.stderr:.1f}"
+    return str(result.iteration), accuracy, short_count(new_tokens), f"{seconds:,.1f}"

@@ -11,7 +11,7 @@ from mft_jax.methods import METHODS
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 CELLS = {
     "paper/main": 6 * 3 * 3 * 3, "paper/iterations": 4 * 3, "paper/ablations": 7 * 3 + 3, "paper/agents": 3 * 4,
-    "paper/rounds": 2 * 3, "paper/appendix": 5 * 2, "paper/zero_shot": 2 * 2, "paper/fast": 12,
+    "paper/rounds": 2 * 3, "paper/appendix": 5 * 2, "paper/zero_shot": 5 * 2, "paper/fast": 12,
     "field/methods": 20 * 3 + 2 * 3, "field/sizes": 5, "field/iterations": 6 * 3, "field/untuned": 6 * 3 + 2 * 3,
     "field/fast": 10, "field/critics": 8, "field/rates": 4 * 4,
 }  # fmt: skip
