@@ -10,18 +10,20 @@ import time
 
 import pytest
 
+import mft_jax.grid
 import mft_jax.setup
 from mft_jax.ask import _find_run as find_run
 from mft_jax.config import load_grid, to_yaml
 from mft_jax.errors import UserError
 from mft_jax.experiment import run
-from mft_jax.grid import plan_cells
+from mft_jax.grid import plan_cells, run_grid
 from mft_jax.runs import layout
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.feedback import add_verdicts
 from mft_jax.runs.grid_directory import GridDirectory, is_grid
-from mft_jax.runs.store import Store
+from mft_jax.runs.store import Store, to_path
 from tests.small_run import SMALL, Remarks, run_files
+from tests.test_grid import write_grid
 
 pytestmark = pytest.mark.gcs
 
@@ -160,6 +162,34 @@ def test_a_grid_in_a_bucket_lists_its_cells_and_finds_what_they_have(bucket, tmp
     code, out, err = mft("status", f"{bucket}/grid")
     assert (code, err) == (0, "")
     assert f"{bucket}/grid: 0 of 2 cells are done" in out
+
+
+def test_a_grid_in_a_bucket_gives_the_bytes_of_a_local_one(bucket, tmp_path, mft, answering, monkeypatch):
+    """Run, with equal debates copied inside the bucket; run again; evaluated on another task; a table and a report."""
+    monkeypatch.setattr(mft_jax.grid, "open_session", lambda *source: answering)
+    folders = {f"{bucket}/grid": "remote", str(tmp_path / "grid"): "local"}
+    axes = {"methods": ["majority", "majority@2"], "seeds": [3, 4]}
+    said: dict[str, list[str]] = {}
+    for folder, name in folders.items():
+        (tmp_path / name).mkdir()
+        file, remarks = write_grid(tmp_path / name, axes, run_dir=folder), Remarks()
+        status = run_grid(load_grid(file), remarks)
+        assert [own.state for own in status.cells] == ["finished"] * 4
+        assert sum("which has equal inputs" in line for line in remarks.said) == 2
+        again = Remarks()
+        run_grid(load_grid(file), again)
+        assert again.said == []
+        code, _, err = mft("eval", folder, "--task", "addition", "--eval-questions", "3")
+        assert (code, err) == (0, "")
+        code, table, err = mft("table", folder)
+        assert (code, err) == (0, "")
+        said[name] = [table]
+    assert said["remote"] == said["local"]
+    remote, local = (Store(to_path(folder)) for folder in folders)
+    names = [name for name in files_of(local) if name.endswith(("eval.jsonl", "questions.json"))]
+    assert len(names) == 4 * 4  # of each cell: questions and answers, of the run and of the evaluation
+    assert [name for name in names if remote.read(name) != local.read(name)] == []
+    assert remote.read(layout.REPORT).startswith(b"<!doctype html>")
 
 
 def test_a_directory_in_a_bucket_is_taken_as_a_local_one_is(bucket):
