@@ -86,10 +86,16 @@ class Eval:
     def evaluated_task(self, trained: TaskConfig) -> TaskConfig:
         """The task to evaluate on, given the task of the run. Raises UserError for a jsonl task without a file."""
         if self.task == trained.name:  # keeps its training questions, so that none of them is used for evaluation
-            task = trained
+            task = dataclasses.replace(trained, validation=False)
         else:
             task = dataclasses.replace(
-                trained, name=self.task, train_questions=0, train_path=None, eval_path=None, data_dir=None
+                trained,
+                name=self.task,
+                train_questions=0,
+                validation=False,
+                train_path=None,
+                eval_path=None,
+                data_dir=None,
             )
         given = {
             name: getattr(self, name)

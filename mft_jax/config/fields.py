@@ -76,6 +76,8 @@ class TaskConfig:
     """Number of questions whose debates are the training data; their gold answers are not used for it."""
     eval_questions: Count = 500
     """Number of held-out questions."""
+    validation: bool = False
+    """Evaluate on training questions that are not trained on, instead of held-out ones, to choose settings by them."""
     train_path: str | None = None
     """jsonl only: file, or gs:// object, of {"question", "answer"} lines to train on; "answer" may be absent."""
     eval_path: str | None = None

@@ -1,7 +1,9 @@
 """Loads the task that the configuration names."""
 
+import dataclasses
 import difflib
 import importlib
+from collections.abc import Callable
 
 from mft_jax.config import TaskConfig
 from mft_jax.errors import UserError
@@ -17,15 +19,32 @@ NAMES = (*GENERATED, *PUBLIC, "jsonl")
 def load_task(config: TaskConfig, seed: int) -> Task:
     """Loads a task. `seed` determines which of the available questions are used, and their order.
 
+    With `config.validation` the training questions are the same, and the evaluation questions are others that could have
+    been chosen as training questions.
+
     Raises UserError for an unknown task, too few questions, files that can be neither read nor downloaded, and a
     question that is both in the training set and in the evaluation set.
     """
     check_name(config.name)
     _check_unused_files(config)
     # Imported only when needed: the modules of public data sets import tensorflow-datasets, which takes seconds.
-    task = importlib.import_module(f"mft_jax.tasks.{config.name}").load(config, seed)
+    load = importlib.import_module(f"mft_jax.tasks.{config.name}").load
+    task = _load_with_validation(load, config, seed) if config.validation else load(config, seed)
     check_splits(task.train, task.eval)
     return task
+
+
+def _load_with_validation(load: Callable[[TaskConfig, int], Task], config: TaskConfig, seed: int) -> Task:
+    """A task whose evaluation questions follow its training questions in the order that the seed determines."""
+    count = config.train_questions
+    wide = dataclasses.replace(config, train_questions=count + config.eval_questions)
+    try:
+        task = load(wide, seed)
+    except UserError as error:
+        raise UserError(
+            f"With task.validation, task.train_questions counts {config.eval_questions} evaluation questions too. {error}"
+        ) from error
+    return dataclasses.replace(task, train=task.train[:count], eval=task.train[count:])
 
 
 def check_name(name: str) -> None:

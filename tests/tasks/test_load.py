@@ -1,10 +1,12 @@
 """Choosing a task and its questions."""
 
+import dataclasses
 import json
 
 import pytest
 
 from mft_jax import seeds
+from mft_jax.arguments import Eval
 from mft_jax.config import TaskConfig
 from mft_jax.errors import UserError
 from mft_jax.tasks import load_task
@@ -62,3 +64,43 @@ def test_the_seeded_order_is_fixed():
     assert seeds.question_order("abcdefgh", 0, "x") == tuple("hegdbfac")
     assert sorted(seeds.question_order(range(100), 1, "x")) == list(range(100))
     assert len({seeds.question_order("abcdefgh", seed, name) for seed in (0, 1) for name in "xy"}) == 4
+
+
+def own_questions(folder, count, name):
+    path = folder / name
+    lines = [json.dumps({"question": f"What is {n}+{n}, asked in {name}?", "answer": 2 * n}) for n in range(count)]
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "addition", "jsonl", "jsonl without an evaluation file"])
+def test_validation_questions_are_training_questions_that_are_not_trained_on(name, tmp_path):
+    settings = {"name": name.split()[0], "train_questions": 5, "eval_questions": 7}
+    if settings["name"] == "jsonl":
+        settings["train_path"] = own_questions(tmp_path, 30, "train.jsonl")
+        settings["eval_path"] = own_questions(tmp_path, 7, "eval.jsonl") if name == "jsonl" else None
+    task = load_task(TaskConfig(**settings), 3)
+    chosen = load_task(TaskConfig(**settings, validation=True), 3)
+    texts = lambda questions: {question.text for question in questions}
+    assert (len(chosen.train), len(chosen.eval)) == (5, 7)
+    assert chosen.train == task.train
+    assert not texts(chosen.eval) & (texts(chosen.train) | texts(task.eval))
+    more = load_task(TaskConfig(**settings | {"train_questions": 12}), 3)
+    assert texts(more.train) == texts(chosen.train) | texts(chosen.eval)
+
+
+def test_too_few_training_questions_for_validation(tmp_path):
+    settings = {"train_path": own_questions(tmp_path, 10, "a"), "eval_path": own_questions(tmp_path, 6, "b")}
+    config = TaskConfig(name="jsonl", train_questions=5, eval_questions=6, validation=True, **settings)
+    with pytest.raises(
+        UserError, match=r"counts 6 evaluation questions too\. task\.train_questions is 11, but .* has 10"
+    ):
+        load_task(config, 0)
+
+
+def test_mft_eval_asks_the_held_out_questions():
+    trained = TaskConfig(train_questions=5, eval_questions=7, validation=True)
+    held_out = load_task(dataclasses.replace(trained, validation=False), 3)
+    same = Eval(run_dir="runs/x", task="arithmetic", eval_questions=4).evaluated_task(trained)
+    assert load_task(same, 3).eval == held_out.eval[:4]
+    assert not Eval(run_dir="runs/x", task="addition").evaluated_task(trained).validation
