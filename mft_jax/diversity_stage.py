@@ -125,7 +125,7 @@ class DiversityStage:
         for question, transcript in enumerate(transcripts):
             for agent, own in enumerate(transcript.agents):
                 if own.turns[-1].end != "unanswerable":
-                    ids, mask = chat.examples(own.messages, final_turn_only=True)[-1]
+                    ids, mask = chat.examples(own.messages, learned=[-1])[-1]
                     ids, mask = ids[:longest], mask[:longest]  # the template may end a cut answer with one more token
                     if mask[1:].any():
                         answers.append(FinalAnswer(question, agent, ids, mask))

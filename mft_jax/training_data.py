@@ -45,7 +45,7 @@ class TrainingData:
         )  # fmt: skip
         return add_log_probs(
             sets, setup.method.objective, self._score, chat=setup.session.chat, row_tokens=tuning.row_tokens,
-            lessons=setup.method.lessons, sampled=sampled, start=start,
+            sampled=sampled, start=start,
         )  # fmt: skip
 
     def _embed(self, dialogues: Sequence[Sequence[Message]]) -> Float[np.ndarray, "n D"]:

@@ -65,7 +65,7 @@ def test_equal_agents_do_not_diverge_and_judge_each_other_as_themselves(setup, f
         assert line["kl"] == pytest.approx(0, abs=1e-6)
         assert line["kl_to_base"] > 1e-4
     chat, session = setup.session.chat, setup.session
-    examples = [chat.examples(own.messages, final_turn_only=True)[-1] for t in transcripts[:3] for own in t.agents]
+    examples = [chat.examples(own.messages, learned=[-1])[-1] for t in transcripts[:3] for own in t.agents]
     own = score_texts(session.programs, session.base, [Text("copy_0", ids.tolist()) for ids, _ in examples], equal)
     nll = [-score.log_probs[mask].mean() for score, (_, mask) in zip(own, examples, strict=True)]
     found = [line["nll"] for line in measured(stage, "nll", transcripts, tmp_path / "nll")]

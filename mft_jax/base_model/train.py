@@ -211,7 +211,7 @@ def pack_batches(recipe: Recipe, chat: Chat) -> Iterator[Batch]:
     Each row is filled with the longest demonstration of a pool that still fits, until none fits.
     """
     source = demonstrations(recipe.seed, STAGES[recipe.stage])
-    encoded = (chat.example(demonstration.messages, demonstration.final_turn_only) for demonstration in source)
+    encoded = (chat.example(own.messages, [-1] if own.final_turn_only else None) for own in source)
     fitting = (example for example in encoded if len(example[0]) <= recipe.row_tokens)
     pool = list(itertools.islice(fitting, POOL))
     while True:

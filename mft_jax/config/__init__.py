@@ -25,7 +25,7 @@ from mft_jax.config.fields import (
 )
 from mft_jax.config.grid import Cell, Grid, load_grid
 from mft_jax.config.hosts import HostsConfig
-from mft_jax.config.yaml_file import from_yaml, load_config
+from mft_jax.config.yaml_file import from_yaml, load_config, parse_yaml
 
 __all__ = [
     "ADDITION_DIGITS",
@@ -58,6 +58,7 @@ __all__ = [
     "lasting",
     "load_config",
     "load_grid",
+    "parse_yaml",
     "to_dict",
     "to_yaml",
     "validate",

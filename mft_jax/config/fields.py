@@ -207,8 +207,10 @@ class FinetuningConfig:
     """w: share of corrected dialogues (first answer wrong, last right) in a critic's data, with share or weighted."""
     critic_rule: Literal["all", "share", "released_code", "weighted"] = "all"
     """all; share: mixed by critic_mix; weighted: all, with weights by critic_mix; released_code: as in the paper's code."""
-    final_turn_only: bool | None = None
-    """Learn only the last answer of each dialogue, not all its answers; None: only the critics of multiagent_ft do."""
+    critic_answers: Literal["agreeing", "all", "last"] = "agreeing"
+    """The answers of its dialogues that a critic learns: those that agree with the vote, all, or the last one."""
+    final_turn_only: bool = False
+    """Learn only the last answer of each dialogue: critics, and the agents of methods that learn whole dialogues."""
     restart_from_base: bool = False
     """Start each iteration from the initial adapters of the run instead of those of the previous iteration."""
     save_every: Annotated[Count, Change.ANY_TIME] = 50

@@ -29,7 +29,7 @@ def load_config(path: str | pathlib.Path) -> ExperimentConfig:
 
 def from_yaml(data: bytes, source: str) -> ExperimentConfig:
     """Parses the content of a YAML file. `source` names the file in error messages."""
-    raw = _parse_yaml(data, source)
+    raw = parse_yaml(data, source)
     return from_dict({} if raw is None else raw, source)
 
 
@@ -37,14 +37,15 @@ def read_yaml(path: str | pathlib.Path) -> Any:
     """The plain values in a YAML file; None if it is empty. Raises UserError as `load_config` does."""
     try:
         with open(path, "rb") as file:
-            return _parse_yaml(file.read(MAX_BYTES + 1), str(path))
+            return parse_yaml(file.read(MAX_BYTES + 1), str(path))
     except OSError as error:
         raise UserError(
             f"Cannot read the configuration {path} ({error.strerror}): give the path of a YAML file."
         ) from error
 
 
-def _parse_yaml(data: bytes, source: str) -> Any:
+def parse_yaml(data: bytes, source: str) -> Any:
+    """The plain values in the content of a YAML file; None if it is empty. Raises UserError as `load_config` does."""
     if len(data) > MAX_BYTES:
         raise UserError(f"{source} has more than {MAX_BYTES:,} bytes: give the path of a configuration.")
     try:

@@ -29,9 +29,7 @@ class Part:
         return int(self.encoded[1][1:].sum())
 
 
-def encode_apart(
-    chat: Chat, examples: Sequence[Example], row_tokens: int, final_turn_only: bool
-) -> tuple[list[list[Part]], int]:
+def encode_apart(chat: Chat, examples: Sequence[Example], row_tokens: int) -> tuple[list[list[Part]], int]:
     """The parts of the examples, each on its own, and the number of parts left out.
 
     Parts longer than a row are left out, because a truncated one would lose its last answer; so are parts without
@@ -40,15 +38,13 @@ def encode_apart(
     every = [
         Part(pair, index, weight=own.get("weight", 1.0))
         for index, own in enumerate(examples)
-        for pair in chat.examples(own["messages"], final_turn_only)
+        for pair in chat.examples(own["messages"], own.get("learned"))
     ]
     kept = [[part] for part in every if len(part.encoded[0]) <= row_tokens and part.targets]
     return kept, len(every) - len(kept)
 
 
-def encode_together(
-    chat: Chat, examples: Sequence[Example], row_tokens: int, final_turn_only: bool
-) -> tuple[list[list[Part]], int]:
+def encode_together(chat: Chat, examples: Sequence[Example], row_tokens: int) -> tuple[list[list[Part]], int]:
     """For each example the parts of its dialogue and of its counterpart, which must share a row, and how many are left out.
 
     An example whose parts do not fit into a row together is left out, and so is one without targets.
@@ -57,7 +53,7 @@ def encode_together(
     for index, own in enumerate(examples):
         parts = []
         for is_counterpart, messages in enumerate(dialogues_of(own)):
-            for pair in chat.examples(messages, final_turn_only):
+            for pair in chat.examples(messages, own.get("learned")):
                 parts.append(Part(pair, index, bool(is_counterpart), own.get("weight", 1.0), own.get("value", 0.0)))
         if sum(len(part.encoded[0]) for part in parts) <= row_tokens and all(part.targets for part in parts):
             kept.append(_with_log_probs(parts, own))

@@ -28,6 +28,9 @@ class Example(TypedDict):
     # kept (D+): both do. hinted: an answer that was found with the true answer as a hint. pair: a preferred dialogue, with
     # the rejected one as its counterpart. agreeing, disagreeing: with the vote, in sets that contain both.
     kind: Kind
+    # The assistant's turns that are learned, as indices among them (-1: the last), in the dialogue and in its counterpart;
+    # all if absent. The other turns are only read.
+    learned: NotRequired[list[int]]
     weight: NotRequired[float]  # its weight in the loss; 1 if absent
     value: NotRequired[float]  # its advantage, or +1 if it is desirable and -1 if not; 0 if absent
     # A dialogue that is read together with it: in a pair the rejected one, in KTO an answer to another question.
@@ -134,8 +137,8 @@ class Dialogues:
     rule: Literal["share", "released_code", "all", "weighted"] = "share"
     """share: `mix`. released_code: `mix_as_released`. all: every dialogue. weighted: every dialogue, with weights such
     that the corrected ones have the share w of the weight."""
-    final_turn_only: bool = False
-    """Only the last answer is a training target, so only the last answer must be complete."""
+    answers: Literal["all", "agreeing", "last"] = "all"
+    """Which answers of a dialogue are learned: all, those that agree with the vote and are complete, or the last one."""
 
     def __call__(
         self, transcripts: Sequence[Transcript], equivalent: Equivalent, rng: np.random.Generator
@@ -159,21 +162,32 @@ class Dialogues:
         corrected, kept = [], []
         for transcript in transcripts:
             own = transcript.agents[self.agent]
-            if len(own.answers) < 2 or not is_complete(own, self.final_turn_only):
+            if len(own.answers) < 2 or not is_complete(own, self.answers != "all"):
                 continue
-            if not agrees(own.answers[-1], transcript.vote, equivalent):
+            agreeing = [agrees(answer, transcript.vote, equivalent) for answer in own.answers]
+            if not agreeing[-1]:
                 continue
-            if agrees(own.answers[0], transcript.vote, equivalent):
-                kept.append(Example(id=transcript.id, messages=list(own.messages), kind="kept"))
-            else:
-                corrected.append(Example(id=transcript.id, messages=list(own.messages), kind="corrected"))
+            example = Example(
+                id=transcript.id, messages=list(own.messages), kind="kept" if agreeing[0] else "corrected"
+            )
+            if self.answers == "last":
+                example["learned"] = [-1]
+            elif self.answers == "agreeing":
+                good = [k for k, turn in enumerate(own.turns) if agreeing[k] and turn.complete]
+                if len(good) < len(own.turns):
+                    example["learned"] = good
+            (kept if agreeing[0] else corrected).append(example)
         return corrected, kept
 
 
 def is_complete(own: AgentTranscript, final_turn_only: bool) -> bool:
-    """Whether the model ended all turns that are training targets itself."""
-    trained = own.turns[-1:] if final_turn_only else own.turns
-    return all(turn.complete for turn in trained)
+    """Whether the model ended all its turns itself, or with `final_turn_only` the last one."""
+    return all(turn.complete for turn in (own.turns[-1:] if final_turn_only else own.turns))
+
+
+def learning(example: Example, final_turn_only: bool) -> Example:
+    """The example, of which all turns are learned, or with `final_turn_only` the last one."""
+    return Example(**example, learned=[-1]) if final_turn_only else example
 
 
 def mix(corrected: Sequence[Example], kept: Sequence[Example], share: float, rng: np.random.Generator) -> list[Example]:

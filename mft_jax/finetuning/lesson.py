@@ -27,8 +27,6 @@ class Lesson:
     """The name of the configuration field with these settings, for messages."""
     stream: int
     """The number of the random stream of `select` within an iteration."""
-    final_turn_only: bool = False
-    """True: of each dialogue it learns only the last answer. Answers before it are read, as in a debate."""
     min_vote_share: float = 0.0
     """It learns only from questions on which at least this share of the agents agrees with the final vote, 0..1."""
     restart: bool = False

@@ -8,7 +8,6 @@ from typing import Any
 
 from mft_jax.finetuning.encoding import Part, encode_together
 from mft_jax.finetuning.examples import Example
-from mft_jax.finetuning.lesson import Lesson
 from mft_jax.models.chat import Chat
 from mft_jax.models.society import Society
 from mft_jax.programs.train import Objective
@@ -25,19 +24,16 @@ def add_log_probs(
     *,
     chat: Chat,
     row_tokens: int,
-    lessons: Sequence[Lesson],
     sampled: Society,
     start: Society,
 ) -> Sets:
-    """The training sets {adapter: examples} of the lessons, with "old" and "reference" where the objective uses them.
+    """The training sets {adapter: examples} with "old" and "reference" where the objective uses them.
 
     `sampled` is the society that gave the answers, `start` the one that the finetuning starts from. The score program
     computes both at temperature 1. Examples that do not fit into a row are never trained on, and get none.
     """
     found: dict[str, list[Any]] = {name: [dict(example) for example in own] for name, own in sets.items()}
-    parts = {
-        lesson.adapter: _parts(chat, sets[lesson.adapter], row_tokens, lesson.final_turn_only) for lesson in lessons
-    }
+    parts = {name: _parts(chat, own, row_tokens) for name, own in sets.items()}
     reference = start if objective.reference == "start" else Society()
     wanted = {"old": sampled} if objective.uses_old else {}
     wanted |= {"reference": reference} if objective.uses_reference else {}
@@ -53,8 +49,8 @@ def add_log_probs(
     return found
 
 
-def _parts(chat: Chat, examples: Sequence[Example], row_tokens: int, final_turn_only: bool) -> list[Part]:
-    units, _ = encode_together(chat, examples, row_tokens, final_turn_only)
+def _parts(chat: Chat, examples: Sequence[Example], row_tokens: int) -> list[Part]:
+    units, _ = encode_together(chat, examples, row_tokens)
     return [part for unit in units for part in unit]
 
 

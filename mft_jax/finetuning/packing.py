@@ -134,7 +134,7 @@ def make_plan(
     plans = []
     for index, lesson in enumerate(lessons):
         encode = encode_together if signals else encode_apart
-        units, left_out = encode(chat, examples[lesson.adapter], config.row_tokens, lesson.final_turn_only)
+        units, left_out = encode(chat, examples[lesson.adapter], config.row_tokens)
         lengths = [sum(len(part.encoded[0]) for part in unit) for unit in units]
         starts = np.cumsum([0, *map(len, units)]).tolist()
         epochs = [

@@ -8,7 +8,7 @@ import numpy as np
 
 from mft_jax.debate.transcript import Transcript
 from mft_jax.debate.vote import classes
-from mft_jax.finetuning.examples import EachDebate, Equivalent, Example, agrees, is_complete
+from mft_jax.finetuning.examples import EachDebate, Equivalent, Example, agrees, is_complete, learning
 from mft_jax.finetuning.feedback import Ruling, marked_pairs, with_marked
 from mft_jax.prompts import Message
 
@@ -25,6 +25,7 @@ class ConsensusPairs(EachDebate):
     agent: int | None = None
     """Only pairs that hold a dialogue of this agent (from 0); None: those of all agents."""
     final_turn_only: bool = False
+    """Only the last answer of a dialogue is learned, and only this one must be complete."""
     uses_rulings: ClassVar[bool] = True
 
     def __call__(
@@ -34,12 +35,13 @@ class ConsensusPairs(EachDebate):
         rng: np.random.Generator,
         rulings: Mapping[str, Ruling] = NO_RULINGS,
     ) -> list[Example]:
-        return with_marked(super().__call__(transcripts, equivalent, rng), marked_pairs(rulings, self.agent))
+        marked = [learning(own, self.final_turn_only) for own in marked_pairs(rulings, self.agent)]
+        return with_marked(super().__call__(transcripts, equivalent, rng), marked)
 
     def from_debate(self, transcript: Transcript, equivalent: Equivalent) -> list[Example]:
         agreeing, others = _split(transcript, equivalent, self.final_turn_only)
         return [
-            _pair(transcript, winner, loser)
+            learning(_pair(transcript, winner, loser), self.final_turn_only)
             for winner in agreeing
             for loser in others
             if self.agent in (None, winner, loser)
@@ -57,6 +59,7 @@ class Desirable:
     agent: int | None = None
     """Only the dialogues of this agent (from 0); None: those of all agents."""
     final_turn_only: bool = False
+    """Only the last answer of a dialogue is learned, and only this one must be complete."""
     uses_rulings: ClassVar[bool] = True
 
     def __call__(
@@ -84,13 +87,16 @@ class Desirable:
         sides = [sum(is_right is side for *_, is_right in found) for side in (False, True)]
         weights = [len(found) / (2 * size) if min(sides) else 1.0 for size in sides]
         return [
-            Example(
-                id=id,
-                messages=list(messages),
-                kind="agreeing" if is_right else "disagreeing",
-                weight=weights[is_right],
-                value=1.0 if is_right else -1.0,
-                counterpart=[messages[0], *_next_answer(found, index)],
+            learning(
+                Example(
+                    id=id,
+                    messages=list(messages),
+                    kind="agreeing" if is_right else "disagreeing",
+                    weight=weights[is_right],
+                    value=1.0 if is_right else -1.0,
+                    counterpart=[messages[0], *_next_answer(found, index)],
+                ),
+                self.final_turn_only,
             )
             for index, (id, messages, is_right) in enumerate(found)
         ]

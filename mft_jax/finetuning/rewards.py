@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mft_jax.debate.transcript import Transcript
-from mft_jax.finetuning.examples import EachDebate, Equivalent, Example, agrees, is_complete
+from mft_jax.finetuning.examples import EachDebate, Equivalent, Example, agrees, is_complete, learning
 from mft_jax.prompts import Message
 
 # The mean hidden states [n, D] of the base model over the assistant's tokens of n dialogues.
@@ -34,7 +34,7 @@ class Rewarded(EachDebate):
         answers = _answers(transcript, equivalent, self.first, self.final_turn_only)
         advantages = group_advantages([float(own.agrees) for own in answers])
         return [
-            own.example(transcript.id, advantage)
+            learning(own.example(transcript.id, advantage), self.final_turn_only and not self.first)
             for own, advantage in zip(answers, advantages, strict=True)
             if advantage and self.agent in (None, own.agent)
         ]

@@ -33,9 +33,9 @@ def multiagent_ft(config: ExperimentConfig) -> Method:
 
     Generator n answers for agent n in round 1, and learns from its own first answers that agree with the final vote.
     Critic n answers in all later rounds, and learns from agent n's dialogues whose last answer agrees with the vote. By
-    default it learns from all of them, and only their last answers. The paper's critics learn from as many corrected
-    dialogues as kept ones, and all answers, which lowers the vote more (docs/results.md); `critic_rule: share` with
-    `final_turn_only: false` does that.
+    default it learns from all of them, and of each the answers that agree with the vote. The paper's critics learn from as
+    many corrected dialogues as kept ones, and all answers, also the wrong ones that are corrected later. Such critics
+    lower the vote (docs/results.md); `critic_rule: share` with `critic_answers: all` trains them.
     """
     rules, tuning = config.debate, config.finetuning
     if tuning.critic_mix != FinetuningConfig.critic_mix and tuning.critic_rule not in ("share", "weighted"):
@@ -45,7 +45,7 @@ def multiagent_ft(config: ExperimentConfig) -> Method:
         )
     generators, critics = (tuple(f"{role}_{n}" for n in range(rules.agents)) for role in ("generator", "critic"))
     least = tuning.min_vote_share or 0.0
-    last_only = tuning.final_turn_only is not False
+    answers = "last" if tuning.final_turn_only else tuning.critic_answers
     first = [
         Lesson(
             adapter=name, field="finetuning.generator", settings=tuning.generator, stream=n, min_vote_share=least,
@@ -56,8 +56,7 @@ def multiagent_ft(config: ExperimentConfig) -> Method:
     dialogues = [
         Lesson(
             adapter=name, field="finetuning.critic", settings=tuning.critic, stream=n, min_vote_share=least,
-            select=Dialogues(agent=n, share=tuning.critic_mix, rule=tuning.critic_rule, final_turn_only=last_only),
-            final_turn_only=last_only,
+            select=Dialogues(agent=n, share=tuning.critic_mix, rule=tuning.critic_rule, answers=answers),
         )
         for n, name in enumerate(critics)
     ]  # fmt: skip

@@ -27,20 +27,20 @@ def maca(config: ExperimentConfig) -> Method:
 
     Each learns to prefer dialogues that agree with the final vote to those that do not, in pairs that hold one of its own.
     """
-    pairs = lambda agent: ConsensusPairs(agent=agent, final_turn_only=_last_only(config))
+    pairs = lambda agent: ConsensusPairs(agent=agent, final_turn_only=config.finetuning.final_turn_only)
     return _society("maca", config, pairs, _pairwise(config))
 
 
 def maca_kto(config: ExperimentConfig) -> Method:
     """`maca` with KTO: each agent learns from all its own dialogues, without pairs."""
-    own, settings = _last_only(config), config.finetuning.preference
+    own, settings = config.finetuning.final_turn_only, config.finetuning.preference
     objective = DesirablePreference(beta=settings.beta, reference=settings.reference)
     return _society("maca_kto", config, lambda agent: Desirable(agent=agent, final_turn_only=own), objective)
 
 
 def maca_grpo(config: ExperimentConfig) -> Method:
     """`maca` with a policy gradient: an agent's dialogue is rewarded if its last answer agrees with the vote."""
-    own = _last_only(config)
+    own = config.finetuning.final_turn_only
     return _society(
         "maca_grpo", config, lambda agent: Rewarded(agent=agent, final_turn_only=own), _policy(config)
     )  # fmt: skip
@@ -48,15 +48,15 @@ def maca_grpo(config: ExperimentConfig) -> Method:
 
 def maca_sft(config: ExperimentConfig) -> Method:
     """`maca` with the likelihood: an agent imitates its own dialogues whose last answer agrees with the vote."""
-    own = _last_only(config)
+    answers = "last" if config.finetuning.final_turn_only else "all"
     return _society(
-        "maca_sft", config, lambda agent: Dialogues(agent=agent, rule="all", final_turn_only=own), likelihood
+        "maca_sft", config, lambda agent: Dialogues(agent=agent, rule="all", answers=answers), likelihood
     )  # fmt: skip
 
 
 def maca_single(config: ExperimentConfig) -> Method:
     """`maca` with one model that speaks for all agents and learns from all pairs."""
-    pairs = ConsensusPairs(final_turn_only=_last_only(config))
+    pairs = ConsensusPairs(final_turn_only=config.finetuning.final_turn_only)
     rules = Protocol(speakers=everyone("agent", config.debate.agents, config.debate.rounds))
     return _one_model("maca_single", config, rules, pairs, _pairwise(config), tested=rules)
 
@@ -149,13 +149,8 @@ def _lesson(
     least = min_vote_share if tuning.min_vote_share is None else tuning.min_vote_share
     return Lesson(
         adapter=adapter, select=select, settings=getattr(tuning, kind), field=f"finetuning.{kind}", stream=stream,
-        min_vote_share=least, final_turn_only=_last_only(config),
+        min_vote_share=least,
     )  # fmt: skip
-
-
-def _last_only(config: ExperimentConfig) -> bool:
-    """Whether the agents learn only the last answer of a dialogue. By default they learn all, as in the papers."""
-    return bool(config.finetuning.final_turn_only)
 
 
 def _samples(config: ExperimentConfig) -> Protocol:

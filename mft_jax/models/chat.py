@@ -33,24 +33,33 @@ class Chat:
         """The text of sampled ids, without the template's special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
-    def examples(self, messages: Sequence[Message], final_turn_only: bool = False) -> list[Encoded]:
+    def examples(self, messages: Sequence[Message], learned: Sequence[int] | None = None) -> list[Encoded]:
         """A dialogue to learn from: ids [T] int32, and a mask [T] bool of the assistant's tokens, end of turn included.
+
+        `learned` are the assistant's turns to learn, as indices among them (-1: the last); None: all.
 
         It is one example where the template renders earlier turns as it did when they were sampled. Other templates
         (those of reasoning models leave old thoughts out) give an example for each assistant turn, so that training
         always sees the text that sampling saw. Raises UserError when a rendered turn does not begin with its own prompt.
         """
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        turns = turns[-1:] if final_turn_only else turns
+        if learned is not None:
+            wrong = [index for index in learned if not -len(turns) <= index < len(turns)]
+            if wrong:
+                raise UserError(
+                    f"An example learns turn {wrong[0]} of the assistant, counted from 0, but its dialogue has {len(turns)}: "
+                    "correct the selector of the method."
+                )
+            turns = [turns[index] for index in learned]
         text = self._render(messages, opened=False)
         spans = [self._render_turn(messages[: turn + 1]) for turn in turns]
         if all(text.startswith(closed) for _, closed in spans):
             return [self._encode_with_mask(text, spans)]
         return [self._encode_with_mask(closed, [(opened, closed)]) for opened, closed in spans]
 
-    def example(self, messages: Sequence[Message], final_turn_only: bool = False) -> Encoded:
+    def example(self, messages: Sequence[Message], learned: Sequence[int] | None = None) -> Encoded:
         """The one example that `examples` gives. Raises UserError for a template with which it gives several."""
-        found = self.examples(messages, final_turn_only)
+        found = self.examples(messages, learned)
         if len(found) > 1:
             raise UserError(
                 "The chat template renders an assistant turn differently once others follow: give a template that renders "

@@ -144,7 +144,7 @@ def row_targets(config: ExperimentConfig, method: Method, lengths: Lengths) -> i
     size, most = config.finetuning.row_tokens, 0.0
     for lesson in method.lessons:
         _, length = _examples_of(lesson, method.protocol, lengths)
-        single = lesson.final_turn_only or isinstance(lesson.select, FirstAnswers | PooledFirstAnswers)
+        single = config.finetuning.final_turn_only or isinstance(lesson.select, FirstAnswers | PooledFirstAnswers)
         answers = 1 if single else method.protocol.rounds
         most = max(most, min(1.0, answers * lengths.answer / length) * size)
     step = max(64, size // 256 * 64)

@@ -13,6 +13,7 @@ from typing import Any
 from mft_jax.config import Cell, compare, from_dict, to_dict
 from mft_jax.errors import UserError
 from mft_jax.parallel.hosts import decided, first_only
+from mft_jax.runs.config_file import with_earlier_settings
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.lock import LOCK_FILE
 from mft_jax.runs.manifest import plain
@@ -97,7 +98,9 @@ class GridDirectory:
 
     def _parse_cell(self, entry: Mapping[str, Any]) -> Cell:
         labels = {field: str(entry[field]) for field in ("name", "method", "model", "task", "override")}
-        config = from_dict(entry["config"], f"{self.store.path(GRID_FILE)}, cell {labels['name']}")
+        config = from_dict(
+            with_earlier_settings(entry["config"]), f"{self.store.path(GRID_FILE)}, cell {labels['name']}"
+        )
         return Cell(**labels, config=dataclasses.replace(config, run_dir=str(self.path / labels["name"])))
 
     def _check_settings(self, cell: Cell) -> None:

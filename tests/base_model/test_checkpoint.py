@@ -63,7 +63,7 @@ def test_any_text_is_decoded_unchanged(chat, text):
 def test_an_example_is_its_prompt_followed_by_the_answer(chat):
     for demonstration in itertools.islice(demonstrations(7, STAGES["debates"]), 50):
         *before, last = demonstration.messages
-        prompt, (ids, mask) = chat.prompt(before), chat.example(demonstration.messages, final_turn_only=True)
+        prompt, (ids, mask) = chat.prompt(before), chat.example(demonstration.messages, learned=[-1])
         assert ids[: len(prompt)].tolist() == prompt  # training and sampling use the same tokens
         assert mask.sum() == len(ids) - len(prompt)
         assert chat.text(ids[mask]) == last["content"]

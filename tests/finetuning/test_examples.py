@@ -129,7 +129,7 @@ def test_truncated_answers_are_never_targets(turns, first, complete, final):
     debate, rng = one_agent(("2", "2"), "2", turns), example_choice(0, 1, 0)
     assert len(FirstAnswers(0)([debate], equivalent, rng)) == first
     assert len(Dialogues(agent=0, share=0.0)([debate], equivalent, rng)) == complete
-    assert len(Dialogues(agent=0, share=0.0, final_turn_only=True)([debate], equivalent, rng)) == final
+    assert len(Dialogues(agent=0, share=0.0, answers="last")([debate], equivalent, rng)) == final
 
 
 def scripted(agents, rounds):

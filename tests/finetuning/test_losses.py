@@ -167,9 +167,7 @@ def test_a_compiled_step_over_packed_dialogues(objective, pairs, chat, tiny, pro
     if objective.uses_old:  # its dialogues have no counterparts
         sets = {name: [{k: v for k, v in e.items() if k != "counterpart"} for e in own] for name, own in sets.items()}
     other = Society(tiny.society.names, jax.tree.map(lambda leaf: leaf * 0.9, tiny.society.adapters))
-    known = add_log_probs(
-        sets, objective, score, chat=chat, row_tokens=96, lessons=LESSONS, sampled=other, start=tiny.society
-    )
+    known = add_log_probs(sets, objective, score, chat=chat, row_tokens=96, sampled=other, start=tiny.society)
     assert [field in known["ann"][0] for field in ("old", "reference")] == [
         objective.uses_old,
         objective.uses_reference,

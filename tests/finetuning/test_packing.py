@@ -32,8 +32,7 @@ def test_targets_are_the_assistants_tokens(chat):
     ((ids, targets),) = segments(plan.batch(0), 0)
     assert chat.tokenizer.decode(list(targets.values())) == "it is 2<|end|>yes<|end|>"
     assert all(ids[at + 1] == id for at, id in targets.items())
-    final = dataclasses.replace(LESSONS[1], final_turn_only=True)
-    plan = plan_of(chat, [[dialogue]], [final])
+    plan = plan_of(chat, [[{**dialogue, "learned": [-1]}]], LESSONS[1:2])
     ((_, targets),) = segments(plan.batch(0), 0)
     assert chat.tokenizer.decode(list(targets.values())) == "yes<|end|>"
 
@@ -41,7 +40,7 @@ def test_targets_are_the_assistants_tokens(chat):
 def test_every_epoch_contains_every_example_once(plan, examples, chat):
     for agent, (own, epochs) in enumerate(zip(examples, (2, 1, 1), strict=True)):
         seen = sorted(ids for step in range(plan.total) for ids, _ in segments(plan.batch(step), agent))
-        units, _ = encode_apart(chat, own, CONFIG.row_tokens, False)
+        units, _ = encode_apart(chat, own, CONFIG.row_tokens)
         assert seen == sorted([part.encoded[0].tolist() for (part,) in units] * epochs)
 
 
@@ -75,8 +74,8 @@ def test_the_digest_depends_on_tokens_and_targets_but_not_on_the_learning_rate(p
     (first, *rest), *others = examples
     changed = [dict(first, messages=[*first["messages"][:-1], dict(first["messages"][-1], content="9")]), *rest]
     assert plan_of(chat, [changed, *others]).digest != plan.digest
-    final = [dataclasses.replace(lesson, final_turn_only=True) for lesson in LESSONS]
-    assert plan_of(chat, examples, final).digest != plan.digest
+    final = [[{**own, "learned": [-1]} for own in each] for each in examples]
+    assert plan_of(chat, final).digest != plan.digest
     slower = dataclasses.replace(LESSONS[0], settings=dataclasses.replace(CONFIG.generator, learning_rate=1e-5))
     assert plan_of(chat, examples, (slower, *LESSONS[1:])).digest == plan.digest
 

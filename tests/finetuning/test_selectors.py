@@ -1,5 +1,7 @@
 """Which dialogues are compared or rewarded: worked examples of three questions and three agents."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -175,6 +177,44 @@ def test_rules_that_keep_every_dialogue():
     assert [e["weight"] for e in weighted] == pytest.approx([1 / 3, 1 / 3, 1 / 3, 3])
     only_kept = Dialogues(agent=1, rule="weighted", share=0.0)(DEBATES, str.__eq__, RNG)
     assert [e["id"] for e in only_kept] == ["agreed"]
+
+
+def test_which_answers_of_a_dialogue_a_critic_learns():
+    """With `agreeing`, the answers that agree with the vote and are complete; dialogues of which all are have no list."""
+    rounds = ("577", "555", "755", "555")
+    (debate,) = [transcript("long", *rounds, vote="5", truncated=[2])]
+    cut = [TRUNCATED, COMPLETE, COMPLETE, COMPLETE]
+    first = dataclasses.replace(debate.agents[0], turns=tuple(cut))
+    cut_first = dataclasses.replace(debate, agents=(first, *debate.agents[1:]))
+
+    def learned(own, agent, answers):
+        return [e.get("learned") for e in Dialogues(agent=agent, rule="all", answers=answers)([own], str.__eq__, RNG)]
+
+    assert [learned(debate, 0, answers) for answers in ("all", "agreeing", "last")] == [[None], [[0, 1, 3]], [[-1]]]
+    assert [learned(debate, 1, answers) for answers in ("all", "agreeing", "last")] == [[None], [[1, 2, 3]], [[-1]]]
+    assert [learned(debate, 2, answers) for answers in ("all", "agreeing", "last")] == [[], [], []]  # its last is cut
+    assert [learned(cut_first, 0, answers) for answers in ("all", "agreeing", "last")] == [[], [[1, 3]], [[-1]]]
+    whole = transcript("short", "57", "55", vote="5")
+    assert [learned(whole, agent, "agreeing") for agent in (0, 1)] == [[None], [[1]]]
+    kinds = [Dialogues(agent=n, rule="all", answers="agreeing")([whole], str.__eq__, RNG)[0]["kind"] for n in (0, 1)]
+    assert kinds == ["kept", "corrected"]
+
+
+@pytest.mark.parametrize("selector", [ConsensusPairs, Desirable, Rewarded])
+def test_rivals_that_learn_the_last_answer_only(selector):
+    """The examples are the same but for the turns that are learned, and dialogues whose first answer alone is cut come in."""
+    every, last = (selector(final_turn_only=only)(DEBATES, str.__eq__, RNG) for only in (False, True))
+    assert [{**e, "learned": [-1]} for e in every] == last
+    assert all("learned" not in e for e in every)
+    own = DEBATES[0].agents[0]
+    cut = dataclasses.replace(own, turns=(TRUNCATED, COMPLETE))
+    debate = dataclasses.replace(DEBATES[0], agents=(cut, *DEBATES[0].agents[1:]))
+    counts = [len(selector(final_turn_only=only)([debate], str.__eq__, RNG)) for only in (False, True)]
+    assert counts[0] < counts[1]
+
+
+def test_first_answers_are_learned_whole():
+    assert all("learned" not in e for e in Rewarded(first=True, final_turn_only=True)(DEBATES, str.__eq__, RNG))
 
 
 def test_questions_below_the_minimum_vote_share_are_left_out():

@@ -40,32 +40,33 @@ def test_the_value_of_multiagent_finetuning():
     assert [(lesson.adapter, lesson.select, lesson.settings.epochs, lesson.field) for lesson in method.lessons] == [
         ("generator_0", FirstAnswers(0), 1, "finetuning.generator"),
         ("generator_1", FirstAnswers(1), 1, "finetuning.generator"),
-        ("critic_0", Dialogues(agent=0, share=0.25, final_turn_only=True), 3, "finetuning.critic"),
-        ("critic_1", Dialogues(agent=1, share=0.25, final_turn_only=True), 3, "finetuning.critic"),
+        ("critic_0", Dialogues(agent=0, share=0.25, answers="agreeing"), 3, "finetuning.critic"),
+        ("critic_1", Dialogues(agent=1, share=0.25, answers="agreeing"), 3, "finetuning.critic"),
     ]
-    assert [lesson.final_turn_only for lesson in method.lessons] == [False, False, True, True]
     assert (method.objective, method.restart) == (likelihood, False)
     assert method == make_method("multiagent_ft", CONFIG)
 
 
 def test_settings_reach_the_method():
     tuning = dataclasses.replace(
-        CONFIG.finetuning, restart_from_base=True, critic_rule="weighted", final_turn_only=False
+        CONFIG.finetuning, restart_from_base=True, critic_rule="weighted", critic_answers="all"
     )
     method = make_method("multiagent_ft", dataclasses.replace(CONFIG, finetuning=tuning))
     assert method.restart
-    expected = Dialogues(agent=1, share=0.25, rule="weighted", final_turn_only=False)
+    expected = Dialogues(agent=1, share=0.25, rule="weighted", answers="all")
     assert method.lessons[3].select == expected
-    assert not any(lesson.final_turn_only for lesson in method.lessons)
+    last = dataclasses.replace(CONFIG, finetuning=dataclasses.replace(tuning, final_turn_only=True))
+    assert make_method("multiagent_ft", last).lessons[3].select == dataclasses.replace(expected, answers="last")
 
 
-@pytest.mark.parametrize("name", ["maca", "maca_kto", "maca_grpo", "maca_sft", "maca_single"])
+@pytest.mark.parametrize("name", ["maca", "maca_kto", "maca_grpo", "maca_single"])
 def test_rivals_learn_all_answers_unless_told_otherwise(name):
-    for given, expected in ((None, False), (False, False), (True, True)):
+    for given in (False, True):
         tuning = dataclasses.replace(CONFIG.finetuning, final_turn_only=given)
         lessons = make_method(name, dataclasses.replace(CONFIG, finetuning=tuning)).lessons
-        assert {lesson.final_turn_only for lesson in lessons} == {expected}
-        assert {lesson.select.final_turn_only for lesson in lessons} == {expected}
+        assert {lesson.select.final_turn_only for lesson in lessons} == {given}
+        sft = make_method("maca_sft", dataclasses.replace(CONFIG, finetuning=tuning)).lessons
+        assert {lesson.select.answers for lesson in sft} == {"last" if given else "all"}
 
 
 @pytest.mark.parametrize("rule", ["all", "released_code"])

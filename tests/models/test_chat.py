@@ -74,7 +74,13 @@ def test_a_template_that_drops_old_thoughts_gives_an_example_for_each_turn(tmp_p
     ]
     for turn, (ids, mask) in zip((1, 3), chat.examples(DIALOGUE), strict=True):
         assert ids[: mask.argmax()].tolist() == chat.prompt(DIALOGUE[:turn])
-    assert len(chat.examples(DIALOGUE, final_turn_only=True)) == 1
+    assert texts(chat, chat.examples(DIALOGUE, learned=[0])) == [(first + "2<|end|>", "2<|end|>")]
+    assert len(chat.examples(DIALOGUE, learned=[-1])) == 1
+    for wrong in (2, -3):
+        with pytest.raises(
+            UserError, match=f"learns turn {wrong} of the assistant, counted from 0, but .* has 2: correct"
+        ):
+            chat.examples(DIALOGUE, learned=[0, wrong])
     with pytest.raises(UserError, match="differently once others follow"):
         chat.example(DIALOGUE)
 

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import os
 import subprocess
@@ -414,6 +415,21 @@ def test_a_configuration_that_is_damaged_is_one_sentence(tmp_path, text):
     (tmp_path / "run" / "config.yaml").write_bytes(text)
     with pytest.raises(DamagedFile, match=r"run/config\.yaml is damaged or was edited \(.*\): start the run again"):
         RunDirectory(tmp_path / "run").config()
+
+
+def test_a_run_of_a_version_without_a_setting_did_what_that_version_did(tmp_path):
+    """Critics then learned all answers. The run can be read, and resumed with this setting only."""
+    again(tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
+    raw = yaml.safe_load(run.config_file.read_text())
+    del raw["finetuning"]["critic_answers"]
+    body = yaml.safe_dump(raw).encode()
+    checksum = hashlib.sha256(body).hexdigest()
+    run.config_file.write_bytes(body + b"# sha256 of the lines above: " + checksum.encode() + b"\n")
+    earlier = dataclasses.replace(CONFIG.finetuning, critic_answers="all")
+    assert RunDirectory(run.path).config() == dataclasses.replace(CONFIG, finetuning=earlier)
+    with pytest.raises(UserError, match=r"finetuning\.critic_answers is all there, agreeing given"):
+        taken(tmp_path / "run")
 
 
 def test_a_second_process_is_kept_out_until_the_first_ends(tmp_path):
