@@ -146,12 +146,13 @@ def _summary(transcript: Transcript, round: int, agent: int) -> tuple[str | None
 
 
 def _learners(agent: AgentTranscript, n: int, round: int, lessons: Sequence[Lesson]) -> list[list[str]]:
-    """[adapter, kind] of every training example that contains the agent's answer of this round."""
+    """[adapter, kind] of every training example of which the agent's answer of this round is learned."""
     messages = tuple((message["role"], message["content"]) for message in agent.messages)
     return [
         [lesson.adapter, lesson.kind]
         for lesson in lessons
         if lesson.agent in (None, n)
+        and round in lesson.rounds
         and len(messages) >= 2 * round <= len(lesson.messages)
         and lesson.messages == messages[: len(lesson.messages)]
     ]

@@ -68,6 +68,7 @@ class Lesson:
     kind: str  # first, corrected, kept, ...
     agent: int | None  # the agent whose messages the adapter learns from; None: of any agent
     messages: tuple[tuple[str, str], ...]  # (role, text) of the whole dialogue
+    rounds: frozenset[int]  # whose answers are learned, from 1
 
 
 def read_lessons(source: Source, config: ExperimentConfig, say: Say) -> Mapping[str, list[Lesson]]:
@@ -143,11 +144,14 @@ def _agents_of_lessons(config: ExperimentConfig) -> dict[str, int]:
 def _lessons(adapter: str, example: Mapping[str, Any], agent: int | None) -> Iterator[Lesson]:
     """The dialogue of an example; for a pair also the rejected one. In a pair, both may be those of other agents."""
     kind = str(example.get("kind", ""))
-    if kind == "pair":
-        yield Lesson(adapter, "preferred", None, _texts(example.get("messages", ())))
-        yield Lesson(adapter, "rejected", None, _texts(example.get("counterpart", ())))
-    else:
-        yield Lesson(adapter, kind, agent, _texts(example.get("messages", ())))
+    is_pair = kind == "pair"
+    sides = [("preferred", "messages"), ("rejected", "counterpart")] if is_pair else [(kind, "messages")]
+    for name, field in sides:
+        texts = _texts(example.get(field, ()))
+        rounds = range(1, len(texts) // 2 + 1)
+        learned = example.get("learned")
+        own = rounds if learned is None else (rounds[index] for index in learned)
+        yield Lesson(adapter, name, None if is_pair else agent, texts, frozenset(own))
 
 
 def _texts(messages: Sequence[Mapping[str, str]]) -> tuple[tuple[str, str], ...]:

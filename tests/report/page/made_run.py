@@ -116,7 +116,9 @@ def lessons_of(training):
         "generator_0": [{"id": training[0].id, "messages": list(first.messages[:2]), "kind": "first"}],
         "generator_1": [],
         "critic_0": [],
-        "critic_1": [{"id": training[0].id, "messages": list(corrected.messages), "kind": "corrected"}],
+        "critic_1": [
+            {"id": training[0].id, "messages": list(corrected.messages), "kind": "corrected", "learned": [-1]}
+        ],
     }
 
 

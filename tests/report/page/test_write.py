@@ -100,7 +100,8 @@ def test_the_texts_of_a_debate(made, tmp_path):
     assert late["flops"] > early["flops"] * 0.9 > late["summary"]["flops"] * 0.1 > 0
     assert early["for"] == [["generator_0", "first"]]
     assert "for" not in late
-    assert wrong["for"] == corrected["for"] == [["critic_1", "corrected"]]
+    assert "for" not in wrong  # it is a part of the example, but not learned
+    assert corrected["for"] == [["critic_1", "corrected"]]
     assert second["agents"][0][1]["answer"] is None
     assert second["votes"] == ["3", "4"]
 
