@@ -83,11 +83,12 @@ def _export_chats(directory: RunDirectory, out: pathlib.Path, iteration: int, na
 
 
 def _chat_of(example: Mapping[str, Any]) -> dict[str, Any]:
-    """An example as others read it: a dialogue, the one it is preferred to, and its weight and reward if it has them."""
+    """An example as others read it: a dialogue, the one it is preferred to, and if it has them, the indices of the
+    assistant's turns to learn, its weight and its reward."""
     chat = {"messages": example["messages"]}
     if example["kind"] == "pair":
         chat["rejected"] = example["counterpart"]
-    return chat | {name: example[name] for name in ("weight", "value") if name in example}
+    return chat | {name: example[name] for name in ("learned", "weight", "value") if name in example}
 
 
 def _base_name(model: ModelSource, source: pathlib.Path) -> str:

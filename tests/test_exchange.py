@@ -62,7 +62,9 @@ TO_COME = ExperimentConfig(
 
 def example(name, iteration):
     messages = [user(f"é, {name}"), assistant(f"iteration {iteration}")]
-    return {"id": "q", "messages": messages, "kind": "first"}
+    is_critic = name.startswith("critic")
+    own = {"id": "q", "messages": messages, "kind": "kept" if is_critic else "first"}
+    return own | {"learned": [-1]} if is_critic else own
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +183,9 @@ def test_export_chats(finished, tmp_path, mft):
     chats = [
         json.loads(line) for line in (tmp_path / "all" / "iteration_2" / "critic_0.jsonl").read_text().splitlines()
     ]
-    assert chats == [{"messages": example("critic_0", 2)["messages"]}]
+    assert chats == [{"messages": example("critic_0", 2)["messages"], "learned": [-1]}]
+    first = json.loads((tmp_path / "all" / "iteration_2" / "generator_0.jsonl").read_text().splitlines()[0])
+    assert first == {"messages": example("generator_0", 2)["messages"]}
     mft_jax.export(directory.path, tmp_path / "one", to="chat-jsonl", iteration=1, agents=["generator_1"])
     assert [path.name for path in (tmp_path / "one").rglob("*")] == ["iteration_1", "generator_1.jsonl"]
 
