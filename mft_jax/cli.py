@@ -289,12 +289,13 @@ def bench_command(options: Bench, console: Console) -> None:
     validate(options.settings, "command line")
     from mft_jax.bench import run_bench
     from mft_jax.bench.measurement import read_report, write_report
-    from mft_jax.bench.table import render_bench
+    from mft_jax.bench.table import render_bench, render_measurement
 
     before = read_report(options.compare) if options.compare else None  # before minutes of work
     say = lambda text: console.print(literal(f"measuring {text}"), soft_wrap=True)
+    show = lambda found: console.print(render_measurement(found))
     with signals.raising():
-        report = run_bench(options.settings, repeats=options.repeats, say=say)
+        report = run_bench(options.settings, repeats=options.repeats, say=say, show=show)
     if options.json:
         write_report(report, options.json)
     console.print(render_bench(report, before))

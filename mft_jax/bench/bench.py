@@ -39,11 +39,13 @@ def run_bench(
     *,
     repeats: int = 3,
     say: Callable[[str], None] = lambda text: None,
+    show: Callable[[Measurement], None] = lambda found: None,
     session: Session | None = None,
 ) -> Report:
     """Measures everything and returns the report. Trains nothing that is kept, and writes nothing.
 
-    Times are medians of `repeats` runs after a warm-up that compiles. `say` is called with the name of what is measured.
+    Times are medians of `repeats` runs after a warm-up that compiles. `say` is called with the name of what is measured,
+    `show` with each measurement as soon as it is made.
     Raises UserError for a configuration that cannot be run, and for a method without adapters.
     """
     validate(config)
@@ -61,9 +63,14 @@ def run_bench(
     limits = measure_limits(session.mesh, session.programs.dtype)
     measurements: list[Measurement] = []
 
+    def keep(found: Sequence[Measurement]) -> None:
+        measurements.extend(found)
+        for own in found:
+            show(own)
+
     def sample(speakers: Sequence[str | None], rows: int, case: str) -> None:
         say(f"sampling: {case}")
-        measurements.extend(measure_sampling(setup, society, speakers, rows, limits, repeats, case))
+        keep(measure_sampling(setup, society, speakers, rows, limits, repeats, case))
 
     alone = f"1 adapter x {rows} rows"
     together = f"{len(speakers)} adapters x {rows} rows" if len(speakers) > 1 else alone
@@ -75,9 +82,9 @@ def run_bench(
     say("a debate")
     debate, transcripts = measure_debate(setup, society, repeats)
     say("finetuning")
-    measurements += measure_finetuning(setup, society, transcripts, limits, repeats)
+    keep(measure_finetuning(setup, society, transcripts, limits, repeats))
     say("scoring")
-    measurements += measure_scoring(setup, society, transcripts, limits, repeats)
+    keep(measure_scoring(setup, society, transcripts, limits, repeats))
     say("grading")
     return Report(
         config=to_dict(config),

@@ -5,7 +5,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mft_jax.bench.measurement import Report
+from mft_jax.bench.measurement import Measurement, Report
 from mft_jax.report.table import NOT_MEASURED, percent, short_count
 from mft_jax.report.text import literal
 
@@ -20,6 +20,12 @@ def render_bench(report: Report, before: Report | None = None) -> RenderableType
     parts: list[RenderableType] = [literal(head), _measurements_table(report, before)]
     parts += [literal(f"{name}: {ratio:.2f}") for name, ratio in report.ratios.items()]
     return Group(*parts, *_debate_lines(report), *_other_lines(report))
+
+
+def render_measurement(own: Measurement) -> Text:
+    """One line, for a measurement that has just been made."""
+    rate, share = short_rate(own.tokens_per_second).strip(), percent(own.share_of_roofline)
+    return literal(f"  {own.name}: {rate} tokens/s, {share} of the limit")
 
 
 def short_rate(rate: float) -> str:

@@ -207,8 +207,8 @@ class FinetuningConfig:
     """w: share of corrected dialogues (first answer wrong, last right) in a critic's data, with share or weighted."""
     critic_rule: Literal["all", "share", "released_code", "weighted"] = "all"
     """all; share: mixed by critic_mix; weighted: all, with weights by critic_mix; released_code: as in the paper's code."""
-    critic_answers: Literal["agreeing", "all", "last"] = "agreeing"
-    """The answers of its dialogues that a critic learns: those that agree with the vote, all, or the last one."""
+    critic_answers: Literal["last", "agreeing", "all"] = "last"
+    """The answers of its dialogues that a critic learns: the last one, those that agree with the vote, or all."""
     final_turn_only: bool = False
     """Learn only the last answer of each dialogue: critics, and the agents of methods that learn whole dialogues."""
     restart_from_base: bool = False

@@ -144,11 +144,18 @@ def row_targets(config: ExperimentConfig, method: Method, lengths: Lengths) -> i
     size, most = config.finetuning.row_tokens, 0.0
     for lesson in method.lessons:
         _, length = _examples_of(lesson, method.protocol, lengths)
-        single = config.finetuning.final_turn_only or isinstance(lesson.select, FirstAnswers | PooledFirstAnswers)
-        answers = 1 if single else method.protocol.rounds
+        answers = method.protocol.rounds
+        if isinstance(lesson.select, FirstAnswers | PooledFirstAnswers) or _learns_last(lesson):
+            answers = 1
         most = max(most, min(1.0, answers * lengths.answer / length) * size)
     step = max(64, size // 256 * 64)
     return min(math.ceil(most / step) * step, max(64, -(-size // 64) * 64))
+
+
+def _learns_last(lesson: Lesson) -> bool:
+    """Whether only the last answer of a dialogue is learned."""
+    select = lesson.select
+    return getattr(select, "answers", None) == "last" or getattr(select, "final_turn_only", False)
 
 
 def all_texts(stages: list[DebateStage | FinetuningStage]) -> Iterator[Texts]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import json
 
 import jax
@@ -36,12 +37,15 @@ def session():
 
 @pytest.fixture(scope="module")
 def report(session, tmp_path_factory):
-    """A report, and what it said it measures. The shapes are those of tests.small_run, to compile little."""
+    """A report, and what it said it measures, with each measurement when it was made.
+
+    The shapes are those of tests.small_run, to compile little.
+    """
     said = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling, "NEW_TOKENS", SMALL.sampling.max_new_tokens)
         patch.chdir(tmp_path_factory.mktemp("empty"))
-        found = run_bench(CONFIG, repeats=1, say=said.append, session=session)
+        found = run_bench(CONFIG, repeats=1, say=said.append, show=said.append, session=session)
     return found, said
 
 
@@ -51,8 +55,12 @@ def test_every_kind_of_work_is_measured(report):
     sampled = [(name, case) for case in (together, base, alone) for name in ("prefill", "decode", "sample")]
     rest = [("finetune", "4 adapters"), ("finetune", "one at a time"), ("score", "12 dialogues")]
     assert [(own.name, own.case) for own in found.measurements] == [*sampled, *rest]
-    assert said == ["the limits of the devices", *(f"sampling: {case}" for case in (together, base, alone)),
-                    "a debate", "finetuning", "scoring", "grading"]  # fmt: skip
+    shown = iter(found.measurements)
+    assert said == [
+        "the limits of the devices",
+        *(line for case in (together, base, alone) for line in (f"sampling: {case}", *itertools.islice(shown, 3))),
+        "a debate", "finetuning", *itertools.islice(shown, 2), "scoring", *shown, "grading",
+    ]  # fmt: skip
     tokens = {(own.name, own.case): own.tokens for own in found.measurements}
     assert tokens["sample", together] == tokens["decode", base] == 8 * 96
     assert tokens["decode", alone] == 4 * 96

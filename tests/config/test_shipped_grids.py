@@ -13,7 +13,7 @@ CELLS = {
     "paper/main": 6 * 3 * 3 * 3, "paper/iterations": 4 * 3, "paper/ablations": 7 * 3 + 3, "paper/agents": 3 * 4,
     "paper/rounds": 2 * 3, "paper/appendix": 5 * 2, "paper/zero_shot": 5 * 2, "paper/fast": 12,
     "field/methods": 20 * 3 + 2 * 3, "field/sizes": 5, "field/iterations": 6 * 3, "field/untuned": 6 * 3 + 2 * 3,
-    "field/fast": 10, "field/critics": 9, "field/rates": 4 * 4, "field/validation": 3 * 2,
+    "field/fast": 10, "field/critics": 9, "field/rates": 4 * 4, "field/validation": 4 * 2,
 }  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def test_only_the_paper_grids_train_critics_as_in_the_paper():
             for cell in cells(name)
             if name not in ("field/critics", "field/validation")
         }
-        expected = {("share", "all")} if name.startswith("paper/") else {("all", "agreeing")}
+        expected = {("share", "all")} if name.startswith("paper/") else {("all", "last")}
         assert own <= expected | ({("share", "all")} if name == "field/methods" else set())
 
 
@@ -85,7 +85,7 @@ def test_no_table_but_one_asks_validation_questions():
     assert {name for name, values in asked.items() if values != {False}} == {"field/validation"}
     own = [cell.config.finetuning for cell in cells("field/validation")]
     assert {(tuning.critic_rule, tuning.critic_answers) for tuning in own} == {
-        ("all", "agreeing"), ("all", "all"), ("share", "all")
+        ("all", "last"), ("all", "agreeing"), ("all", "all"), ("share", "all")
     }  # fmt: skip
 
 

@@ -40,8 +40,8 @@ def test_the_value_of_multiagent_finetuning():
     assert [(lesson.adapter, lesson.select, lesson.settings.epochs, lesson.field) for lesson in method.lessons] == [
         ("generator_0", FirstAnswers(0), 1, "finetuning.generator"),
         ("generator_1", FirstAnswers(1), 1, "finetuning.generator"),
-        ("critic_0", Dialogues(agent=0, share=0.25, answers="agreeing"), 3, "finetuning.critic"),
-        ("critic_1", Dialogues(agent=1, share=0.25, answers="agreeing"), 3, "finetuning.critic"),
+        ("critic_0", Dialogues(agent=0, share=0.25, answers="last"), 3, "finetuning.critic"),
+        ("critic_1", Dialogues(agent=1, share=0.25, answers="last"), 3, "finetuning.critic"),
     ]
     assert (method.objective, method.restart) == (likelihood, False)
     assert method == make_method("multiagent_ft", CONFIG)

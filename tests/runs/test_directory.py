@@ -428,7 +428,7 @@ def test_a_run_of_a_version_without_a_setting_did_what_that_version_did(tmp_path
     run.config_file.write_bytes(body + b"# sha256 of the lines above: " + checksum.encode() + b"\n")
     earlier = dataclasses.replace(CONFIG.finetuning, critic_answers="all")
     assert RunDirectory(run.path).config() == dataclasses.replace(CONFIG, finetuning=earlier)
-    with pytest.raises(UserError, match=r"finetuning\.critic_answers is 'all' there, 'agreeing' given"):
+    with pytest.raises(UserError, match=r"finetuning\.critic_answers is 'all' there, 'last' given"):
         taken(tmp_path / "run")
 
 
