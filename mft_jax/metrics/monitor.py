@@ -16,10 +16,10 @@ import collections
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from scipy.stats import norm
 
 from mft_jax.metrics.diversity import Equivalent, consensus
 from mft_jax.metrics.statistics import paired_test
@@ -158,7 +158,7 @@ def _is_divided(untuned: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str,
     fall = np.mean(shares[0]) - np.mean(shares[1])
     # A few equal shares have no variance, but prove little: one more share that differs by a half is added to each mean's.
     error = math.sqrt(sum((np.var(own) + 0.25 / len(own)) / len(own) for own in shares))
-    return bool(fall > DIVIDED and norm.sf(fall / error) < SIGNIFICANT)
+    return bool(fall > DIVIDED and NormalDist().cdf(-fall / error) < SIGNIFICANT)
 
 
 def _sign_test(first: int, second: int) -> float:

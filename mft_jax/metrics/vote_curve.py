@@ -1,13 +1,13 @@
 """The accuracy of a majority vote over k independent answers, for every k, from one set of N answers per question."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import gammaln
 
 from mft_jax.metrics.diversity import Equivalent
 
@@ -88,7 +88,14 @@ def _draw_from(rows: np.ndarray, before: int, size: int, keep: Callable[[int], A
 
 def _log_choices(n: int, k: Any) -> Any:
     """The logarithm of the number of ways to choose k of n."""
-    return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
+    logs = _log_factorials(n)
+    return logs[n] - logs[k] - logs[n - k]
+
+
+@functools.cache
+def _log_factorials(n: int) -> Float[np.ndarray, "n+1"]:
+    """The logarithms of 0!, 1!, ..., n!."""
+    return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
 
 
 def _count_classes(transcript: Mapping[str, Any], equivalent: Equivalent) -> tuple[int, list[int]]:
