@@ -19,7 +19,7 @@ import tyro
 import mft_jax
 import mft_jax.setup
 from mft_jax import cli
-from mft_jax.arguments import NAMES, Ask, Eval, ImportAdapters, Run, read_arguments
+from mft_jax.arguments import NAMES, Ask, Bench, Eval, ImportAdapters, Run, read_arguments
 from mft_jax.config import Change, ExperimentConfig, TaskConfig, from_dict, to_yaml, validate
 from tests.config.settings import FIELDS
 from tests.small_run import SMALL, adapters_of
@@ -128,6 +128,8 @@ def check_values(options, arguments):
     for i, end in zip(given, [*given, len(arguments)][1:], strict=True):
         names = arguments[i].removeprefix("--").replace("-", "_").split(".")
         value = options.hosts if isinstance(options, Run) and hasattr(options.hosts, names[0]) else settings
+        if isinstance(options, Bench) and not hasattr(options, names[0]):
+            value = options.settings
         if isinstance(options, Ask) and hasattr(options.options, names[0]):
             value = options.options
         for name in names:

@@ -2,7 +2,7 @@
 
 from mft_jax.config.asking import AskOptions
 from mft_jax.config.build import from_dict, to_dict, to_yaml, validate
-from mft_jax.config.changes import Change, Difference, compare, lasting
+from mft_jax.config.changes import Change, Difference, compare, lasting, with_earlier_settings
 from mft_jax.config.fields import (
     ADDITION_DIGITS,
     FUSED,
@@ -62,4 +62,5 @@ __all__ = [
     "to_dict",
     "to_yaml",
     "validate",
+    "with_earlier_settings",
 ]

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from mft_jax.config.fields import ExperimentConfig
 
 
+# Settings that a recorded configuration lacks if an earlier version wrote it, with what that version did.
+_EARLIER = {"finetuning": {"critic_answers": "all"}}
+
+
 class Change(enum.Enum):
     """How a setting may change after the start of the run. It is part of the type annotation of the setting."""
 
@@ -70,3 +74,11 @@ def _is_allowed(change: Change, old: Any, new: Any) -> bool:
     if change is Change.GROW:
         return set(old) <= set(new) if isinstance(old, tuple) else old < new
     return change is not Change.NEVER
+
+
+def with_earlier_settings(raw: Any) -> Any:
+    """The plain values of a configuration that a run recorded, with settings that it lacks as its version had them."""
+    if not isinstance(raw, dict):
+        return raw
+    filled = {name: known | raw[name] for name, known in _EARLIER.items() if isinstance(raw.get(name), dict)}
+    return raw | filled

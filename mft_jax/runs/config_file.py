@@ -1,31 +1,28 @@
 """config.yaml of a run: every setting, and a checksum of them in a comment on the last line."""
 
 import hashlib
-from typing import Any
 
 import yaml
 
-from mft_jax.config import ExperimentConfig, from_dict, from_yaml, parse_yaml, to_dict, to_yaml
+from mft_jax.config import (
+    ExperimentConfig,
+    from_dict,
+    from_yaml,
+    parse_yaml,
+    to_dict,
+    to_yaml,
+    with_earlier_settings,
+)
 from mft_jax.errors import UserError
 from mft_jax.runs.store import Damage
 
 _CHECKSUM = b"# sha256 of the lines above: "
-# Settings that config.yaml does not have if an earlier version wrote it, with what that version did.
-_EARLIER = {"finetuning": {"critic_answers": "all"}}
 
 
 def encode_config(config: ExperimentConfig) -> bytes:
     """The content of config.yaml."""
     body = to_yaml(config).encode()
     return body + _CHECKSUM + hashlib.sha256(body).hexdigest().encode() + b"\n"
-
-
-def with_earlier_settings(raw: Any) -> Any:
-    """The sections of a configuration that a run recorded, with settings that it lacks as the version then had them."""
-    if not isinstance(raw, dict):
-        return raw
-    filled = {name: known | raw[name] for name, known in _EARLIER.items() if isinstance(raw.get(name), dict)}
-    return raw | filled
 
 
 def decode_config(data: bytes, source: str) -> ExperimentConfig:

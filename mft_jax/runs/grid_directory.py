@@ -10,10 +10,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mft_jax.config import Cell, compare, from_dict, to_dict
+from mft_jax.config import Cell, compare, from_dict, to_dict, with_earlier_settings
 from mft_jax.errors import UserError
 from mft_jax.parallel.hosts import decided, first_only
-from mft_jax.runs.config_file import with_earlier_settings
 from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.lock import LOCK_FILE
 from mft_jax.runs.manifest import plain
