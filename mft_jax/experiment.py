@@ -290,9 +290,9 @@ def evaluate(
     """Evaluates the society of a run on another task (zero-shot), or on other questions of the same task.
 
     `iteration` defaults to the last finished one; a method without finetuning has none, and its result is that of
-    iteration 0. Transcripts and results are written to RUN_DIR/evaluations/LABEL. The
-    result is also added to the run's results.json, as task LABEL. If another process is working on the run, that
-    process adds it when it next writes results.json. Raises UserError if there is no such run or iteration.
+    iteration 0. Transcripts and results are written to RUN_DIR/evaluations/LABEL. The result is also added to the run's
+    results.json, as task LABEL. If another process is working on the run, that process adds it when it next writes
+    results.json. Raises UserError if there is no such run or iteration.
     """
     reporter = reporter or SilentReporter()
     directory = RunDirectory(run_dir)
