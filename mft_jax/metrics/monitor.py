@@ -155,7 +155,7 @@ def _is_divided(untuned: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str,
         [consensus([[own["answers"][-1] for own in line["agents"]]], [line["vote"]], equivalent) for line in lines]
         for lines in (untuned, now)
     ]
-    fall = np.mean(shares[0]) - np.mean(shares[1])
+    fall = float(np.mean(shares[0]) - np.mean(shares[1]))
     # A few equal shares have no variance, but prove little. So each variance counts one more share that differs by a half.
     error = math.sqrt(sum((np.var(own) + 0.25 / len(own)) / len(own) for own in shares))
     return bool(fall > DIVIDED and NormalDist().cdf(-fall / error) < SIGNIFICANT)
