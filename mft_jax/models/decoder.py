@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mft_jax.models.attention_backend import AttentionBackend, attention_backend
 from mft_jax.models.config import ModelConfig
-from mft_jax.models.lora import Adapter, LowRank, low_rank_product, projection_shapes
+from mft_jax.models.lora import Adapter, LowRank, Unstacked, low_rank_product, projection_shapes
 from mft_jax.models.rotary import rotate, rotation
 from mft_jax.parallel.mesh import constrain
 
@@ -153,7 +153,7 @@ class Decoder(nnx.Module):
         self,
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
-        adapter: Adapter | None,
+        adapter: Adapter | Unstacked | None,
         attention: Attention,
         *,
         long: Bool[Array, "..."] | None = None,

@@ -23,12 +23,13 @@ class LowRank(NamedTuple):
 
     a: Float[Array, "in R"]
     b: Float[Array, "R out"]
-    scale: Float[Array, ""]
+    scale: Float[Array, ""] | None  # None: 1, because `b` has been multiplied by it
 
 
 def low_rank_product(x: Float[Array, "... in"], lora: LowRank) -> Float[Array, "... out"]:
     """scale * (x @ a) @ b, in the dtype of x. It has no gradient with respect to the scale."""
-    return _low_rank_product(x, lora.a.astype(x.dtype), lora.b.astype(x.dtype), lora.scale.astype(x.dtype))
+    a, b = lora.a.astype(x.dtype), lora.b.astype(x.dtype)
+    return (x @ a) @ b if lora.scale is None else _low_rank_product(x, a, b, lora.scale.astype(x.dtype))
 
 
 @jax.custom_vjp
@@ -57,6 +58,19 @@ def _backward(saved: tuple[Array, ...], dy: Array) -> tuple[Array, ...]:
 _low_rank_product.defvjp(_forward, _backward)
 
 
+class Unstacked(NamedTuple):
+    """An adapter for sampling: one array per layer, and no scale, because each `b` has been multiplied by it.
+
+    A loop over tokens would otherwise slice the stacked layers and scale the products in every iteration.
+    """
+
+    layers: tuple[dict[str, LowRank], ...]
+
+    def layer(self, index: int) -> dict[str, LowRank]:
+        """The low-rank updates of the linear layers of block `index`, by the name of the layer."""
+        return self.layers[index]
+
+
 class Adapter(NamedTuple):
     """An adapter and its scale, alpha / rank. The scale is an array, so one compiled program serves adapters of any scale."""
 
@@ -68,6 +82,14 @@ class Adapter(NamedTuple):
         return {
             target: LowRank(pair["a"][index], pair["b"][index], self.scale) for target, pair in self.weights.items()
         }
+
+    def unstack(self) -> Unstacked:
+        """The same adapter in the form for sampling. For one adapter only."""
+        scaled = lambda b: (b.astype(jnp.float32) * self.scale).astype(b.dtype)
+        updates = [self.layer(index) for index in range(jax.tree.leaves(self.weights)[0].shape[0])]
+        return Unstacked(
+            tuple({name: LowRank(own.a, scaled(own.b), None) for name, own in layer.items()} for layer in updates)
+        )
 
 
 def projection_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:

@@ -9,10 +9,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from mft_jax.models.decoder import Decoder
-from mft_jax.models.lora import Adapter
+from mft_jax.models.lora import Adapter, Unstacked
 from mft_jax.programs.choose import Choice, choose
 from mft_jax.programs.choose_split import choose_split
-from mft_jax.programs.over_agents import over_agents
+from mft_jax.programs.over_agents import over_agents, unstack_agents
 from mft_jax.programs.slots import Settings, Slots, View
 
 
@@ -25,6 +25,7 @@ def decode(
     for each of its pending prompts. Returns the slots, and the part of them that the host reads.
     """
     model = nnx.merge(graphdef, base)
+    updates = unstack_agents(adapters)
 
     def unfinished(carry: tuple[Array, Slots]) -> Array:
         step, slots = carry
@@ -34,13 +35,13 @@ def decode(
 
     def advance(carry: tuple[Array, Slots]) -> tuple[Array, Slots]:
         step, slots = carry
-        return step + 1, decode_token(model, adapters, slots, settings)
+        return step + 1, decode_token(model, updates, slots, settings)
 
     steps, slots = jax.lax.while_loop(unfinished, advance, (jnp.int32(0), slots))
     return slots, View(slots.active, slots.count, slots.output, slots.log_probs, slots.failed, steps)
 
 
-def decode_token(model: Decoder, adapters: Adapter | None, slots: Slots, settings: Settings) -> Slots:
+def decode_token(model: Decoder, adapters: Unstacked | None, slots: Slots, settings: Settings) -> Slots:
     """Decodes one token for every active row. Inactive rows are computed too, but their results are discarded."""
     step = functools.partial(next_logits, model, jnp.asarray(settings.long))
     logits, keys, values = over_agents(
@@ -91,7 +92,7 @@ def _choose_tokens(logits: Float[Array, "A B V"], slots: Slots, settings: Settin
 def next_logits(
     model: Decoder,
     long: Bool[Array, ""],
-    adapter: Adapter | None,
+    adapter: Unstacked | None,
     keys: tuple[Float[Array, "B K _ _"], ...],
     values: tuple[Float[Array, "B K S H"], ...],
     token: Int[Array, " B"],

@@ -6,11 +6,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from mft_jax.models.lora import Adapter
+from mft_jax.models.lora import Adapter, Unstacked
 from mft_jax.parallel.mesh import RULES
 
 
-def over_agents(mesh: Mesh | None, function: Callable[..., Any], adapters: Adapter | None, *rows: Any) -> Any:
+def over_agents(
+    mesh: Mesh | None, function: Callable[..., Any], adapters: Adapter | Unstacked | None, *rows: Any
+) -> Any:
     """Calls `function(adapter, *rows)` for every agent and stacks the results on a leading agent axis.
 
     The leading axis of every array in `rows` is the agent axis. With `adapters` None, each agent is the base model and
@@ -20,6 +22,11 @@ def over_agents(mesh: Mesh | None, function: Callable[..., Any], adapters: Adapt
     if adapters is None:
         return map_agents(mesh, count, lambda *own: function(None, *own))(*rows)
     return map_agents(mesh, count, function)(adapters, *rows)
+
+
+def unstack_agents(adapters: Adapter | None) -> Unstacked | None:
+    """All agents' adapters in the form for sampling. The leading axis of its arrays is the agent axis."""
+    return None if adapters is None else jax.vmap(Adapter.unstack)(adapters)
 
 
 def map_agents(mesh: Mesh | None, count: int, function: Callable[..., Any]) -> Callable[..., Any]:
