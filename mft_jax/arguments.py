@@ -14,6 +14,7 @@ from mft_jax.config import (
     ExperimentConfig,
     HostsConfig,
     ModelSource,
+    Speakers,
     TaskConfig,
     load_config,
     load_grid,
@@ -68,8 +69,10 @@ class Eval:
 
     run_dir: Annotated[str, Positional, arg(metavar="RUN_DIR")]
     """Directory of the run, or of a grid: then all its finished runs are evaluated."""
-    task: str
-    """arithmetic, addition, gsm8k, math, mmlu, or jsonl for your own questions."""
+    task: str | None = None
+    """arithmetic, addition, gsm8k, math, mmlu, or jsonl for your own questions; None: the task of the run."""
+    speakers: Speakers | None = None
+    """swapped: critics answer first and generators later; first: agent 1's adapters for all; None: as in the run."""
     eval_questions: int | None = None
     """Number of questions; None: the number of the run."""
     eval_path: str | None = None
@@ -85,12 +88,15 @@ class Eval:
 
     def evaluated_task(self, trained: TaskConfig) -> TaskConfig:
         """The task to evaluate on, given the task of the run. Raises UserError for a jsonl task without a file."""
-        if self.task == trained.name:  # keeps its training questions, so that none of them is used for evaluation
+        if self.task in (
+            None,
+            trained.name,
+        ):  # keeps its training questions, so that none of them is used for evaluation
             task = dataclasses.replace(trained, validation=False)
         else:
             task = dataclasses.replace(
                 trained,
-                name=self.task,
+                name=str(self.task),
                 train_questions=0,
                 validation=False,
                 train_path=None,

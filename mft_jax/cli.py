@@ -115,8 +115,9 @@ def eval_command(options: Eval, console: Console) -> None:
     validate(dataclasses.replace(config, task=task), "command line")
     with signals.raising():
         result = evaluate(
-            options.run_dir, task, iteration=options.iteration, label=options.label, reporter=TerminalReporter(console)
-        )
+            options.run_dir, task, speakers=options.speakers, iteration=options.iteration, label=options.label,
+            reporter=TerminalReporter(console),
+        )  # fmt: skip
     console.print(render_results([result], f"{result.task}, {result.n} questions"))
 
 
@@ -128,7 +129,8 @@ def evaluate_grid_command(options: Eval, console: Console) -> None:
 
     with signals.raising():
         results, errors = evaluate_grid(
-            options.run_dir, options.evaluated_task, iteration=options.iteration, label=options.label,
+            options.run_dir, options.evaluated_task, speakers=options.speakers, iteration=options.iteration,
+            label=options.label,
             reporter=TerminalReporter(console),
         )  # fmt: skip
     console.print(render_evaluations(results))

@@ -12,7 +12,7 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Literal, cast
 
 from mft_jax.budget import Budget, check_baselines
-from mft_jax.config import ExperimentConfig, TaskConfig, validate
+from mft_jax.config import ExperimentConfig, Speakers, TaskConfig, validate
 from mft_jax.debate import Protocol, Transcript
 from mft_jax.diversity_stage import DiversityStage, check_diversity
 from mft_jax.errors import UserError
@@ -282,30 +282,35 @@ def evaluate(
     run_dir: str | pathlib.Path,
     task: TaskConfig,
     *,
+    speakers: Speakers | None = None,
     iteration: int | None = None,
     label: str | None = None,
     reporter: Reporter | None = None,
     session: Session | None = None,
 ) -> Result:
-    """Evaluates the society of a run on another task (zero-shot), or on other questions of the same task.
+    """Evaluates the society of a run on another task (zero-shot), on other questions of its task, or with other speakers.
 
-    `iteration` defaults to the last finished one; a method without finetuning has none, and its result is that of
-    iteration 0. Transcripts and results are written to RUN_DIR/evaluations/LABEL. The result is also added to the run's
-    results.json, as task LABEL. If another process is working on the run, that process adds it when it next writes
-    results.json. Raises UserError if there is no such run or iteration.
+    `speakers` is as in `DebateConfig.evaluation_speakers`; None: as in the run. `iteration` defaults to the last finished
+    one; a method without finetuning has none, and its result is that of iteration 0. Transcripts and results are written to
+    RUN_DIR/evaluations/LABEL. The result is also added to the run's results.json, as task LABEL. If another process is
+    working on the run, that process adds it when it next writes results.json. Raises UserError if there is no such run or
+    iteration, and if the asked speakers are those that the method has anyway.
     """
     reporter = reporter or SilentReporter()
     directory = RunDirectory(run_dir)
     trained = directory.config()
+    debate = dataclasses.replace(trained.debate, evaluation_speakers=speakers or trained.debate.evaluation_speakers)
+    config = dataclasses.replace(trained, task=task, debate=debate)
+    _check_speakers(config)
     is_tuned = bool(make_method(trained.method, trained).lessons)
     iteration = chosen_iteration(directory, trained.iterations, iteration) if is_tuned else 0
-    label = label or (task.name if task.name != trained.task.name else f"{task.name}_{task.eval_questions}")
+    label = label or _label_of(config, trained.task)
     if "/" in label or label in (".", "..", trained.task.name):
         raise UserError(
             f"The label {label!r} cannot be used for this evaluation: give --label another name, without '/'."
         )
     nested = directory.evaluation(label)
-    config = dataclasses.replace(trained, task=task, run_dir=str(nested.path))
+    config = dataclasses.replace(config, run_dir=str(nested.path))
     state = nested.take(config, reporter.say)
     try:
         setup = prepare(config, session)
@@ -323,6 +328,25 @@ def evaluate(
     directory.publish_evaluations(reporter.say)
     found = next(result for result in read_results(nested.results_file) if result.iteration == iteration)
     return dataclasses.replace(found, task=label)
+
+
+def _label_of(config: ExperimentConfig, trained: TaskConfig) -> str:
+    """The name of an evaluation with this configuration, of a run that was trained on the task `trained`."""
+    task, speakers = config.task, config.debate.evaluation_speakers
+    name = task.name if task.name != trained.name else f"{task.name}_{task.eval_questions}"
+    return name if speakers == "own" else f"{name}_{speakers}"
+
+
+def _check_speakers(config: ExperimentConfig) -> None:
+    """Raises UserError if the configuration asks for other speakers in evaluations, but they would be the same ones."""
+    asked = config.debate.evaluation_speakers
+    own = dataclasses.replace(config, debate=dataclasses.replace(config.debate, evaluation_speakers="own"))
+    evaluations = [make_method(config.method, each).evaluation for each in (config, own)]
+    if asked != "own" and evaluations[0] == evaluations[1]:
+        same = {"swapped": "the same adapters speak in all rounds", "first": "the same adapters speak for all agents"}
+        raise UserError(
+            f"The speakers cannot be {asked!r} in an evaluation of {config.method}: {same[asked]}. Leave out --speakers."
+        )
 
 
 def restore_society(store: Store, checkpoint: str, template: Society) -> Society:

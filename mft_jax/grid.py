@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from mft_jax.budget import check_baselines
-from mft_jax.config import Cell, Grid, MeshConfig, ModelSource, TaskConfig, compare
+from mft_jax.config import Cell, Grid, MeshConfig, ModelSource, Speakers, TaskConfig, compare
 from mft_jax.errors import UserError
 from mft_jax.experiment import evaluate, run
 from mft_jax.methods import make_method
@@ -68,13 +68,15 @@ def evaluate_grid(
     path: str | pathlib.Path,
     task_of: Callable[[TaskConfig], TaskConfig],
     *,
+    speakers: Speakers | None = None,
     iteration: int | None = None,
     label: str | None = None,
     reporter: Reporter | None = None,
 ) -> tuple[list[tuple[Cell, Result]], dict[str, str]]:
     """Evaluates every finished cell of a grid on another task, or on other questions, as `experiment.evaluate` does.
 
-    `task_of` makes the task to evaluate on from that of a cell; `iteration` and `label` are as in `evaluate`. Returns the
+    `task_of` makes the task to evaluate on from that of a cell; `speakers`, `iteration` and
+    `label` are as in `evaluate`. Returns the
     results, and for each cell that failed its error, by name. Cells that are not finished are left out, and reported.
     Raises UserError if the directory is no grid, or if none of its cells is finished.
     """
@@ -92,8 +94,8 @@ def evaluate_grid(
         reporter.say(f"Cell {cell.name}:")
         try:
             own = evaluate(
-                directory.run(cell).path, task_of(cell.config.task), iteration=iteration, label=label,
-                reporter=reporter, session=sessions.get(cell.config.model, cell.config.mesh),
+                directory.run(cell).path, task_of(cell.config.task), speakers=speakers, iteration=iteration,
+                label=label, reporter=reporter, session=sessions.get(cell.config.model, cell.config.mesh),
             )  # fmt: skip
             results.append((cell, own))
         except Exception as error:  # whatever it is, the other cells can be evaluated

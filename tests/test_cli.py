@@ -224,6 +224,12 @@ def test_eval_on_other_questions_of_the_runs_task(calls, mft):
     assert calls.made[0][2]["iteration"] is None
 
 
+def test_eval_with_other_speakers_on_the_questions_of_the_run(calls, mft):
+    assert mft("eval", "runs/mine", "--speakers", "swapped")[0] == 0
+    assert calls.made[0][1][1] == STORED.task
+    assert calls.made[0][2]["speakers"] == "swapped"
+
+
 def test_eval_on_a_file(calls, mft):
     assert mft("eval", "runs/mine", "--task", "jsonl", "--eval-path", "q.jsonl")[0] == 0
     task = calls.made[0][1][1]

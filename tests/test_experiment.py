@@ -138,6 +138,31 @@ def test_agents_of_a_run_on_other_questions(finished, tmp_path):
         evaluate(directory.path, task, iteration=3)
 
 
+def test_agents_in_each_others_place(finished):
+    directory, _, _ = finished
+    own = lines(directory.evaluation_file(2))
+    swapped = evaluate(directory.path, SMALL.task, speakers="swapped")
+    assert (swapped.task, swapped.iteration, swapped.n) == ("arithmetic_8_swapped", 2, 8)
+    debates = lines(RunDirectory(directory.path / "evaluations" / swapped.task).evaluation_file(2))
+    assert [debate["question"] for debate in debates] == [debate["question"] for debate in own]
+    assert [debate["agents"] for debate in debates] != [debate["agents"] for debate in own]
+    again = evaluate(directory.path, SMALL.task, speakers="own")
+    assert again.task == "arithmetic_8"
+    debates = lines(RunDirectory(directory.path / "evaluations" / again.task).evaluation_file(2))
+    assert [debate["agents"] for debate in debates] == [debate["agents"] for debate in own]
+
+
+@pytest.mark.parametrize("speakers", ["swapped", "first"])
+def test_one_agent_has_no_other_place(tmp_path, speakers):
+    config = dataclasses.replace(SMALL, method="single_agent_ft", run_dir=str(tmp_path / "run"))
+    RunDirectory(config.run_dir).create(config)
+    with pytest.raises(
+        UserError, match=f"cannot be '{speakers}' in an evaluation of single_agent_ft: the same adapters"
+    ):
+        evaluate(config.run_dir, SMALL.task, speakers=speakers)
+    assert not (tmp_path / "run" / "evaluations").exists()
+
+
 def test_agents_on_word_problems_are_asked_in_the_words_of_that_task(finished, tmp_path, monkeypatch):
     directory, _, _ = finished
     for split, count in (("train", 1), ("test", 3)):

@@ -21,6 +21,7 @@ from mft_jax.config.fields import (
     PreferenceConfig,
     RoleConfig,
     SamplingConfig,
+    Speakers,
     TaskConfig,
 )
 from mft_jax.config.grid import Cell, Grid, load_grid
@@ -51,6 +52,7 @@ __all__ = [
     "PreferenceConfig",
     "RoleConfig",
     "SamplingConfig",
+    "Speakers",
     "TaskConfig",
     "compare",
     "from_dict",

@@ -31,6 +31,7 @@ ADDITION_DIGITS = range(1, 10)
 
 Dtype = Literal["float32", "bfloat16"]
 AutoDtype = Literal["auto", "float32", "bfloat16"]
+Speakers = Literal["own", "swapped", "first"]
 Target = Annotated[str, one_of(*TARGETS, *FUSED)]
 LearningRate = Annotated[float, above(0), at_most(1000)]
 # With a temperature near 0, logits / temperature overflows float32.
@@ -112,6 +113,8 @@ class DebateConfig:
     """Temperature of the training debates of the finetuned method; None: sampling.temperature."""
     evaluation_temperature: Temperature | None = None
     """Temperature of the evaluations of the finetuned method; None: sampling.temperature."""
+    evaluation_speakers: Speakers = "own"
+    """Who speaks in evaluations: own; swapped: the last round's adapters first, then round 1's; first: agent 1's for all."""
     samples: Count | None = None
     """Answers to each training question in scpo, ttrl and evol; None: debate.agents."""
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Collection
 from typing import Literal
 
+from mft_jax.config import Speakers
 from mft_jax.debate.vote import Ties
 
 
@@ -57,6 +58,19 @@ class Protocol:
         """The same rules with the base model as the speaker in the place of these adapters."""
         speakers = tuple(tuple(None if name in adapters else name for name in row) for row in self.speakers)
         return dataclasses.replace(self, speakers=speakers)
+
+    def with_speakers(self, chosen: Speakers) -> "Protocol":
+        """The same rules with these speakers, as in `DebateConfig.evaluation_speakers`.
+
+        A society that does as well with them has not specialized.
+        """
+        first, last = self.speakers[0], self.speakers[-1]
+        speakers = {
+            "own": self.speakers,
+            "swapped": (last, *(first,) * (self.rounds - 1)),
+            "first": tuple((row[0],) * self.agents for row in self.speakers),
+        }
+        return dataclasses.replace(self, speakers=speakers[chosen])
 
     @property
     def samples(self) -> int:

@@ -125,4 +125,6 @@ def _with_rules(method: Method, config: ExperimentConfig) -> Method:
 
     training = ruled(method.protocol, "training", debate.training_temperature)
     evaluation = ruled(method.evaluation, "evaluation", debate.evaluation_temperature)
+    if learns:
+        evaluation = evaluation.with_speakers(debate.evaluation_speakers)
     return dataclasses.replace(method, protocol=training, test_protocol=None if evaluation == training else evaluation)

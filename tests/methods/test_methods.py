@@ -264,6 +264,24 @@ def test_rules_of_debates_reach_every_method():
     assert make_method("majority@5", config).protocol.ties == "none"
 
 
+def test_agents_can_be_evaluated_in_each_others_place():
+    """2 agents, 3 rounds."""
+    generators, critics = ("generator_0", "generator_1"), ("critic_0", "critic_1")
+
+    def method(name, speakers):
+        return make_method(name, with_("debate", evaluation_speakers=speakers))
+
+    assert method("multiagent_ft", "swapped").evaluation.speakers == (critics, generators, generators)
+    assert method("multiagent_ft", "first").evaluation.speakers == (
+        ("generator_0", "generator_0"),
+        *(("critic_0", "critic_0"),) * 2,
+    )
+    for speakers in ("swapped", "first"):
+        assert method("multiagent_ft", speakers).protocol == make_method("multiagent_ft", CONFIG).protocol
+        assert method("debate", speakers) == make_method("debate", CONFIG)
+        assert method("single_agent_ft", speakers) == make_method("single_agent_ft", CONFIG)
+
+
 def test_a_long_answer_has_room_for_the_tokens_of_a_debate():
     """2 agents, 3 rounds, and 2 summaries before each of the last two: 10 texts."""
     assert make_method("long_answer", CONFIG).protocol == Protocol(
