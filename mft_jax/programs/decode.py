@@ -21,8 +21,9 @@ def decode(
 ) -> tuple[Slots, View]:
     """Decodes until `settings.steps` tokens per row are done, no row is active, or free slots should be refilled.
 
-    Slots should be refilled once an agent with pending prompts has `settings.prefill_rows` free slots, or a free slot
-    for each of its pending prompts. Returns the slots, and the part of them that the host reads.
+    Slots should be refilled once every agent with pending prompts has `settings.prefill_rows` free slots, or a free slot
+    for each of its pending prompts. A prefill has places for all agents, and computes the empty ones too. Returns the
+    slots, and the part of them that the host reads.
     """
     model = nnx.merge(graphdef, base)
     updates = unstack_agents(adapters)
@@ -30,8 +31,9 @@ def decode(
     def unfinished(carry: tuple[Array, Slots]) -> Array:
         step, slots = carry
         free = jnp.sum(~slots.active, axis=1)
-        refill = (settings.pending > 0) & (free >= jnp.minimum(settings.pending, settings.prefill_rows))
-        return (step < settings.steps) & jnp.any(slots.active) & ~jnp.any(refill)
+        pending = jnp.asarray(settings.pending)
+        refill = jnp.any(pending > 0) & jnp.all(free >= jnp.minimum(pending, settings.prefill_rows))
+        return (step < settings.steps) & jnp.any(slots.active) & ~refill
 
     def advance(carry: tuple[Array, Slots]) -> tuple[Array, Slots]:
         step, slots = carry

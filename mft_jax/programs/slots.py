@@ -42,7 +42,7 @@ class Settings(NamedTuple):
     top_p: Float[AnyArray, ""]
     stop_ids: Int[AnyArray, " E"]  # padded with -1
     pending: Int[AnyArray, " A"]  # number of prompts that wait for a free slot
-    prefill_rows: Int[AnyArray, ""]  # a call of `decode` ends when an agent can refill this many slots
+    prefill_rows: Int[AnyArray, ""]  # a call of `decode` ends when each agent can refill this many slots
     steps: Int[AnyArray, ""]  # a call of `decode` ends after this many tokens per row
     long: Bool[AnyArray, ""]  # rows are longer than longrope's original context (`ModelConfig.long_after`)
 

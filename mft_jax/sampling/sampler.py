@@ -319,6 +319,6 @@ class _Grid:
 
 
 def _can_prefill(owner: np.ndarray, queues: Sequence[Queue], rows: int) -> bool:
-    """Whether some lane has `rows` free slots, or one for each row left in its queue. `decode` returns by the same rule."""
+    """Whether every lane has `rows` free slots, or one for each row left in its queue. `decode` returns by the same rule."""
     free = (owner < 0).sum(axis=1)
-    return any(queue and space >= min(rows, len(queue)) for queue, space in zip(queues, free, strict=True))
+    return any(queues) and all(space >= min(rows, len(queue)) for queue, space in zip(queues, free, strict=True))
