@@ -133,6 +133,13 @@ def test_a_row_does_not_depend_on_other_rows_slot_batch_or_order(sampler, tiny, 
     assert make_sampler(tiny, programs, config=wide).sample(requests, tiny.society)[0] == sampled
 
 
+def test_every_place_of_a_prefill_has_a_prompt(sampler, tiny, requests, sampled):
+    """10 rows of each of 3 speakers, of different lengths, 2 at a time, padded to 32 tokens."""
+    assert len({completion.new_tokens for completion in sampled}) > 5
+    _, (usage,) = sampler.sample(requests, tiny.society)
+    assert usage.prefilled_tokens == 5 * (3 * 2) * 32
+
+
 def test_other_keys_give_other_texts(sampler, tiny, requests, sampled):
     rekeyed = [dataclasses.replace(request, key=row_key(1, i)) for i, request in enumerate(requests)]
     other, _ = sampler.sample(rekeyed, tiny.society)
