@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 # Settings that a recorded configuration lacks if an earlier version wrote it, with what that version did.
-_EARLIER = {"finetuning": {"critic_answers": "all"}}
+_EARLIER = {"finetuning": {"critic_answers": "all", "critic_support": 0.0}}
 
 
 class Change(enum.Enum):

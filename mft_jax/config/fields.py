@@ -212,6 +212,8 @@ class FinetuningConfig:
     """all; share: mixed by critic_mix; weighted: all, with weights by critic_mix; released_code: as in the paper's code."""
     critic_answers: Literal["last", "agreeing", "all"] = "last"
     """The answers of its dialogues that a critic learns: the last one, those that agree with the vote, or all."""
+    critic_support: Share = 0.5
+    """Critics learn only where more than this share of the answers of all rounds agrees with the vote; 0: everywhere."""
     final_turn_only: bool = False
     """Learn only the last answer of each dialogue: critics, and the agents of methods that learn whole dialogues."""
     restart_from_base: bool = False

@@ -29,6 +29,8 @@ class Lesson:
     """The number of the random stream of `select` within an iteration."""
     min_vote_share: float = 0.0
     """It learns only from questions on which at least this share of the agents agrees with the final vote, 0..1."""
+    support: float = 0.0
+    """It learns only from debates in which more than this share of the answers of all rounds agrees with the final vote."""
     restart: bool = False
     """True: in each iteration it starts as in the first one, even if the method does not restart."""
 
@@ -52,20 +54,17 @@ def select_examples(
 
     `rulings` {id of a question: what people's verdicts come to} replace the final votes on their questions, and
     `weight` multiplies the weights of these questions' examples. A question whose right answer a person gave passes
-    every `min_vote_share`. Selectors that have `uses_rulings` also get the rulings themselves. `ties` is as in `vote`.
+    every `min_vote_share` and `support`. Selectors that have `uses_rulings` also get the rulings themselves. `ties` is as in `vote`.
     """
-    rulings, sets, shares = rulings or {}, {}, []
+    rulings, sets = rulings or {}, {}
     if rulings:
         transcripts = [
             ruled(own, rulings[own.id], equivalent, seed=seed, ties=ties) if own.id in rulings else own
             for own in transcripts
         ]
-    if any(lesson.min_vote_share for lesson in lessons):
-        is_known = lambda own: own.id in rulings and rulings[own.id].answer is not None
-        shares = [1.0 if is_known(own) else vote_share(own, equivalent) for own in transcripts]
+    is_known = lambda own: own.id in rulings and rulings[own.id].answer is not None
     for lesson in lessons:
-        least = lesson.min_vote_share
-        used = [own for own, share in zip(transcripts, shares, strict=True) if share >= least] if least else transcripts
+        used = [own for own in transcripts if is_known(own) or is_sure(own, lesson, equivalent)]
         offered = {"embed": ("uses_embeddings", embed), "rulings": ("uses_rulings", rulings)}
         more: dict[str, Any] = {
             name: value for name, (wanted, value) in offered.items() if getattr(lesson.select, wanted, False)
@@ -76,7 +75,9 @@ def select_examples(
     return sets
 
 
-def vote_share(transcript: Transcript, equivalent: Equivalent) -> float:
-    """The share of all agents whose last answer agrees with the final vote; 0 without a vote."""
-    last = [own.answers[-1] for own in transcript.agents]
-    return sum(agrees(answer, transcript.vote, equivalent) for answer in last) / len(last)
+def is_sure(transcript: Transcript, lesson: Lesson, equivalent: Equivalent) -> bool:
+    """Whether enough answers of a debate agree with its vote for a lesson."""
+    share = lambda answers: sum(agrees(answer, transcript.vote, equivalent) for answer in answers) / len(answers)
+    if lesson.min_vote_share and share([own.answers[-1] for own in transcript.agents]) < lesson.min_vote_share:
+        return False
+    return not lesson.support or share([answer for own in transcript.agents for answer in own.answers]) > lesson.support

@@ -56,6 +56,7 @@ def multiagent_ft(config: ExperimentConfig) -> Method:
     dialogues = [
         Lesson(
             adapter=name, field="finetuning.critic", settings=tuning.critic, stream=n, min_vote_share=least,
+            support=tuning.critic_support,
             select=Dialogues(agent=n, share=tuning.critic_mix, rule=tuning.critic_rule, answers=answers),
         )
         for n, name in enumerate(critics)
