@@ -54,7 +54,8 @@ def select_examples(
 
     `rulings` {id of a question: what people's verdicts come to} replace the final votes on their questions, and
     `weight` multiplies the weights of these questions' examples. A question whose right answer a person gave passes
-    every `min_vote_share` and `support`. Selectors that have `uses_rulings` also get the rulings themselves. `ties` is as in `vote`.
+    every `min_vote_share` and `support`. Selectors that have `uses_rulings` also get the rulings themselves. `ties` is as
+    in `vote`.
     """
     rulings, sets = rulings or {}, {}
     if rulings:

@@ -24,7 +24,7 @@ GROW = {"iterations", "baselines", "metrics.diversity", "metrics.diversity_quest
 OTHER = {
     "method": "debate", "baselines": ["base"], "lora.targets": ["q_proj"], "lora.dtype": "bfloat16",
     "model.param_dtype": "float32", "model.compute_dtype": "float32", "task.math_levels": [5],
-    "finetuning.critic_rule": "released_code", "finetuning.critic_answers": "all",
+    "finetuning.critic_rule": "released_code", "finetuning.critic_answers": "all", "finetuning.critic_support": 0.25,
     "debate.agents": 6, "finetuning.warmup": 0.25, "finetuning.beta1": 0.5,
     "finetuning.beta2": 0.5, "finetuning.eps": 0.5, "finetuning.critic_mix": 0.25, "sampling.top_p": 0.5,
     "sampling.rows": 32, "sampling.prefill_rows": 8, "finetuning.batch_rows": 8, "debate.stop_at_agreement": "always",

@@ -13,7 +13,7 @@ CELLS = {
     "paper/main": 6 * 3 * 3 * 3, "paper/iterations": 4 * 3, "paper/ablations": 7 * 3 + 3, "paper/agents": 3 * 4,
     "paper/rounds": 2 * 3, "paper/appendix": 5 * 2, "paper/zero_shot": 5 * 2, "paper/fast": 12,
     "field/methods": 20 * 3 + 2 * 3, "field/sizes": 5, "field/iterations": 6 * 3, "field/untuned": 6 * 3 + 2 * 3,
-    "field/fast": 10, "field/critics": 9, "field/rates": 4 * 4, "field/validation": 4 * 2,
+    "field/fast": 10, "field/critics": 10, "field/rates": 4 * 4, "field/validation": 5 * 2,
 }  # fmt: skip
 
 
@@ -69,23 +69,24 @@ def test_numbers_of_agents_and_rounds():
     assert sizes == [(2, 2), (5, 2), (8, 2), (3, 1), (3, 3)]
 
 
+def critics_of(cell):
+    """How the critics of a cell learn."""
+    tuning = cell.config.finetuning
+    return tuning.critic_rule, tuning.critic_answers, tuning.critic_support
+
+
 def test_only_the_paper_grids_train_critics_as_in_the_paper():
     for name in CELLS:
-        own = {
-            (cell.config.finetuning.critic_rule, cell.config.finetuning.critic_answers)
-            for cell in cells(name)
-            if name not in ("field/critics", "field/validation")
-        }
-        expected = {("share", "all")} if name.startswith("paper/") else {("all", "last")}
-        assert own <= expected | ({("share", "all")} if name == "field/methods" else set())
+        own = {critics_of(cell) for cell in cells(name) if name not in ("field/critics", "field/validation")}
+        expected = {("share", "all", 0)} if name.startswith("paper/") else {("all", "last", 0.5)}
+        assert own <= expected | ({("share", "all", 0)} if name == "field/methods" else set())
 
 
 def test_no_table_but_one_asks_validation_questions():
     asked = {name: {cell.config.task.validation for cell in cells(name)} for name in CELLS}
     assert {name for name, values in asked.items() if values != {False}} == {"field/validation"}
-    own = [cell.config.finetuning for cell in cells("field/validation")]
-    assert {(tuning.critic_rule, tuning.critic_answers) for tuning in own} == {
-        ("all", "last"), ("all", "agreeing"), ("all", "all"), ("share", "all")
+    assert {critics_of(cell) for cell in cells("field/validation")} == {
+        ("all", "last", 0.5), ("all", "last", 0), ("all", "agreeing", 0), ("all", "all", 0), ("share", "all", 0)
     }  # fmt: skip
 
 

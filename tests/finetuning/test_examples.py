@@ -148,9 +148,17 @@ def scripted(agents, rounds):
 def test_which_dialogues_each_adapter_learns_from(agents, rounds):
     """A second implementation, which reads only the text of the transcripts."""
     transcripts, _ = scripted(agents, rounds).run(questions(40))
-    lessons = lessons_of(agents=agents, rounds=rounds, critic_rule="share", critic_mix=0.0)
-    sets = select_examples(lessons, transcripts, str.__eq__, seed=0, iteration=1)
+    tuning = {"agents": agents, "rounds": rounds, "critic_rule": "share", "critic_mix": 0.0}
+    every, sets = (
+        select_examples(lessons_of(**tuning, critic_support=least), transcripts, str.__eq__, seed=0, iteration=1)
+        for least in (0.0, 0.5)
+    )
     answer_in = lambda message: message["content"].rpartition("=")[2]
+    supported = set()
+    for transcript in transcripts:
+        texts = [m for own in transcript.agents for m in own.messages if m["role"] == "assistant"]
+        if sum(answer_in(text) == transcript.vote for text in texts) > len(texts) / 2:
+            supported.add(transcript.id)
     for n in range(agents):
         first, kept = [], []
         for transcript in transcripts:
@@ -161,7 +169,8 @@ def test_which_dialogues_each_adapter_learns_from(agents, rounds):
                 if rounds > 1 and answer_in(own[-1]) == transcript.vote:
                     kept.append((transcript.id, list(own)))
         assert [(e["id"], e["messages"]) for e in sets[f"generator_{n}"]] == first
-        assert [(e["id"], e["messages"]) for e in sets[f"critic_{n}"]] == kept
+        assert [(e["id"], e["messages"]) for e in every[f"critic_{n}"]] == kept
+        assert [(e["id"], e["messages"]) for e in sets[f"critic_{n}"]] == [own for own in kept if own[0] in supported]
     assert first
     assert bool(kept) == (rounds > 1)
 

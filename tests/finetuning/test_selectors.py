@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mft_jax.debate.transcript import AgentTranscript, Transcript, Turn
-from mft_jax.finetuning import Lesson, select_examples
+from mft_jax.finetuning import Lesson, Ruling, select_examples
 from mft_jax.finetuning.examples import Dialogues, Solutions, TrueAnswers
 from mft_jax.finetuning.preferences import ConsensusPairs, Desirable, VotedPairs
 from mft_jax.finetuning.rewards import Answer, Novel, Rewarded, group_advantages, novelty_rewards
@@ -226,3 +226,21 @@ def test_questions_below_the_minimum_vote_share_are_left_out():
     }
     assert ids(0.0) == ids(0.66) == {"split", "unparsed", "cut"}
     assert ids(0.67) == set()
+
+
+def test_debates_in_which_too_few_answers_of_all_rounds_agree_with_the_vote_are_left_out():
+    """Of six answers, all of "agreed" agree, and three of each other debate, whatever the last round looks like."""
+
+    def ids(support, rulings=None):
+        lesson = Lesson(
+            adapter="ann", select=Dialogues(agent=1, rule="all", answers="last"), settings=CONFIG.generator, field="",
+            stream=0, support=support,
+        )  # fmt: skip
+        found = select_examples([lesson], DEBATES, str.__eq__, seed=0, iteration=1, rulings=rulings)["ann"]
+        return [e["id"] for e in found]
+
+    assert sorted(ids(0.0)) == sorted(ids(0.49)) == ["agreed", "cut", "split", "unparsed"]
+    assert ids(0.5) == ids(0.99) == ["agreed"]
+    assert ids(1.0) == []
+    known = {"split": Ruling(id="split", answer="5"), "cut": Ruling(id="cut", answer=None, wrong=("9",))}
+    assert sorted(ids(0.5, known)) == ["agreed", "split"]

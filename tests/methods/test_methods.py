@@ -43,18 +43,19 @@ def test_the_value_of_multiagent_finetuning():
         ("critic_0", Dialogues(agent=0, share=0.25, answers="last"), 3, "finetuning.critic"),
         ("critic_1", Dialogues(agent=1, share=0.25, answers="last"), 3, "finetuning.critic"),
     ]
+    assert [lesson.support for lesson in method.lessons] == [0, 0, 0.5, 0.5]
     assert (method.objective, method.restart) == (likelihood, False)
     assert method == make_method("multiagent_ft", CONFIG)
 
 
 def test_settings_reach_the_method():
     tuning = dataclasses.replace(
-        CONFIG.finetuning, restart_from_base=True, critic_rule="weighted", critic_answers="all"
+        CONFIG.finetuning, restart_from_base=True, critic_rule="weighted", critic_answers="all", critic_support=0.25
     )
     method = make_method("multiagent_ft", dataclasses.replace(CONFIG, finetuning=tuning))
     assert method.restart
     expected = Dialogues(agent=1, share=0.25, rule="weighted", answers="all")
-    assert method.lessons[3].select == expected
+    assert (method.lessons[3].select, method.lessons[3].support) == (expected, 0.25)
     last = dataclasses.replace(CONFIG, finetuning=dataclasses.replace(tuning, final_turn_only=True))
     assert make_method("multiagent_ft", last).lessons[3].select == dataclasses.replace(expected, answers="last")
 

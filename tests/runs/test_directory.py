@@ -418,15 +418,15 @@ def test_a_configuration_that_is_damaged_is_one_sentence(tmp_path, text):
 
 
 def test_a_run_of_a_version_without_a_setting_did_what_that_version_did(tmp_path):
-    """Critics then learned all answers. The run can be read, and resumed with this setting only."""
+    """Critics then learned all answers of all debates. The run can be read, and resumed with these settings only."""
     again(tmp_path / "run")
     run = RunDirectory(tmp_path / "run")
     raw = yaml.safe_load(run.config_file.read_text())
-    del raw["finetuning"]["critic_answers"]
+    del raw["finetuning"]["critic_answers"], raw["finetuning"]["critic_support"]
     body = yaml.safe_dump(raw).encode()
     checksum = hashlib.sha256(body).hexdigest()
     run.config_file.write_bytes(body + b"# sha256 of the lines above: " + checksum.encode() + b"\n")
-    earlier = dataclasses.replace(CONFIG.finetuning, critic_answers="all")
+    earlier = dataclasses.replace(CONFIG.finetuning, critic_answers="all", critic_support=0.0)
     assert RunDirectory(run.path).config() == dataclasses.replace(CONFIG, finetuning=earlier)
     with pytest.raises(UserError, match=r"finetuning\.critic_answers is 'all' there, 'last' given"):
         taken(tmp_path / "run")
