@@ -12,7 +12,7 @@ from mft_jax.models.decoder import Decoder
 from mft_jax.models.lora import Adapter, Unstacked
 from mft_jax.programs.choose import Choice, choose
 from mft_jax.programs.choose_split import choose_split
-from mft_jax.programs.over_agents import over_agents, unstack_agents
+from mft_jax.programs.over_agents import for_sampling, over_agents
 from mft_jax.programs.slots import Settings, Slots, View
 
 
@@ -26,7 +26,7 @@ def decode(
     slots, and the part of them that the host reads.
     """
     model = nnx.merge(graphdef, base)
-    updates = unstack_agents(adapters)
+    updates = for_sampling(model.mesh, adapters)
 
     def unfinished(carry: tuple[Array, Slots]) -> Array:
         step, slots = carry
@@ -43,7 +43,7 @@ def decode(
     return slots, View(slots.active, slots.count, slots.output, slots.log_probs, slots.failed, steps)
 
 
-def decode_token(model: Decoder, adapters: Unstacked | None, slots: Slots, settings: Settings) -> Slots:
+def decode_token(model: Decoder, adapters: Adapter | Unstacked | None, slots: Slots, settings: Settings) -> Slots:
     """Decodes one token for every active row. Inactive rows are computed too, but their results are discarded."""
     step = functools.partial(next_logits, model, jnp.asarray(settings.long))
     logits, keys, values = over_agents(
@@ -94,7 +94,7 @@ def _choose_tokens(logits: Float[Array, "A B V"], slots: Slots, settings: Settin
 def next_logits(
     model: Decoder,
     long: Bool[Array, ""],
-    adapter: Unstacked | None,
+    adapter: Adapter | Unstacked | None,
     keys: tuple[Float[Array, "B K _ _"], ...],
     values: tuple[Float[Array, "B K S H"], ...],
     token: Int[Array, " B"],

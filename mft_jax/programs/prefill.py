@@ -12,7 +12,7 @@ from mft_jax.models.decoder import Decoder
 from mft_jax.models.lora import Adapter, Unstacked
 from mft_jax.parallel.mesh import RULES, sharding
 from mft_jax.programs.arrays import AnyArray
-from mft_jax.programs.over_agents import over_agents, unstack_agents
+from mft_jax.programs.over_agents import for_sampling, over_agents
 from mft_jax.programs.slots import Prompts, Slots
 
 
@@ -30,7 +30,7 @@ def prefill(
     """
     model = nnx.merge(graphdef, base)
     cache_of = functools.partial(prompt_cache, model, long)
-    keys, values = over_agents(model.mesh, cache_of, unstack_agents(adapters), prompts.tokens)
+    keys, values = over_agents(model.mesh, cache_of, for_sampling(model.mesh, adapters), prompts.tokens)
     prompts = Prompts(*map(jnp.asarray, prompts))
     put, last = functools.partial(write_rows, model.mesh, prompts.into), jnp.maximum(prompts.lengths - 1, 0)
     return slots._replace(
@@ -75,7 +75,7 @@ def write_rows(
     return jax.shard_map(write_own, mesh=mesh, in_specs=(rows, at, at), out_specs=at, check_vma=False)(into, old, new)
 
 
-def prompt_cache(model: Decoder, long: Bool[Array, ""], adapter: Unstacked | None, tokens: Int[Array, "P T"]):
+def prompt_cache(model: Decoder, long: Bool[Array, ""], adapter: Adapter | Unstacked | None, tokens: Int[Array, "P T"]):
     """The keys and values of one agent's prompts in the layout of the cache, with T columns, one array per layer."""
     keys, values, config = [], [], model.config
 
