@@ -42,6 +42,7 @@ class TrainingData:
         sets = select_examples(
             setup.method.lessons, transcripts, setup.equivalent, seed=setup.config.seed, iteration=iteration,
             embed=self._embed, rulings=rulings, weight=weight, ties=setup.method.protocol.ties,
+            voted=setup.method.protocol.voted,
         )  # fmt: skip
         return add_log_probs(
             sets, setup.method.objective, self._score, chat=setup.session.chat, row_tokens=tuning.row_tokens,

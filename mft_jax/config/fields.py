@@ -107,6 +107,8 @@ class DebateConfig:
     """What agents are shown before rounds 2..M: a summary of the others' answers, these answers, or nothing."""
     summarizer: Literal["base", "speaker"] = "base"
     """Who writes an agent's summaries: the base model, or the model that speaks for the agent in the coming round."""
+    voted: Literal["last", "all"] = "last"
+    """The answers that are voted on: those of the last round, or those of all rounds."""
     ties: Literal["random", "largest", "none"] = "random"
     """A tied vote is decided at random, for the last text in alphabetical order, or gives no answer."""
     training_temperature: Temperature | None = None

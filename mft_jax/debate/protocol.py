@@ -5,7 +5,7 @@ from collections.abc import Collection
 from typing import Literal
 
 from mft_jax.config import Speakers
-from mft_jax.debate.vote import Ties
+from mft_jax.debate.vote import Ties, Voted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,8 @@ class Protocol:
     stops: Literal["never", "agreement", "correct"] = "never"
     """agreement: the debate on a question ends after the first round in which all agents give equivalent answers.
     correct: it ends after the first round in which all of them are equivalent to the reference answer."""
+    voted: Voted = "last"
+    """Which answers are voted on: those of the last round, or those of all rounds."""
     ties: Ties = "random"
     """How a tied vote is decided, as in `vote`."""
     temperature: float | None = None

@@ -10,7 +10,7 @@ from typing import Literal
 
 from mft_jax.debate.protocol import Protocol
 from mft_jax.debate.transcript import AgentTranscript, Transcript, Turn
-from mft_jax.debate.vote import vote
+from mft_jax.debate.vote import vote, voted_answers
 from mft_jax.prompts import Message, assistant
 from mft_jax.tasks import Question, Task
 
@@ -172,10 +172,10 @@ class QuestionDebate:
             assert agent.shown is not None, "an agent that answers has been shown a message"
             agent.chat += [agent.shown, assistant(answer.text)]
             agent.answers.append(self.task.answer(answer.text, answer.turn.complete))
-        latest = [agent.answers[-1] for agent in self._agents]
+        answers = voted_answers([agent.answers for agent in self._agents], self.protocol.voted)
         round = len(self._votes) + 1
         where = {"seed": self.seed, "question_id": self.question.id, "round": round, "ties": self.protocol.ties}
-        self._votes.append(vote(latest, self.task.equivalent, **where))
+        self._votes.append(vote(answers, self.task.equivalent, **where))
 
     def _is_over(self) -> bool:
         if len(self._votes) == self.protocol.rounds or all(agent.has_left for agent in self._agents):

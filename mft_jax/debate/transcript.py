@@ -52,7 +52,7 @@ class Transcript:
     agents: tuple[AgentTranscript, ...]  # [N]
     summaries: tuple[tuple[str | None, ...], ...]  # [M - 1][N]: shown to each agent before a round; None: no summary
     summary_turns: tuple[tuple[Turn | None, ...], ...]  # [M - 1][N]
-    votes: tuple[str | None, ...]  # [M]: the majority answer of each round; None: no parsed answer
+    votes: tuple[str | None, ...]  # [M]: the majority answer after each round; None: no parsed answer
     vote: str | None  # the last of `votes`: the answer of the society
     # Whether `vote` is equivalent to `gold`; None: gold is not known. Never used to make training data.
     correct: bool | None

@@ -6,6 +6,15 @@ from typing import Literal
 from mft_jax.seeds import tie
 
 Ties = Literal["random", "largest", "none"]
+Voted = Literal["last", "all"]
+
+
+def voted_answers(answers: Sequence[Sequence[str | None]], voted: Voted) -> list[str | None]:
+    """The answers that are voted on, in agent order, given each agent's answers of all rounds so far.
+
+    last: those of the last round, as in the paper. all: those of all rounds, of which each has one vote.
+    """
+    return [answer for own in answers for answer in (own if voted == "all" else own[-1:])]
 
 
 def vote(
@@ -17,9 +26,9 @@ def vote(
     round: int,
     ties: Ties = "random",
 ) -> str | None:
-    """The majority answer of one round: y-hat in Algorithm 1 of Subramaniam et al. 2025 (arXiv 2501.05707).
+    """The majority answer after a round: y-hat in Algorithm 1 of Subramaniam et al. 2025 (arXiv 2501.05707).
 
-    `answers` are the agents' parsed answers in agent order. The result is the first member of the largest of their
+    `answers` are the parsed answers that are voted on (`voted_answers`). The result is the first member of the largest of their
     `classes`. None is an answer that could not be parsed and is not counted. If all are None, the result is None.
 
     A tie between classes is broken by `ties`. random: at random, as in the paper's majority baseline; the choice depends

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from mft_jax.debate.transcript import Transcript
-from mft_jax.debate.vote import Ties, vote
+from mft_jax.debate.vote import Ties, Voted, vote, voted_answers
 from mft_jax.finetuning.examples import Equivalent, Example, agrees
 from mft_jax.prompts import Message
 
@@ -132,7 +132,9 @@ def rule(
     return ruling, conflicts
 
 
-def ruled(transcript: Transcript, ruling: Ruling, equivalent: Equivalent, *, seed: int, ties: Ties) -> Transcript:
+def ruled(
+    transcript: Transcript, ruling: Ruling, equivalent: Equivalent, *, seed: int, ties: Ties, voted: Voted
+) -> Transcript:
     """The transcript with the right answer in place of the final vote.
 
     If only wrong answers are known and the vote is one of them, the other answers vote again, with the same random
@@ -143,7 +145,8 @@ def ruled(transcript: Transcript, ruling: Ruling, equivalent: Equivalent, *, see
     is_wrong = lambda answer: any(agrees(answer, wrong, equivalent) for wrong in ruling.wrong)
     if not is_wrong(transcript.vote):
         return transcript
-    left = [None if is_wrong(own.answers[-1]) else own.answers[-1] for own in transcript.agents]
+    answers = voted_answers([own.answers for own in transcript.agents], voted)
+    left = [None if is_wrong(answer) else answer for answer in answers]
     where = {"seed": seed, "question_id": transcript.id, "round": len(transcript.votes), "ties": ties}
     return dataclasses.replace(transcript, vote=vote(left, equivalent, **where))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from mft_jax.config import RoleConfig
 from mft_jax.debate.transcript import Transcript
-from mft_jax.debate.vote import Ties
+from mft_jax.debate.vote import Ties, Voted
 from mft_jax.finetuning.examples import Equivalent, Example, Selector, agrees
 from mft_jax.finetuning.feedback import Ruling, ruled, weighted
 from mft_jax.finetuning.rewards import Embed
@@ -46,6 +46,7 @@ def select_examples(
     rulings: Mapping[str, Ruling] | None = None,
     weight: float = 1.0,
     ties: Ties = "random",
+    voted: Voted = "last",
 ) -> dict[str, list[Example]]:
     """Selects the training set of every adapter. An adapter with an empty training set is not changed by finetuning.
 
@@ -54,13 +55,13 @@ def select_examples(
 
     `rulings` {id of a question: what people's verdicts come to} replace the final votes on their questions, and
     `weight` multiplies the weights of these questions' examples. A question whose right answer a person gave passes
-    every `min_vote_share` and `support`. Selectors that have `uses_rulings` also get the rulings themselves. `ties` is as
-    in `vote`.
+    every `min_vote_share` and `support`. Selectors that have `uses_rulings` also get the rulings themselves. `ties` and
+    `voted` are as in `Protocol`.
     """
     rulings, sets = rulings or {}, {}
     if rulings:
         transcripts = [
-            ruled(own, rulings[own.id], equivalent, seed=seed, ties=ties) if own.id in rulings else own
+            ruled(own, rulings[own.id], equivalent, seed=seed, ties=ties, voted=voted) if own.id in rulings else own
             for own in transcripts
         ]
     is_known = lambda own: own.id in rulings and rulings[own.id].answer is not None

@@ -117,6 +117,7 @@ def _with_rules(method: Method, config: ExperimentConfig) -> Method:
             shows=debate.shows if rules.shows == "summary" else rules.shows,
             summarizer=debate.summarizer,
             ties=debate.ties,
+            voted=debate.voted,
             stops="agreement"
             if rules.stops == "never" and debate.stop_at_agreement in (phase, "always")
             else rules.stops,

@@ -28,7 +28,7 @@ OTHER = {
     "debate.agents": 6, "finetuning.warmup": 0.25, "finetuning.beta1": 0.5,
     "finetuning.beta2": 0.5, "finetuning.eps": 0.5, "finetuning.critic_mix": 0.25, "sampling.top_p": 0.5,
     "sampling.rows": 32, "sampling.prefill_rows": 8, "finetuning.batch_rows": 8, "debate.stop_at_agreement": "always",
-    "debate.shows": "answers", "debate.summarizer": "speaker", "debate.ties": "none", "debate.evaluation_speakers": "first",
+    "debate.shows": "answers", "debate.summarizer": "speaker", "debate.ties": "none", "debate.voted": "all", "debate.evaluation_speakers": "first",
     "finetuning.preference.reference": "base", "finetuning.policy.reference": "start",
     "finetuning.policy.clip_low": 0.25, "finetuning.min_vote_share": 0.25,
     "metrics.diversity": ["kl"], "logging.wandb": "offline",

@@ -111,10 +111,15 @@ def answers(table):
     return lambda asked: "s" if asked.is_summary else f"={table[asked.round - 1][int(asked.speaker[-1])]}"
 
 
-def test_the_final_vote_is_over_the_last_round_and_all_votes_are_recorded():
+def test_which_answers_the_final_vote_is_over_and_that_all_votes_are_recorded():
     debate, _ = make_debate(answers([["1", "1", "2"], ["3", "2", "2"]]), protocol_of(3, 2))
     ((transcript,), _) = debate.run(questions(1, gold=lambda i: "2"))
     assert (transcript.votes, transcript.vote, transcript.correct) == (("1", "2"), "2", True)
+    every = dataclasses.replace(protocol_of(3, 2), voted="all")
+    ((transcript,), _) = make_debate(answers([["1", "1", "1"], ["3", "2", "2"]]), every)[0].run(questions(1))
+    assert transcript.votes == ("1", "1")  # three answers of six
+    ((transcript,), _) = make_debate(answers([["1", "1", "2"], ["3", "2", "2"]]), every)[0].run(questions(1))
+    assert transcript.votes == ("1", "2")
     ((unlabelled,), _) = debate.run(questions(1, gold=lambda i: None))
     assert (unlabelled.vote, unlabelled.gold, unlabelled.correct) == ("2", None, None)
 

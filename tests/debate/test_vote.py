@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mft_jax
-from mft_jax.debate.vote import classes, vote
+from mft_jax.debate.vote import classes, vote, voted_answers
 from mft_jax.tasks.answers import equivalent
 
 WHERE = {"seed": 0, "question_id": "q", "round": 1}
@@ -19,6 +19,12 @@ def test_equivalent_answers_are_counted_together_and_the_first_one_is_returned()
     assert vote(["3", "1/2", "0.5"], equivalent, **WHERE) == "1/2"
     assert vote(["0.5", "3", "1/2"], equivalent, **WHERE) == "0.5"
     assert vote(["7"], equivalent, **WHERE) == "7"
+
+
+def test_the_answers_of_the_last_round_or_of_all_rounds_are_voted_on():
+    answers = [["1", "2"], ["1", None], ["3", "2"]]
+    assert voted_answers(answers, "last") == ["2", None, "2"]
+    assert voted_answers(answers, "all") == ["1", "2", "1", None, "3", "2"]
 
 
 def test_unparsed_answers_are_not_counted():

@@ -93,12 +93,17 @@ DEBATES = [
 
 def test_the_verdict_replaces_the_vote():
     split = DEBATES[0]
-    judged = lambda **known: ruled(split, Ruling(id="split", **known), str.__eq__, seed=0, ties="random").vote
+    judged = lambda debate=split, voted="last", **known: (
+        ruled(debate, Ruling(id="split", **known), str.__eq__, seed=0, ties="none", voted=voted).vote
+    )
     assert judged(answer="7") == "7"
     assert judged(answer="99") == "99"
     assert judged(answer=None, wrong=("5",)) == "7"  # the others vote again
     assert judged(answer=None, wrong=("7",)) == "5"
     assert judged(answer=None, wrong=("5", "7")) is None
+    unsettled = transcript("split", "577", "563", vote="5")
+    assert judged(unsettled, answer=None, wrong=("5",)) is None
+    assert judged(unsettled, "all", answer=None, wrong=("5",)) == "7"  # first answers vote too
     assert split.vote == "5"
 
 
@@ -185,7 +190,7 @@ def test_a_mark_counts_instead_of_the_vote_on_the_same_dialogue():
 
 def test_scpo_prefers_the_right_answer_to_the_most_common_one():
     pairs = lambda rulings: VotedPairs()(
-        [ruled(own, rulings[own.id], str.__eq__, seed=0, ties="random") for own in DEBATES[:1]],
+        [ruled(own, rulings[own.id], str.__eq__, seed=0, ties="random", voted="last") for own in DEBATES[:1]],
         str.__eq__,
         RNG,
         rulings,

@@ -252,7 +252,7 @@ def test_a_student_learns_from_the_society_and_starts_anew():
 
 
 def test_rules_of_debates_reach_every_method():
-    debate = {"shows": "nothing", "ties": "none", "summarizer": "speaker", "training_temperature": 0.7}
+    debate = {"shows": "nothing", "ties": "none", "voted": "all", "summarizer": "speaker", "training_temperature": 0.7}
     config = with_("debate", evaluation_temperature=0.2, **debate)
     for name in METHODS:
         method = make_method(name, config)
@@ -260,6 +260,7 @@ def test_rules_of_debates_reach_every_method():
         kept = {"star": "true answer", "multiagent_ft_no_summary": "answers"}
         assert training.shows == kept.get(name, "nothing")
         assert training.ties == evaluation.ties == "none"
+        assert training.voted == evaluation.voted == "all"
         assert training.summarizer == "speaker"
         assert (training.temperature, evaluation.temperature) == ((0.7, 0.2) if method.lessons else (None, None))
     assert make_method("majority@5", config).protocol.ties == "none"
