@@ -136,7 +136,8 @@ def check_values(options, arguments):
             value = getattr(value, name)
         if value is True and (i + 1 == end):  # a switch
             continue
-        shown = list(map(str, value)) if isinstance(value, tuple) else [str(value)]
+        write = lambda one: f"{one:g}" if isinstance(one, float) else str(one)
+        shown = list(map(write, value)) if isinstance(value, tuple) else [write(value)]
         assert shown == arguments[i + 1 : i + 1 + len(shown)]
         assert not isinstance(value, tuple) or end == i + 1 + len(value)
 
