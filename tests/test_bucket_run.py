@@ -41,6 +41,21 @@ def copy(store: Store, other: Store) -> Store:
     return other
 
 
+# `mft`, which stops after it has written an object of this name: a small stage is over before its chunks can be seen.
+STOPPING = """
+import os, signal, sys
+from mft_jax.cli import main
+from mft_jax.runs.store import Store
+name, write = sys.argv.pop(1), Store.write
+def write_and_stop(self, own, data):
+    write(self, own, data)
+    if own == name:
+        os.kill(os.getpid(), signal.SIGSTOP)
+Store.write = write_and_stop
+main()
+"""
+
+
 @pytest.mark.slow
 def test_a_run_in_a_bucket_that_is_killed_and_run_again_gives_the_bytes_of_a_local_one(
     bucket, finished, answering, tmp_path, mft
@@ -48,9 +63,9 @@ def test_a_run_in_a_bucket_that_is_killed_and_run_again_gives_the_bytes_of_a_loc
     config = tmp_path / "small.yaml"
     config.write_text(to_yaml(SMALL))
     directory = RunDirectory(f"{bucket}/run")
-    command = [sys.executable, "-m", "mft_jax", "run", str(config), "--run-dir", f"{bucket}/run"]
     midway = [f"{layout.debate(1).removesuffix('.jsonl')}.chunks/000004.jsonl", f"{layout.checkpoint(1)}/1"]
     for name in midway:
+        command = [sys.executable, "-c", STOPPING, name, "run", str(config), "--run-dir", f"{bucket}/run"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
             while not directory.store.exists(name):
                 assert process.poll() is None, process.stdout.read().decode()
