@@ -88,15 +88,13 @@ class Eval:
 
     def evaluated_task(self, trained: TaskConfig) -> TaskConfig:
         """The task to evaluate on, given the task of the run. Raises UserError for a jsonl task without a file."""
-        if self.task in (
-            None,
-            trained.name,
-        ):  # keeps its training questions, so that none of them is used for evaluation
+        if self.task is None or self.task == trained.name:
+            # It keeps its training questions, so that none of them is used for evaluation.
             task = dataclasses.replace(trained, validation=False)
         else:
             task = dataclasses.replace(
                 trained,
-                name=str(self.task),
+                name=self.task,
                 train_questions=0,
                 validation=False,
                 train_path=None,

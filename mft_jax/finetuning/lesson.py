@@ -1,6 +1,7 @@
 """What each adapter of a society is trained on: which examples of the debates, with which settings."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,8 +66,11 @@ def select_examples(
             for own in transcripts
         ]
     is_known = lambda own: own.id in rulings and rulings[own.id].answer is not None
+    are_sure = functools.cache(
+        lambda least, support: [own for own in transcripts if is_known(own) or is_sure(own, least, support, equivalent)]
+    )
     for lesson in lessons:
-        used = [own for own in transcripts if is_known(own) or is_sure(own, lesson, equivalent)]
+        used = are_sure(lesson.min_vote_share, lesson.support)
         offered = {"embed": ("uses_embeddings", embed), "rulings": ("uses_rulings", rulings)}
         more: dict[str, Any] = {
             name: value for name, (wanted, value) in offered.items() if getattr(lesson.select, wanted, False)
@@ -77,9 +81,9 @@ def select_examples(
     return sets
 
 
-def is_sure(transcript: Transcript, lesson: Lesson, equivalent: Equivalent) -> bool:
-    """Whether enough answers of a debate agree with its vote for a lesson."""
+def is_sure(transcript: Transcript, min_vote_share: float, support: float, equivalent: Equivalent) -> bool:
+    """Whether enough answers of a debate agree with its vote; both limits are as in `Lesson`."""
     share = lambda answers: sum(agrees(answer, transcript.vote, equivalent) for answer in answers) / len(answers)
-    if lesson.min_vote_share and share([own.answers[-1] for own in transcript.agents]) < lesson.min_vote_share:
+    if min_vote_share and share([own.answers[-1] for own in transcript.agents]) < min_vote_share:
         return False
-    return not lesson.support or share([answer for own in transcript.agents for answer in own.answers]) > lesson.support
+    return not support or share([answer for own in transcript.agents for answer in own.answers]) > support

@@ -96,7 +96,7 @@ def _sum_over_dimensions(q: Float[Array, "B K T H"], keys: Float[Array, "B K H S
     """The products q k as H products of elements, added up one after the other.
 
     XLA fuses them into one loop over the keys, which reads each key once, at the speed of the memory. A reduction over H
-    takes twice as long. The barrier keeps the computation of q out of that loop.
+    takes up to twice as long. The barrier keeps the computation of q out of that loop.
     """
     q = jax.lax.optimization_barrier(q)
     total = jnp.zeros((), jnp.float32)
