@@ -54,6 +54,9 @@ def attend_and_write(
     queries, new = pl.BlockSpec((1, kv_heads, groups, dim), row), pl.BlockSpec((1, kv_heads, 1, dim), row)
     running = pltpu.VMEM((kv_heads, groups, _LANES), jnp.float32)
     shape = lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype)
+    # Without this, XLA moves the caches of some layers to the vector memory and back in every step, because they fit.
+    in_hbm = lambda array: array if interpret else pltpu.with_memory_space_constraint(array, pltpu.HBM)
+    hbm_shape = lambda array: shape(array) if interpret else pltpu.HBM(array.shape, array.dtype)
     return pl.pallas_call(
         functools.partial(_kernel, block=block, tile=tile, window=window, softcap=softcap),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -63,7 +66,7 @@ def attend_and_write(
             out_specs=[queries, cache_out, cache_out],
             scratch_shapes=[running, running, pltpu.VMEM((kv_heads, groups, dim), jnp.float32)],
         ),
-        out_shape=[shape(q), shape(keys), shape(values)],
+        out_shape=[shape(q), hbm_shape(keys), hbm_shape(values)],
         input_output_aliases={4: 1, 5: 2},  # keys and values, counted with the positions
         cost_estimate=pl.CostEstimate(
             flops=4 * q.size * columns,
@@ -75,7 +78,7 @@ def attend_and_write(
         ),
         name="decode_attention",
         interpret=interpret,
-    )(position, q, k, v, keys, values)
+    )(position, q, k, v, in_hbm(keys), in_hbm(values))
 
 
 def _kernel(

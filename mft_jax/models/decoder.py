@@ -119,6 +119,8 @@ class Block(nnx.Module):
                 self.k_proj(y, lora.get("k_proj")),
                 self.v_proj(y, lora.get("v_proj")),
             )
+        if y.shape[1] == 1:
+            parts = _as_computed(*parts)
         q, k, v = (part.reshape(*y.shape[:2], -1, config.head_dim) for part in parts)
         return (q, k, v) if self.q_norm is None or self.k_norm is None else (self.q_norm(q), self.k_norm(k), v)
 
@@ -129,6 +131,16 @@ class Block(nnx.Module):
             gate, up = jnp.split(self.gate_up_proj(y, lora.get("gate_up_proj")), 2, axis=-1)
             return gate, up
         return self.gate_proj(y, lora.get("gate_proj")), self.up_proj(y, lora.get("up_proj"))
+
+
+def _as_computed(*parts: Array) -> tuple[Array, ...]:
+    """The same arrays. On TPUs the layout of a decode step's queries, keys and values is that of the matmuls before.
+
+    XLA would otherwise give them the layout of what follows, which splits them into heads, and copy the weights of these
+    matmuls to a layout that suits it: 0.4 GB per chip for Llama-3-8B on four chips, for activations of less than 1 MB.
+    """
+    barrier = lambda *parts: jax.lax.optimization_barrier(parts)
+    return jax.lax.platform_dependent(*parts, tpu=barrier, default=lambda *parts: parts)
 
 
 class Decoder(nnx.Module):

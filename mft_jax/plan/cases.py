@@ -52,8 +52,9 @@ class Cases:
         base, adapters, slots = self._sampling(model)
         settings = abstract.abstract_settings(self.mesh, agents=self.sizes.lanes, stop_ids=8)
         kinds = {WEIGHTS: base, ADAPTERS: adapters, CACHE: slots}
-        # One token of every row; other devices than TPUs draw in a loop inside it until a token is accepted.
-        return Case(self.programs(model).decode, (base, adapters, slots, settings), kinds, (1, DRAWS))
+        steps = self.config.sampling.steps_per_dispatch  # each a token of every row
+        # Other devices than TPUs draw in a loop inside a step until a token is accepted.
+        return Case(self.programs(model).decode, (base, adapters, slots, settings), kinds, (steps, DRAWS), steps)
 
     def prefill(self, model: ModelConfig) -> Case:
         base, adapters, slots = self._sampling(model)

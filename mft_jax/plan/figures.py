@@ -23,11 +23,12 @@ class Case:
     arguments: tuple[Any, ...]
     kinds: Mapping[str, Any]  # the arrays among the arguments, by kind of memory
     unknown_passes: Sequence[float] = ()  # as in `count`
+    steps: int = 1  # that one run of the program makes; the figures are those of one of them
 
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """The figures of one device, in one run of a program: for `decode`, one token of every row."""
+    """The figures of one device, in one step of a program: for `decode`, one token of every row."""
 
     counts: Counts
     memory: Mapping[str, float]  # bytes by kind, while the program runs
@@ -54,7 +55,7 @@ def read_figures(case: Case, speeds: Speeds, compiled: Compiled) -> Figures:
     memory = {kind: float(bytes_on_device(tree)) for kind, tree in case.kinds.items()}
     memory[OTHER] = max(0.0, compiled.arguments + compiled.outputs + compiled.code - sum(memory.values()))
     memory[TEMPORARIES] = float(compiled.temporaries)
-    counts = count(parse_module(compiled.text), speeds, case.unknown_passes)
+    counts = count(parse_module(compiled.text), speeds, case.unknown_passes) * (1 / case.steps)
     return Figures(counts, memory, compiled.seconds)
 
 
