@@ -7,8 +7,13 @@
 `run` runs a whole experiment. `prepare` returns its parts (session, questions, method) for use in your own code.
 """
 
+from __future__ import annotations
+
 import importlib
-from typing import Any
+
+TYPE_CHECKING = False  # a type checker takes it as True; the import of `typing` would delay the `mft` command
+if TYPE_CHECKING:
+    from typing import Any
 
 __version__ = "0.1.0"
 

@@ -1,14 +1,14 @@
-"""The `mft` command and `python -m mft_jax`. Sets the signal handlers before it imports slow modules."""
+"""The `mft` command and `python -m mft_jax`. Sets the signal handlers before it imports other modules."""
 
 import io
 import sys
 
-from mft_jax import signals
+from mft_jax.startup import exit_at_once
 
 
 def main() -> None:
     """Runs the command. The exit code is 0 only on success."""
-    signals.exit_at_once()
+    exit_at_once()
     from mft_jax.cli import main as run_command
 
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -16,7 +16,8 @@ from collections.abc import Generator
 from types import FrameType
 from typing import Any, NoReturn
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from mft_jax.startup import SIGNALS, exit_code
+
 # The exit code of a command that SIGTERM stopped after it had saved its work, as when a cloud takes a machine back: the
 # same command continues. It is EX_TEMPFAIL of sysexits.h; no shell and no other error of `mft` uses it.
 START_AGAIN = 75
@@ -34,20 +35,6 @@ class Terminated(SystemExit):
 
     def __str__(self) -> str:
         return "the process was asked to end (SIGTERM)"
-
-
-def exit_code(signum: int) -> int:
-    """The exit code that shells report for a process ended by a signal: 130 for SIGINT, 143 for SIGTERM."""
-    return 128 + signum
-
-
-def exit_at_once() -> None:
-    """From now on signals end the process at once: SIGINT and SIGTERM with one line, and SIGPIPE without output.
-
-    During start-up and shutdown, an exception would not work: it can be raised inside code that prints its traceback or
-    ignores it.
-    """
-    _set_handlers(_exit, _exit, signal.SIG_DFL)
 
 
 def install() -> None:
@@ -140,9 +127,7 @@ def _set_handlers(on_interrupt: Any, on_terminate: Any, on_closed_pipe: Any) -> 
     if threading.current_thread() is not threading.main_thread():
         return
     for signum, handler in zip(SIGNALS, (on_interrupt, on_terminate), strict=True):
-        # SIG_IGN: the process was started with the signal ignored, e.g. as a background job of a script. None: set by
-        # a C library.
-        if signal.getsignal(signum) not in (signal.SIG_IGN, None):
+        if signal.getsignal(signum) not in (signal.SIG_IGN, None):  # as in startup.exit_at_once
             signal.signal(signum, handler)
     if on_closed_pipe is not None:
         signal.signal(signal.SIGPIPE, on_closed_pipe)
@@ -166,9 +151,3 @@ def _send_later(signum: int, hook_runs: list[bool]) -> None:
 
 def _raise_terminated(signum: int, frame: FrameType | None) -> NoReturn:
     raise Terminated
-
-
-def _exit(signum: int, frame: FrameType | None) -> NoReturn:
-    word = "interrupted" if signum == signal.SIGINT else "terminated"
-    os.write(2, f"mft: {word}.\n".encode())
-    os._exit(exit_code(signum))
