@@ -22,23 +22,11 @@ from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.feedback import add_verdicts
 from mft_jax.runs.grid_directory import GridDirectory, is_grid
 from mft_jax.runs.store import Store, to_path
+from tests.runs.object_store import copy, files_of
 from tests.small_run import SMALL, Remarks, run_files
 from tests.test_grid import write_grid
 
 pytestmark = pytest.mark.gcs
-
-
-def files_of(store: Store, folder: str = "") -> list[str]:
-    """The names of all files in a folder and below it."""
-    names = store.names(folder)
-    return [own for name in names for own in ([name] if store.is_file(name) else files_of(store, name))]
-
-
-def copy(store: Store, other: Store) -> Store:
-    """Copies all files, as `gcloud storage cp -r` does it. Returns `other`."""
-    for name in files_of(store):
-        other.write(name, store.read(name))
-    return other
 
 
 # `mft`, which stops after it has written an object of this name: a small stage is over before its chunks can be seen.

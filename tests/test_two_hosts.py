@@ -17,8 +17,10 @@ from mft_jax.experiment import restore_society
 from mft_jax.methods import make_method
 from mft_jax.runs import layout
 from mft_jax.runs.directory import RunDirectory
+from mft_jax.runs.store import Store
 from mft_jax.session import open_session
 from tests.parallel.two_hosts import free_address
+from tests.runs.object_store import copy
 from tests.small_run import SMALL, adapters_of, lines, run_files
 
 STOPPED = 75  # the exit code that asks to be started again
@@ -36,11 +38,10 @@ CONFIG = dataclasses.replace(
 class Hosts:
     """One start of a run: one process with four devices, or two with two each."""
 
-    def __init__(self, directory, count, *options):
+    def __init__(self, directory, file, count, *options):
         self.directory = directory
-        file = directory.path.with_suffix(".yaml")
         file.write_text(to_yaml(CONFIG))
-        command = [sys.executable, "-m", "mft_jax", "run", str(file), "--run-dir", str(directory.path), *options]
+        command = [sys.executable, "-m", "mft_jax", "run", str(file), "--run-dir", str(directory.store.root), *options]
         address = free_address()
         join = lambda own: ["--coordinator", address, "--processes", str(count), "--process-id", str(own)]
         # XLA has a thread for each of its devices, and splits sums by their number: equal numbers, equal rounding.
@@ -73,8 +74,7 @@ class Hosts:
 
 def latest_step(directory):
     """The last saved step of the first finetuning; 0 if there is none."""
-    path = directory.checkpoint(1)
-    names = [entry.name for entry in path.iterdir()] if path.exists() else []
+    names = [name.rpartition("/")[2] for name in directory.store.names(layout.checkpoint(1))]
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
@@ -90,18 +90,26 @@ def largest_difference(adapters, other):
     return max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), adapters, other)))
 
 
-@pytest.mark.slow
-def test_a_run_on_two_hosts_that_are_killed_and_stopped_gives_the_same_bytes_as_on_one(tmp_path):
-    whole, directory = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "two")
-    codes, outputs = Hosts(whole, 1).end()
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run of one process, undisturbed."""
+    path = tmp_path_factory.mktemp("one_host")
+    directory = RunDirectory(path / "run")
+    codes, outputs = Hosts(directory, path / "config.yaml", 1).end()
     assert codes == [0], outputs[0]
+    return directory
+
+
+@pytest.mark.slow
+def test_a_run_on_two_hosts_that_are_killed_and_stopped_gives_the_same_bytes_as_on_one(whole, tmp_path):
+    directory, file = RunDirectory(tmp_path / "two"), tmp_path / "config.yaml"
     total = latest_step(whole)
     assert total >= 6, "there must be steps left after a kill and a stop"
     names = make_method(CONFIG.method, CONFIG).adapters
     for name in names:
         assert lines(whole.path / f"iteration_1/finetune/{name}.jsonl"), "each adapter must learn something"
 
-    hosts = Hosts(directory, 2)
+    hosts = Hosts(directory, file, 2)
     hosts.wait_for_step(1)
     hosts.processes[1].kill()
     codes, outputs = hosts.end()
@@ -111,7 +119,7 @@ def test_a_run_on_two_hosts_that_are_killed_and_stopped_gives_the_same_bytes_as_
     assert 1 <= killed < total
     assert not directory.is_finished
 
-    hosts = Hosts(directory, 2)
+    hosts = Hosts(directory, file, 2)
     hosts.wait_for_step(killed + 1)
     hosts.processes[1].send_signal(signal.SIGTERM)
     codes, outputs = hosts.end()
@@ -123,7 +131,7 @@ def test_a_run_on_two_hosts_that_are_killed_and_stopped_gives_the_same_bytes_as_
     moved = RunDirectory(tmp_path / "moved")
     shutil.copytree(directory.path, moved.path)
 
-    codes, outputs = Hosts(directory, 2).end()
+    codes, outputs = Hosts(directory, file, 2).end()
     assert codes == [0, 0], "\n".join(outputs)
     assert_finished_alike(directory, whole)
 
@@ -137,9 +145,27 @@ def test_a_run_on_two_hosts_that_are_killed_and_stopped_gives_the_same_bytes_as_
         assert largest_difference(own, adapters_of(whole, 1)[name]) == 0
 
     # One process on this mesh finishes what two hosts have begun. It adds up in another order, so it rounds otherwise.
-    codes, outputs = Hosts(moved, 1, "--mesh.agent", "1", "--mesh.model", "2").end()
+    codes, outputs = Hosts(moved, file, 1, "--mesh.agent", "1", "--mesh.model", "2").end()
     assert codes == [0], outputs[0]
     assert "Resuming the run in" in outputs[0]
     assert largest_difference(adapters_of(moved, 1), adapters_of(whole, 1)) < 1e-5
     for file in ("iteration_1/debate/train.jsonl", *(f"iteration_1/finetune/{name}.jsonl" for name in names)):
         assert (moved.path / file).read_bytes() == (whole.path / file).read_bytes()
+
+
+@pytest.mark.gcs
+@pytest.mark.slow
+def test_two_hosts_work_in_a_bucket(whole, bucket, tmp_path):
+    """One of them is killed, and both are started again. The copy of the bucket has the bytes of the run of one process."""
+    directory, file = RunDirectory(f"{bucket}/two"), tmp_path / "config.yaml"
+    hosts = Hosts(directory, file, 2)
+    hosts.wait_for_step(1)
+    hosts.processes[1].kill()
+    codes, outputs = hosts.end()
+    assert codes[0] not in (0, STOPPED), outputs[0]
+    assert not directory.is_finished
+    codes, outputs = Hosts(directory, file, 2).end()
+    assert codes == [0, 0], "\n".join(outputs)
+    assert "Resuming the run in" in outputs[0]
+    assert not directory.store.is_held()
+    assert_finished_alike(RunDirectory(copy(directory.store, Store(tmp_path / "copy")).root), whole)

@@ -1,10 +1,11 @@
 """The grids in configs/: each can be planned, and has the cells that its table needs."""
 
+import dataclasses
 import pathlib
 
 import pytest
 
-from mft_jax.config import load_grid
+from mft_jax.config import load_config, load_grid
 from mft_jax.grid import plan_cells
 from mft_jax.methods import METHODS
 
@@ -13,7 +14,8 @@ CELLS = {
     "paper/main": 6 * 3 * 3 * 3, "paper/iterations": 4 * 3, "paper/ablations": 7 * 3 + 3, "paper/agents": 3 * 4,
     "paper/rounds": 2 * 3, "paper/appendix": 5 * 2, "paper/zero_shot": 5 * 2, "paper/fast": 12,
     "field/methods": 20 * 3 + 2 * 3, "field/sizes": 5, "field/iterations": 6 * 3, "field/untuned": 6 * 3 + 2 * 3,
-    "field/fast": 10, "field/critics": 10, "field/rates": 4 * 4, "field/validation": 5 * 2,
+    "field/fast": 10, "field/critics": 10, "field/rates": 4 * 4, "field/validation": 6 * 2,
+    "field/smollm2": 16,
 }  # fmt: skip
 
 
@@ -34,7 +36,7 @@ def test_a_grid_has_its_cells(name):
     for cell in found:
         expected = (
             (100, 100)
-            if name.endswith("fast")
+            if name in ("paper/fast", "field/fast", "field/smollm2")
             else (300, 500)
             if name in ("field/critics", "field/rates")
             else (500, 500)
@@ -46,6 +48,13 @@ def test_a_grid_has_its_cells(name):
             "field/critics": 3,
             "field/validation": 3,
         }.get(name, 1)
+
+
+def test_the_grid_of_a_real_model_has_the_settings_of_its_single_run():
+    shared = load_grid(CONFIGS / "field/smollm2.yaml").shared
+    single = load_config(CONFIGS / "smollm2_addition.yaml")
+    differing = {"run_dir": shared.run_dir, "debate": dataclasses.replace(single.debate, samples=9)}
+    assert shared == dataclasses.replace(single, **differing)
 
 
 def test_the_fast_grids_use_the_model_of_the_package():
@@ -86,7 +95,8 @@ def test_no_table_but_one_asks_validation_questions():
     asked = {name: {cell.config.task.validation for cell in cells(name)} for name in CELLS}
     assert {name for name, values in asked.items() if values != {False}} == {"field/validation"}
     assert {critics_of(cell) for cell in cells("field/validation")} == {
-        ("all", "last", 0.5), ("all", "last", 0), ("all", "agreeing", 0), ("all", "all", 0), ("share", "all", 0)
+        ("all", "last", 0.5), ("all", "agreeing", 0.5), ("all", "last", 0), ("all", "agreeing", 0), ("all", "all", 0),
+        ("share", "all", 0),
     }  # fmt: skip
 
 
