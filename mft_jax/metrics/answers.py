@@ -61,7 +61,7 @@ def pass_at_k(right: int, n: int, k: int) -> float:
 
 
 def grade(transcript: Mapping[str, Any], equivalent: Equivalent) -> list[list[bool]]:
-    """[rounds][N]: whether each answer is equivalent to the known right answer. No answer is wrong."""
+    """[rounds][N]: whether each answer is equivalent to the known right answer. A missing answer is wrong."""
     agents, gold = transcript["agents"], transcript["gold"]
     rounds = range(len(agents[0]["answers"]))
     is_right = lambda answer: answer is not None and equivalent(answer, gold)

@@ -70,7 +70,7 @@ class Ledger:
 
     @property
     def cumulative(self) -> Cost:
-        """The cost of getting these answers from the base model alone: all training, and this evaluation."""
+        """The cost of these answers, starting from the base model: all training up to here, and this evaluation."""
         return self.training + self.evaluation
 
     def to_dict(self) -> dict[str, dict[str, int | float]]:

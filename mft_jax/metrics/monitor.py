@@ -27,7 +27,7 @@ from mft_jax.metrics.statistics import paired_test
 SIGNIFICANT = 0.01  # p value of an exact sign test below which a change is not taken for chance
 CONFUSED = 0.1  # by how much the share of answers without content may rise
 CONCENTRATED = 0.25  # by how much the share of the most common vote may rise
-DIVIDED = 0.1  # by how much the share of agents that agree with the vote may fall, if the fall is no chance
+DIVIDED = 0.1  # by how much the share of agents that agree with the vote may fall, or more if it may be by chance
 
 Verdict = Literal["improving", "stalled", "collapsing", "unknown"]
 

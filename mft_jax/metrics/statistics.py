@@ -41,9 +41,8 @@ def paired_test(first: Sequence[bool], second: Sequence[bool]) -> PairedTest:
         only_first=only_first,
         only_second=only_second,
         difference=(only_first - only_second) / len(first),
-        p_value=min(
-            1.0, 2 * tail / 2**discordant
-        ),  # exact integers up to the division, so large counts do not overflow
+        # Exact integers up to the division, so large counts do not overflow.
+        p_value=min(1.0, 2 * tail / 2**discordant),
     )
 
 
@@ -110,8 +109,8 @@ def compare_with_first(correct: Sequence[Sequence[bool | None]], seed: int) -> l
     """Compares every method with the first one. The first element of the result is None.
 
     `correct`: for each method, whether its answer to each question is correct, in the same order of questions; None if
-    the right answer is not known. Without any known answer, all elements are None. Raises ValueError if the lists
-    differ in length.
+    the right answer is not known. Without any known answer, all elements are None. `seed` is that of the bootstrap.
+    Raises ValueError if the lists differ in length.
     """
     if not correct:
         return []

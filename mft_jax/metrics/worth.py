@@ -13,9 +13,8 @@ class Worth:
     """How unsure the agents are about one question. All shares are 0..1."""
 
     split: float  # share of the agents whose last answer is not the vote, in the newest debate
-    flips: (
-        float  # share of the answers that differ from the same agent's answer one round earlier, in the newest debate
-    )
+    # Share of the answers that differ from the same agent's answer one round earlier, in the newest debate.
+    flips: float
     changes: float  # share of the iterations whose vote differs from that of the iteration before
 
     @property

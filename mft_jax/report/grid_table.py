@@ -39,7 +39,7 @@ def _headline(status: "GridStatus") -> Text:
 
 
 def time_left(seconds: float | None, is_whole: bool) -> str:
-    """An estimate in words, such as "about 2 h 10 min"; "unknown" for None. `is_whole`: it has all kinds of stages."""
+    """An estimate in words, such as "about 2 h 10 min"; "unknown" for None. `is_whole`: it covers all kinds of stages."""
     if seconds is None:
         return "unknown"
     minutes = max(1, round(seconds / 60))

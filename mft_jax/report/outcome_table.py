@@ -44,13 +44,14 @@ def markdown_table(
 ) -> str:
     """A table with one row per method, iteration and label, averaged over seeds, in the order of the outcomes.
 
-    Accuracies are in percent with the standard error of their mean, which comes from the number of questions. `against`
-    names the method that the others are compared with on the same questions: all seeds together, by the exact McNemar
-    test, corrected by Holm's method for all rows. A finetuned method is compared with its same iteration, if there is
-    one. `answers` adds what happened to the answers in a debate. `last` leaves out all iterations but the last of each
-    method. `equal_cost` adds the majority vote over as many answers of the base model as cost as much as the row, training
-    included; its accuracy is the one expected over all choices of so many answers, from the vote over the most answers of
-    the same seed. Raises UserError if there is no result of `against`, or no such vote at all.
+    Accuracies are in percent, with the standard error of their mean, which comes from the number of questions and not from
+    the spread over seeds. `against` names the method that the others are compared with on the same questions: all seeds
+    together, by the exact McNemar test, corrected by Holm's method for all rows. A finetuned method is compared with the
+    same iteration of `against`, or, if there is none, with `against` without finetuning. `answers` adds what happened to
+    the answers in a debate. `last` leaves out all iterations but the last of each method. `equal_cost` adds the majority
+    vote over as many answers of the base model as cost as much as the row, training included; its accuracy is the mean
+    over all choices of so many answers from the baseline of the same seed with the most answers. Raises UserError if there
+    is no result of `against`, or no such baseline at all.
     """
     rows = _rows(outcomes)
     if last:
@@ -179,7 +180,7 @@ _ANSWERS: "tuple[tuple[str, Callable[[Result], float | None]], ...]" = (
 
 
 def _comparisons(rows: Sequence[_Row], outcomes: "Sequence[Outcome]", against: str) -> list[list[str]]:
-    """For each row: the difference in points, the questions that one of the two answers alone, and the p value."""
+    """For each row: the difference in points, the questions that only one of the two answers correctly, and the p value."""
     from mft_jax.metrics.statistics import holm
 
     if not any(own.result.method == against for own in outcomes):

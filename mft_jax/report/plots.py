@@ -32,8 +32,9 @@ class Point:
 def make_plots(results: "Sequence[Result]") -> "dict[str, Figure]":
     """The figures of each task by name: TASK_test_compute, TASK_all_compute and TASK_iterations.
 
-    Results of the same method, iteration and task, as from runs with different seeds, are averaged. Results without an
-    accuracy or a ledger are left out, and so are tasks without results. The iterations are drawn only if there are some.
+    Results of the same method, iteration and task, such as those of runs with different seeds, are averaged. Results
+    without an accuracy or a ledger are left out, and so are tasks without results. TASK_iterations is drawn only if a
+    method was finetuned.
     """
     figures = {}
     for task in dict.fromkeys(result.task for result in results):
@@ -80,7 +81,7 @@ def _average(method: str, iteration: int, results: "Sequence[Result]") -> Point:
 def compute_plot(results: "Sequence[Result]", points: Sequence[Point], task: str, *, cumulative: bool) -> "Figure":
     """Accuracy against the FLOPs of one answer at test time, or of all training and the evaluation together.
 
-    The iterations of a method are joined by a line and numbered; at test time, only the last one is.
+    The iterations of a method are joined by a line and numbered; at test time, only the last one is numbered.
     """
     cost: Callable[[Point], float] = (lambda point: point.all_flops) if cumulative else (lambda point: point.test_flops)
     with style():

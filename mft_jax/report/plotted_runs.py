@@ -22,9 +22,10 @@ class PlottedRun:
 
 
 def merge_runs(runs: Sequence[PlottedRun]) -> "list[Result]":
-    """All results, with the names of the runs in the names of their methods if runs differ in other settings.
+    """All results. If not all runs are repetitions of one another, a method's name is followed by that of its run.
 
-    A result that several runs of the same seed have, such as that of a baseline, is taken once.
+    Of several repetitions it is the name of the first. A result that several runs of the same seed have, such as that of a
+    baseline, is taken once.
     """
     groups: list[list[PlottedRun]] = []
     for run in runs:
@@ -47,6 +48,6 @@ def merge_runs(runs: Sequence[PlottedRun]) -> "list[Result]":
 
 
 def _are_repetitions(first: ExperimentConfig, second: ExperimentConfig) -> bool:
-    """Whether two runs differ only in what does not change the meaning of their results."""
+    """Whether two runs differ at most in `_OWN_COLUMNS` and in settings that do not change results."""
     differences = compare(first, second)
     return all(own.field in _OWN_COLUMNS or own.change is Change.ANY_TIME for own in differences)

@@ -38,7 +38,7 @@ def render_question(question: Reviewed) -> RenderableType:
 
 
 def _debate(iteration: int, debate: Mapping[str, Any]) -> Text:
-    """iteration 1, vote 5: agent 1 4 → 5, agent 2 5 → 5."""
+    """One line, such as "iteration 1, vote 5: agent 1 4 → 5, agent 2 5 → 5"."""
     agents = [f"agent {n} {_path(own['answers'])}" for n, own in enumerate(debate["agents"], start=1)]
     return literal(f"iteration {iteration}, vote {_shown(debate['vote'])}: {', '.join(agents)}")
 

@@ -53,15 +53,15 @@ def costs_table(results: "Sequence[Result]") -> Table:
 def answers_table(results: "Sequence[Result]") -> Table:
     """What happened to the answers: in the debate, and in the votes that the agents were trained on.
 
-    Shares are in percent. Results without known answers are left out.
+    Accuracies are in percent, and changed and missing answers are counted. Results without known answers are left out.
     """
     headings = (
         "first\nvote", "last\nvote", "best of\nagents", "wrong to\nright", "right to\nwrong", "no\nanswer",
         "labels\nright",
     )  # fmt: skip
     caption = (
-        "%, and numbers of answers. best of agents: questions that at least one agent answers correctly. labels right: "
-        "votes on training questions that are right."
+        "Votes, best of agents and labels in %, all others are numbers of answers. best of agents: questions that at least "
+        "one agent answers correctly. labels right: votes on training questions that are right."
     )
     return _table([result for result in results if result.answers], headings, _answer_cells, "answers", caption)
 

@@ -3,7 +3,7 @@
 It is an object that names its holder. It is only ever written on the condition that it has not changed since it was
 read (if-generation-match), so of two processes that try at once, one fails. The holder renews it every RENEW seconds.
 A lock that another process has watched for LEASE seconds without a change belongs to a dead process, and is taken over.
-No clock is compared with that of another machine.
+To take the lock, no clock is compared with that of another machine.
 """
 
 import contextlib
@@ -40,13 +40,13 @@ class Holder:
     token: str  # different for each time that a lock is taken
     pid: int
     host: str
-    machine: str  # the boot and the pid namespace in which `pid` is meant; "" if not known
+    machine: str  # the boot of the machine and the pid namespace that `pid` belongs to; "" if not known
     started: str  # when the process started, in the kernel's ticks; tells it from a later one with the same pid
     renewed: float  # seconds since 1970, for people, and for `is_held`
 
     @property
     def is_alive(self) -> bool | None:
-        """Whether the process is alive; None if it is on another machine."""
+        """Whether the process is alive; None if that cannot be found out here, as for one on another machine."""
         if not self.machine or self.machine != _machine():
             return None
         return _start_of(self.pid) == self.started
@@ -98,7 +98,7 @@ class BucketLock:
     def check(self) -> None:
         """Call it before each write. Raises LockLost if another process has taken over the lock of this object.
 
-        Raises UserError if it must be renewed, because the machine has slept, and cannot.
+        Raises UserError if the lock has not been renewed in time, because the machine has slept, and cannot be renewed now.
         """
         if self.is_mine and not self._lost and _now() - self._renewed > LEASE:
             self._renew()
@@ -119,7 +119,10 @@ class BucketLock:
         self._token = None
 
     def is_held(self) -> bool:
-        """Whether some process holds the lock. Changes nothing. Of one on another machine it is judged by the clock."""
+        """Whether some process holds the lock. Changes nothing.
+
+        For a process on another machine, the time of its last renewal is compared with the clock of this machine.
+        """
         _, holder = self._read()
         if holder is None or holder.is_alive is not None:
             return holder is not None and bool(holder.is_alive)
@@ -164,7 +167,8 @@ class BucketLock:
                 gcs.upload(blob, content, if_generation_match=generation)
                 written = blob.generation
             except PreconditionFailed:
-                # Also if a request was repeated whose answer was lost: then it is this object's after all.
+                # Also raised if a request succeeded, but its answer was lost and it was repeated: the lock is then this
+                # object's after all.
                 written, found = self._read()
                 if found is None or found.token != token:
                     return False

@@ -71,7 +71,7 @@ def collect_results(
 
     Each is compared with the first one. An evaluation with damaged files is left out, and `say` reports it; the run
     repairs it when it is started again. `trained_in` is the store of the run that trained the agents, if it is another.
-    `measures` are the measures of diversity besides consensus.
+    `measures` are the measures of diversity besides consensus. `seed` is that of the bootstrap intervals.
     """
     results, correct = [], []
     costs = functools.cache(functools.partial(training_costs, trained_in or store))
@@ -101,7 +101,7 @@ def collect_results(
 def with_monitors(
     store: Store, evaluations: Sequence[Evaluation], results: Sequence[Result], equivalent: Equivalent
 ) -> list[Result]:
-    """The results, with the verdicts on all iterations before which no iteration is missing."""
+    """The results, with the monitor's verdict on each iteration before the first one that has no result."""
     stages = {evaluation.iteration: evaluation.stage for evaluation in evaluations}
     found = {result.iteration for result in results}
     count = next(k for k in itertools.count() if k + 1 not in found)
@@ -128,7 +128,7 @@ def make_ledger(costs: Callable[[int], tuple[Cost, Cost]], iteration: int, evalu
 def training_costs(store: Store, iteration: int) -> tuple[Cost, Cost]:
     """The costs of the debate and of the finetuning of an iteration.
 
-    A stage that was copied from another run has the cost that it had there: the method needs it all the same.
+    A stage that was copied from another run counts with the cost that it had there, because the method needs it all the same.
     """
     debate = total(chunk.cost for chunk in read_committed(store, layout.debate(iteration)))
     info = latest_info(store, layout.checkpoint(iteration))

@@ -132,11 +132,11 @@ class _Work:
     name: str
     kind: str  # "debate": a unit is one sampled text. "finetuning": a unit is one example of one epoch.
     units: float
-    key: Hashable  # equal for stages that have equal inputs for certain
+    key: Hashable  # stages with equal keys certainly have equal inputs
 
     @property
     def kinds(self) -> tuple[_Kind, ...]:
-        """The kinds of stages whose speed is a guess at that of this one, the best first."""
+        """The kinds of finished stages from whose speed that of this one is estimated, the most similar kind first."""
         model, task = self.cell.model, self.cell.task
         return (self.kind, model, task), (self.kind, model), (self.kind,)
 

@@ -1,4 +1,4 @@
-"""The names of the files of a run in its store. They depend on the names of the adapters, but not on the method.
+"""The names of the files of a run in its store. They contain the names of methods and adapters, as METHOD and NAME below.
 
 run.lock               locked while a process works in the directory
 run.json               status, seed, the environment of each start, and the settings that changed between starts
@@ -8,8 +8,11 @@ metrics.jsonl          scalars of every optimizer step
 results.json           derived from the evaluations
 X.inputs.json          beside the transcripts X.jsonl: what they were computed from
 feedback.jsonl         verdicts of people on training questions; feedback.lock is locked while verdicts are added
-report.html            the HTML report; report_debates/ beside it has debates that do not fit in
+report.html            the HTML report; report_debates/ beside it has the debates that do not fit into it
 initial/               imported adapters that the run starts from; without them, agents start as the base model
+baselines/METHOD/      the evaluation of a method without finetuning
+iteration_K/           the training debate, training sets (finetune/NAME.jsonl), checkpoints and evaluation of iteration K
+evaluations/LABEL/     an evaluation of the agents by `mft eval`, stored like a run
 damaged/               damaged files, moved here by `Store.set_aside`
 """
 
@@ -26,7 +29,7 @@ EVALUATIONS = "evaluations"
 
 
 def debate(iteration: int) -> str:
-    """The stage with the debate that generates the training data of an iteration, from 1."""
+    """The stage with the debate that generates the training data of an iteration; iterations are counted from 1."""
     return f"iteration_{iteration}/debate/train.jsonl"
 
 
@@ -56,7 +59,7 @@ def checkpoint(iteration: int) -> str:
 
 
 def verdict(iteration: int) -> str:
-    """Why a run ended after this iteration, if it did because the society collapsed."""
+    """The record that a run ended after this iteration because the society collapsed, and why."""
     return f"iteration_{iteration}/collapsed.json"
 
 

@@ -23,7 +23,7 @@ class InUse(UserError):
 class DirectoryLock:
     """A lock on a file, by default DIRECTORY/run.lock, which contains the pid of its holder.
 
-    It is released when the process ends. `attempts` to take it are made, 50 in a second.
+    It is released when the process ends. `take` makes at most `attempts` attempts, 50 in a second.
     """
 
     def __init__(self, directory: pathlib.Path, name: str = LOCK_FILE, attempts: int = _ATTEMPTS):

@@ -67,7 +67,7 @@ def _read_run(run: RunDirectory, label: str, seed: int) -> list[Outcome]:
 
 
 def _without_copies(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The outcomes without copies. A copy with another label, such as the same baseline in several cells, has no label."""
+    """The outcomes without copies. If copies have different labels, such as a baseline in several cells, the label is ""."""
     kept: list[Outcome] = []
     for own in outcomes:
         place = next((n for n, one in enumerate(kept) if _is_copy(one, own)), None)

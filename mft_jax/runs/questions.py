@@ -36,8 +36,8 @@ def keep_questions(store: Store, task: "Task", say: Callable[[str], None] = lamb
         store.write(layout.QUESTIONS, (json.dumps(given, indent=2) + "\n").encode())
     if change:
         raise UserError(
-            f"The data of the task {task.name} have changed since this run began ({path}: {change}): give it the data "
-            "it began with, or another --run-dir."
+            f"The data of the task {task.name} have changed since this run began ({path}: {change}): give the run the "
+            "data it began with, or give another --run-dir."
         )
 
 

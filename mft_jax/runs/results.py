@@ -40,9 +40,8 @@ class Result:
     flops: int
     device_seconds: float
     wall_seconds: float
-    diversity: (
-        dict[str, Any] | None
-    )  # consensus, diversity = 1 - consensus, and `metrics.diversity`; None for one agent
+    # consensus, diversity = 1 - consensus, and the measures of `metrics.diversity`; None for one agent.
+    diversity: dict[str, Any] | None
     cut: int = 0  # answers cut off by a limit
     unparsed: int = 0  # answers that the model ended itself, but that contain no answer
     unanswered: int = 0  # turns whose prompt did not fit into the model's context
@@ -58,7 +57,7 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         plain = dataclasses.asdict(self)
-        if self.feedback is None:  # a run without feedback has the same bytes as before there was any
+        if self.feedback is None:  # so that results.json is the same as from a version without feedback
             del plain["feedback"]
         return plain | {"ledger": None if self.ledger is None else self.ledger.to_dict()}
 

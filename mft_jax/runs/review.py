@@ -58,10 +58,10 @@ class Reviewed:
 
 
 class Review:
-    """The training questions of a run, and the verdicts on them. It may be unfinished, or at work."""
+    """The training questions of a run, and the verdicts on them. The run may be unfinished, or still working."""
 
     def __init__(self, run_dir: str | pathlib.Path):
-        """Reads them. Raises UserError if there is no run, or no training debate yet, or for damaged files."""
+        """Reads debates and verdicts. Raises UserError if there is no run or no training debate yet, or for damaged files."""
         directory = RunDirectory(run_dir)
         self.store, self.config = directory.store, directory.config()
         debates = _read_debates(self.store, self.config)
@@ -113,10 +113,10 @@ class Review:
         iteration: int | None = None,
         round: int | None = None,
     ) -> list[Verdict]:
-        """The verdicts on one question: its right answer, and marks of the answers of agents, counted from 1.
+        """Makes verdicts on one question, which are not recorded yet: its right answer, and marks of agents' answers.
 
-        Marks are on the last answers of the newest debate, if no `iteration` and `round` are given. Raises UserError as
-        `written` and `marked` do.
+        Agents are counted from 1. Marks are on the last answers of the newest debate, if no `iteration` and `round` are
+        given. Raises UserError as `written` and `marked` do.
         """
         marks: dict[Mark, Sequence[int]] = {"wrong": wrong, "right": right, "best": () if best is None else (best,)}
         written = [] if answer is None else [self.written(id, answer)]

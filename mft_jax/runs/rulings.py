@@ -1,4 +1,4 @@
-"""The rulings on the questions of a run: what the verdicts of people in its feedback.jsonl come to."""
+"""The rulings on the questions of a run, which follow from the verdicts of people in its feedback.jsonl."""
 
 import collections
 import dataclasses
@@ -35,6 +35,7 @@ class Feedback:
         return [verdict for ruling in self.rulings.values() for verdict in ruling.verdicts]
 
     def use(self, weight: float) -> FeedbackUse:
+        """How much feedback counts, for the record of an iteration that gives its questions this weight."""
         counted = self.counted
         return FeedbackUse(
             questions=len(self.rulings), verdicts=len(counted), simulated=sum(own.simulated for own in counted),
@@ -46,7 +47,7 @@ NO_FEEDBACK = Feedback({}, (), (), ())
 
 
 def feedback_on(store: Store, verdicts: Sequence[Verdict], equivalent: Equivalent) -> Feedback:
-    """What these verdicts come to. Those on other questions, or on answers that are not there, are left out."""
+    """The feedback that these verdicts give. Those on questions or answers that the run does not have are left out."""
     known, debates = question_ids(store), _Debates(store)
     by_question: dict[str, list[Verdict]] = collections.defaultdict(list)
     problems, used = [], []
@@ -74,9 +75,11 @@ def read_feedback(store: Store, task: str, equivalent: Equivalent) -> Feedback:
 def take_feedback(
     store: Store, iteration: int, *, task: str, weight: float, equivalent: Equivalent, say: Callable[[str], None]
 ) -> tuple[Feedback, float]:
-    """(the feedback that an iteration uses, its weight): what it has written, or else feedback.jsonl, which it writes.
+    """(the feedback that an iteration uses, its weight).
 
-    Raises UserError for a broken line in feedback.jsonl, and DamagedFile if what was written is damaged.
+    The first call for an iteration reads feedback.jsonl and records its verdicts; later calls use the recorded ones. There
+    is no feedback without the file, or if the training sets were already selected without it. Raises UserError for a
+    broken line in feedback.jsonl, and DamagedFile if the record is damaged.
     """
     written = read_used(store, iteration)
     if written is not None:
@@ -98,7 +101,7 @@ def take_feedback(
 
 
 def remarks_on(feedback: Feedback) -> list[str]:
-    """A sentence for each conflict and for each verdict that is left out, but not more than a few."""
+    """A sentence for each conflict and for each verdict that is left out, at most MAX_REMARKS of each kind."""
     conflicts = [
         f"Two verdicts on the question {old.id} contradict each other: {describe(old)}, and {describe(new)}; the newer "
         "one counts."
@@ -136,7 +139,7 @@ class _Debates:
                 self._read[iteration] = {line["id"]: Transcript.from_dict(line) for line in lines}
             except (KeyError, TypeError, ValueError, IndexError) as error:
                 raise UserError(
-                    f"The debates of {self._store.path(layout.debate(iteration))} were written by another version of "
+                    f"The debates in {self._store.path(layout.debate(iteration))} were written by another version of "
                     "mft_jax: give verdicts on them with that version."
                 ) from error
         return self._read[iteration]
@@ -172,9 +175,10 @@ def _what_is_missing(verdict: Verdict, known: tuple[frozenset[str], frozenset[st
 
 
 def _is_selected(store: Store, iteration: int) -> bool:
-    """Whether the training sets were selected already: without feedback, if none is written.
+    """Whether the training sets of an iteration were selected already.
 
-    Damaged ones are selected again as they were, and not with verdicts that were given since.
+    If it has no record of feedback, they were selected without feedback. Damaged ones are then selected again without it,
+    even if verdicts were given since.
     """
     return any(map(store.exists, (layout.training_set_checksums(iteration), layout.checkpoint(iteration))))
 

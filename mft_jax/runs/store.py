@@ -1,9 +1,9 @@
 """The store of a run, which reads and writes all its files except those of Orbax.
 
-Files are immutable objects, named by relative POSIX paths ("iteration_1/debate/train.jsonl"). They are written and
-replaced as a whole, and never appended to or truncated. A store is a local directory, or a place in a bucket of Google
-Cloud Storage ("gs://BUCKET/PATH"). Only the process that holds the store writes to it. Errors of the operating system
-and of the bucket are raised as a UserError that names the file.
+Files are objects, named by relative POSIX paths ("iteration_1/debate/train.jsonl"). They are written and replaced as a
+whole, and never appended to or truncated. A store is a local directory, or a place in a bucket of Google Cloud Storage
+("gs://BUCKET/PATH"). Only the process that holds the store writes to it. Errors of the operating system and of the
+bucket are raised as a UserError that names the file.
 
 In a run on several hosts, all hosts call the same methods in the same order. Host 0 holds the store, and every host gets
 what host 0 reads.
@@ -144,7 +144,7 @@ class Store:
 
     @property
     def is_mine(self) -> bool:
-        """Whether this object holds the store; on several hosts, that of host 0."""
+        """Whether this object holds the store. On several hosts, only host 0 can hold it."""
         return self._files.is_mine
 
     @decided

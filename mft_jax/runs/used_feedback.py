@@ -20,11 +20,11 @@ Json = dict[str, Any]
 class FeedbackUse:
     """How much feedback the training sets of an iteration were selected with."""
 
-    questions: int  # on which verdicts count
-    verdicts: int  # that count
-    simulated: int  # among these, verdicts that a program made
-    conflicts: int  # verdicts that a newer one contradicts, and that do not count
-    weight: float  # of these questions in training; other questions have 1
+    questions: int  # number of questions with a verdict that counts
+    verdicts: int  # number of verdicts that count
+    simulated: int  # how many of these a program made
+    conflicts: int  # number of verdicts that do not count, because a newer one contradicts them
+    weight: float  # weight of these questions in training; other questions have 1
 
 
 def write_used(store: Store, iteration: int, verdicts: Sequence[Json], use: FeedbackUse) -> None:

@@ -1,4 +1,4 @@
-"""The arithmetic task: a + b * c + d - e * f, six integers uniform in 0..29 (method, section 3).
+"""The paper's arithmetic task (arXiv 2501.05707): a + b * c + d - e * f, six integers uniform in 0..29.
 
 All its questions are reserved (arithmetic_split.py): the base model in the package was not trained on them.
 """

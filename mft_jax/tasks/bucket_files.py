@@ -30,7 +30,7 @@ def read(url: str) -> bytes | None:
 
 
 def copy_folder(url: str, cache: pathlib.Path) -> pathlib.Path:
-    """A directory in `cache` with a copy of every object of a folder. Objects that have not changed are copied once.
+    """A directory in `cache` with a copy of every object of a folder, which is copied again only if an object has changed.
 
     Raises UserError if the folder has no objects, or if it cannot be read or stored.
     """

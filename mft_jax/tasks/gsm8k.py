@@ -64,6 +64,7 @@ def load(config: TaskConfig, seed: int) -> Task:
 
 
 def find(directory: pathlib.Path) -> list[pathlib.Path]:
+    """The two original files in the directory. Raises UserError if one is missing."""
     files = [directory / f"{split}.jsonl" for split in COUNTS]
     for path in files:
         if not path.is_file():

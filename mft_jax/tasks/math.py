@@ -69,7 +69,10 @@ def load(config: TaskConfig, seed: int) -> Task:
 
 
 def find(directory: pathlib.Path) -> list[pathlib.Path]:
-    """The original files, in one of three layouts, in the directory or in its folder MATH (as the archive unpacks)."""
+    """The original files, in one of three layouts, in the directory or in its folder MATH (as the archive unpacks).
+
+    Raises UserError if there are none.
+    """
     for root in (directory, directory / "MATH"):
         layouts = [[path for split in SPLITS for path in sorted(root.glob(f"{split}{pattern}"))]
                    for pattern in (".jsonl", "/*/*.json")]  # fmt: skip

@@ -58,7 +58,10 @@ def load(config: TaskConfig, seed: int) -> Task:
 
 
 def find(directory: pathlib.Path) -> list[pathlib.Path]:
-    """The files of all subjects in the directory, or in its folder data, into which the archive unpacks."""
+    """The files of all subjects in the directory, or in its folder data, into which the archive unpacks.
+
+    Raises UserError if a split has none.
+    """
     for root in (directory, directory / "data"):
         files = {split: sorted((root / split).glob(f"*_{split}.csv")) for split in COUNTS}
         if all(files.values()):

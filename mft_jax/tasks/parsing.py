@@ -1,7 +1,7 @@
 r"""Parsers of answers for the public data sets: numbers with units, expressions, and choices.
 
-Each parser takes the content of the last box, and has a fallback for texts without a box (method, section 3). All take
-linear time, because a text may have 100,000 characters.
+Each parser takes the content of the last box, and has a fallback for texts without a box. All take linear time, because
+a text may have 100,000 characters.
 """
 
 import re

@@ -60,6 +60,7 @@ def cache_dir(config: TaskConfig) -> pathlib.Path:
 
 
 def local_directory(field: str, value: str) -> pathlib.Path:
+    """The directory `value` of the setting task.`field`, with "~" expanded. Raises UserError for a URL."""
     if "://" in value:
         raise UserError(f"task.{field} is {value!r}, expected a local directory: every host prepares its own data.")
     return pathlib.Path(os.path.expanduser(value))  # Path.expanduser raises if the home directory is unknown

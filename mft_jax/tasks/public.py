@@ -82,7 +82,10 @@ class PublicData:
 
 
 def load_records(config: TaskConfig, data: PublicData) -> dict[str, list[Record]]:
-    """All records of each split. They are read from the cache directory, and prepared there first if necessary."""
+    """All records of each split. They are read from the cache directory, and prepared there first if necessary.
+
+    Raises UserError if `config.data_dir` lacks a file, if a file is invalid, or if one can be neither read nor downloaded.
+    """
     if config.data_dir is None:
         given = None
     elif is_in_bucket(config.data_dir):

@@ -16,7 +16,7 @@ class Question:
     text: str
     gold: str | None
     """The right answer in canonical form, or None if it is unknown. Used only to measure accuracy; only the method
-    star also trains on it (method, section 1)."""
+    star also trains on it."""
 
 
 @dataclasses.dataclass(frozen=True)

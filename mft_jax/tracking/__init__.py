@@ -1,6 +1,6 @@
 """Shows the metrics of a run in other programs while it runs: TensorBoard, and Weights & Biases.
 
-metrics.jsonl and results.json stay the truth. What is here follows them, and can be lost without harm to the run.
+The run itself depends on metrics.jsonl and results.json only; what the other programs have can be lost without harm.
 """
 
 from mft_jax.tracking.trackers import Tracker, Trackers

@@ -28,7 +28,7 @@ class TensorBoard:
         self.writer: SummaryWriter | None = None
 
     def begin(self, iteration: int, records: Sequence[Record]) -> None:
-        """Also writes the files of earlier iterations that are missing, because this tracker was not on at the time."""
+        """Also writes the files of earlier iterations in which TensorBoard was not switched on."""
         earlier = {record["iteration"] for record in records if record["iteration"] < iteration}
         missing = [k for k in sorted(earlier) if not (self.folder / _folder_of(k)).exists()]
         for k in (*missing, iteration):

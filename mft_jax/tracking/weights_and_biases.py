@@ -1,7 +1,8 @@
 """Weights & Biases, online or offline: one W&B run for the run, which later starts continue.
 
 The x axis counts the optimizer steps of all iterations. What was sent cannot be taken back, so RUN_DIR/wandb.json records
-how many steps were sent, before they are: no step is sent twice, and those that a kill interrupts are missing there.
+how many steps were sent, before they are: no step is sent twice, and steps that were being sent when the process was
+killed are missing in W&B.
 """
 
 import json

@@ -70,7 +70,7 @@ def make_document(
 
 
 def _page(title: str, data: dict[str, str], chunks: dict[str, str], *, split: bool, served: bool) -> str:
-    """The HTML. `split`: scripts of the page may load the parts beside it, and nothing else is there to be loaded."""
+    """The HTML. `split`: whether there are parts beside the page, which its scripts may then load."""
     scripts = [_read(f"vendor/{name}") for name in _LIBRARIES]
     scripts.append('"use strict";\n(() => {\n' + "\n".join(_read(f"script/{name}") for name in _SCRIPTS) + "})();\n")
     hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts)

@@ -56,7 +56,7 @@ def read_run(path: str | pathlib.Path, name: str, debates: Debates) -> Json:
 
 
 def result_row(result: Result) -> Json:
-    """A result with "cumulative": its cost with that of all training before it; None in older results without a ledger."""
+    """A result with "cumulative", the cost of all training up to it and of its evaluation; None without a ledger."""
     return result.to_dict() | {"cumulative": None if result.ledger is None else result.ledger.cumulative.to_dict()}
 
 

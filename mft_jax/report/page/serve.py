@@ -1,6 +1,6 @@
 """`mft report --serve`: the report of a run or grid on this machine, which writes a person's verdicts into the runs.
 
-It listens on the loopback address only. Its own address has a random token, without which nothing is answered. A verdict
+It listens on the loopback address only. Its URL has a random token, without which every request is refused. A verdict
 is taken only from the page itself: the headers Host and Origin must name this server, so that a page of another site,
 which a browser on this machine has open, can neither read the report nor send verdicts.
 """
@@ -74,16 +74,17 @@ class ReportServer(http.server.ThreadingHTTPServer):
         return {name: RunDirectory(path) for path, name in runs_in([self.path])[0]}
 
     def document(self, *, anew: bool) -> Document:
+        """The report; `anew`: made again from the files of the runs. Raises UserError as `make_report` does."""
         with self._making:
             if anew or self._document is None:
                 self._document, _ = make_report([self.path], _FOLDER, served=True)
             return self._document
 
     def record(self, name: str, body: bytes) -> dict[str, Any]:
-        """Adds a verdict to feedback.jsonl of the run with this name, and returns its verdicts then, as data of the page.
+        """Adds the verdict in `body` (JSON) to feedback.jsonl of the run with this name.
 
-        The time of the verdict is that of this machine. Raises UserError if there is no such run, if it is not a verdict
-        on a debate of the run, or if it cannot be written.
+        Returns all verdicts on the run, as data of the page. The time of the verdict is that of this machine. Raises
+        UserError if there is no such run, if `body` is not a verdict on a debate of the run, or if it cannot be written.
         """
         run = self.runs().get(name)
         if run is None:

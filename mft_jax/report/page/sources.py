@@ -142,7 +142,7 @@ def _agents_of_lessons(config: ExperimentConfig) -> dict[str, int]:
 
 
 def _lessons(adapter: str, example: Mapping[str, Any], agent: int | None) -> Iterator[Lesson]:
-    """The dialogue of an example; for a pair also the rejected one. In a pair, both may be those of other agents."""
+    """The dialogue of an example; for a pair also the rejected one. The two of a pair may be dialogues of any agents."""
     kind = str(example.get("kind", ""))
     is_pair = kind == "pair"
     sides = [("preferred", "messages"), ("rejected", "counterpart")] if is_pair else [(kind, "messages")]

@@ -128,7 +128,7 @@ def test_a_chart_is_saved_as_a_file_of_its_own(chromium, report, tmp_path, schem
 
 
 def test_measures_of_diversity(chromium, tmp_path):
-    """Those in results.json are one choice away, and only those."""
+    """Those in results.json can be chosen, and only those."""
     run = make_run(tmp_path / "run", iterations=2)
     results = json.loads(run.results_file.read_text())
     for row in results:

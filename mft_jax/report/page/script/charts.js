@@ -54,7 +54,7 @@ function resultPoints() {
 const seriesNames = () => [...new Set(report.runs.flatMap((run) =>
   [...run.results.filter((row) => row.task === run.task), ...run.stages].map(({method}) => seriesName(run, method))))];
 
-/** Lines with points over a shared style. A series with a single point at iteration 0 is a level line. */
+/** A chart of `y` over iterations: a line with points for each series. A point at iteration 0 also has a dashed level line. */
 function overIterations(points, y, label, width, {low = null, high = null, zero = false} = {}) {
   const known = points.filter((point) => Number.isFinite(point[y]));
   const isTuned = (point) => point.iteration > 0;
@@ -85,7 +85,7 @@ function accuracyChart() {
     overIterations(resultPoints(), "accuracy", "accuracy (%)", width, {low: "low", high: "high"}));
 }
 
-/** One measure of diversity; the others that were measured are one choice away. */
+/** A chart of one measure of diversity, with a select box if several were measured. */
 function diversityChart() {
   const measured = Object.keys(MEASURES).filter((name) => resultPoints().some((point) => Number.isFinite(point[name])));
   const holder = div("holder");
@@ -118,7 +118,7 @@ function passChart() {
 }
 
 function flopsChart() {
-  return figure("Accuracy against compute", "FLOPs to get these answers from the base model alone: all training so far, and the evaluation.", (width) => {
+  return figure("Accuracy against compute", "FLOPs of all training up to the iteration, and of its evaluation.", (width) => {
     const points = resultPoints().filter((point) => Number.isFinite(point.accuracy) && point.flops > 0);
     return plot(width, {
       x: {type: "log", label: "FLOPs (cumulative)", grid: true, tickFormat: (value) => count(value), ticks: width / 90, inset: 12},
@@ -274,7 +274,7 @@ function curvesChart(run) {
   return div("chart-with-choice", pick, holder);
 }
 
-/** Time or tokens of each stage of a run as bars. */
+/** The wall time of each stage of a run as bars, divided into the time of compiled programs and the rest. */
 function stageChart(run) {
   const rows = run.work.filter((stage) => stage.wall_seconds > 0).flatMap((stage) => [
     {stage: stage.name, part: "devices at work", seconds: Math.min(stage.device_seconds, stage.wall_seconds)},

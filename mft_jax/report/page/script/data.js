@@ -59,7 +59,7 @@ function loadPart(number) {
   });
 }
 
-/** "iteration 2, evaluation" and the like. */
+/** Such as "multiagent_ft, iteration 2, training debate". */
 function stageTitle(stage) {
   const when = stage.iteration ? `iteration ${stage.iteration}` : "untuned";
   const what = stage.split === "train" ? ", training debate" : "";

@@ -104,7 +104,7 @@ function passes(debate) {
     filters.flags.every((name) => debate.flags.has(name));
 }
 
-/** Searches the texts of the debates that pass the other filters; calls `onFound` now and then when there is news. */
+/** Searches the texts of the debates that pass the other filters; calls `onFound` after new hits, at most every 0.4 s. */
 async function search(onFound) {
   const text = filters.text.trim().toLowerCase();
   const mine = (searching = {});

@@ -1,4 +1,4 @@
-// Saves a chart as a file, for a paper: with its title and legend, on white, in the light colours whatever the page has.
+// Saves a chart as a file, for a paper: with its title and legend, on white, in the light colours even if the page is dark.
 
 const KINDS = {SVG: "image/svg+xml", PNG: "image/png"};
 const PIXELS = 3; // of the PNG for each pixel of the page

@@ -68,8 +68,8 @@ function resultsTable(results, several) {
       cost("wall_seconds", "wall time", "Everything included", duration),
       ...counts.map(([name, title, hint]) => ({title, hint, cell: (row) => row[name]})),
     ].filter((column) => column), results, {style: "results"}),
-    element("p", {class: "note"}, "Costs: those of the iteration, and below them what it takes to get these answers from the base ",
-      "model alone: all training so far, and this evaluation."),
+    element("p", {class: "note"}, "Costs: those of the iteration, and below them the cumulative ones: of all training up to the ",
+      "iteration, and of its evaluation."),
   ];
 }
 
@@ -108,7 +108,7 @@ function monitorTable(judged, several) {
 
 const hasTransitions = (stage) => stage.transitions.some((step) => Object.keys(step).length);
 
-/** The flow pictures of the evaluations; those of the training debates are one choice away. */
+/** The flow charts of the evaluations, or, by a select box, of the training debates. */
 function flowSection(flows, several) {
   const holder = div("charts");
   const titles = {eval: "evaluations", train: "training debates"};
