@@ -84,7 +84,7 @@ def main(recipe: Recipe) -> None:
         for number, batch in enumerate(itertools.islice(batches_in_background(recipe), recipe.steps), start=1):
             base, state, loss, predicted = step(base, state, jax.device_put(batch, by_rows))
             losses.append(loss)
-            if number % recipe.log_every == 0:
+            if number % recipe.log_every == 0 or number == recipe.steps:
                 seconds = time.perf_counter() - began
                 line = log_line(recipe, number, losses, step_accuracy(chat, batch, np.asarray(predicted)), seconds)
                 print(line, file=log, flush=True)

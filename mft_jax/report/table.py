@@ -75,7 +75,7 @@ def comparisons_table(results: "Sequence[Result]") -> Table:
     firsts = {result.task: result for result in reversed(results)}
     names = {firsts[result.task].method for result in compared}
     title = f"compared with {names.pop() if len(names) == 1 else 'the first method'} on the same questions"
-    caption = "p: exact McNemar test; (Holm): corrected for all these tests."
+    caption = "p: exact McNemar test; (Holm): corrected for all tests of the task."
     headings = ("difference\n%", "95 %\ninterval", "only\nthis", "only\nother", "p", "p\n(Holm)")
     return _table(compared, headings, _comparison_cells, title, caption)
 

@@ -140,7 +140,8 @@ class BucketLock:
             _, holder = self._read()
             self._lost = (
                 f"{self._root} was taken over by {holder or 'another process'}, because this process did not renew "
-                f"its lock for {LEASE:.0f} seconds: this process stops, and what it has written stays."
+                f"its lock for {LEASE:.0f} seconds: this process stops, and what it has written stays. Run the same command "
+                "again when the other process has ended."
             )
 
     def _read(self) -> tuple[int, Holder | None]:

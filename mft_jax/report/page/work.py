@@ -52,8 +52,8 @@ class MessageCost:
         return sampling_flops(self.model, lora, prompt_tokens=turn.prompt_tokens, new_tokens=turn.new_tokens)
 
 
-def stage_costs(stages: Sequence[StageStatus]) -> list[Json]:
-    """How far each stage has got, and its cost."""
+def stage_costs(stages: Sequence[StageStatus], devices: int) -> list[Json]:
+    """How far each stage has got, and its cost. "busy_seconds" is how long its `devices` worked, all at the same time."""
     return [
         {
             "name": stage.name,
@@ -62,6 +62,7 @@ def stage_costs(stages: Sequence[StageStatus]) -> list[Json]:
             "unit": stage.unit,
             "is_done": stage.is_done,
             **stage.cost.to_dict(),
+            "busy_seconds": stage.cost.device_seconds / devices,
         }
         for stage in stages
     ]

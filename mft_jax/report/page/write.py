@@ -43,7 +43,11 @@ def write_own_report(directory: RunDirectory, say: Callable[[str], None]) -> Non
 @first_only
 def write_grid_report(directory: GridDirectory, say: Callable[[str], None]) -> None:
     """Writes report.html of a grid, with its started cells side by side, into its directory. Never raises an error."""
-    if any(directory.run(cell).exists for cell in directory.read()[0]):
+    try:
+        has_runs = any(directory.run(cell).exists for cell in directory.read()[0])
+    except UserError as error:
+        return say(f"The report of {directory.store.root} could not be written: {error}")
+    if has_runs:
         _write_beside(directory.store, say)
 
 

@@ -277,8 +277,8 @@ function curvesChart(run) {
 /** The wall time of each stage of a run as bars, divided into the time of compiled programs and the rest. */
 function stageChart(run) {
   const rows = run.work.filter((stage) => stage.wall_seconds > 0).flatMap((stage) => [
-    {stage: stage.name, part: "devices at work", seconds: Math.min(stage.device_seconds, stage.wall_seconds)},
-    {stage: stage.name, part: "compilation, host, files", seconds: Math.max(stage.wall_seconds - stage.device_seconds, 0)},
+    {stage: stage.name, part: "devices at work", seconds: Math.min(stage.busy_seconds, stage.wall_seconds)},
+    {stage: stage.name, part: "compilation, host, files", seconds: Math.max(stage.wall_seconds - stage.busy_seconds, 0)},
   ]);
   if (!rows.length) return null;
   const names = [...new Set(rows.map((row) => row.stage))];
