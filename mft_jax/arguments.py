@@ -65,7 +65,7 @@ class Status:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Evaluates the agents of a run on another task, or on other questions, without training; or those of a grid's runs."""
+    """Evaluates the agents of a run, or of all finished runs of a grid, on another task or other questions, without training."""
 
     run_dir: Annotated[str, Positional, arg(metavar="RUN_DIR")]
     """Directory of the run, or of a grid: then all its finished runs are evaluated."""
@@ -155,7 +155,7 @@ class Review:
     def check(self) -> None:
         """Raises UserError if the options do not go together."""
         if self.limit < 1:
-            raise UserError(f"limit is {self.limit}, expected at least 1.")
+            raise UserError(f"--limit is {self.limit}, expected at least 1.")
         if self.has_verdict and self.question is None:
             raise UserError("A verdict concerns a question: give its id with --question.")
         if [self.question is not None, self.add is not None, self.simulate is not None].count(True) > 1:
@@ -298,17 +298,17 @@ class Plan:
     topology: str | None = None
     """The slice, such as v5e-8, v5p-16 or v6e-8; here: the present devices."""
     fit: bool = False
-    """Searches the fastest of all settings of rows, mesh, agents_at_once and remat that fit."""
+    """Searches for the fastest settings of rows, mesh, agents_at_once and remat that fit."""
     against: str | None = None
-    """Directory of a run, instead of CONFIG.yaml: plans its configuration and compares the estimate with what it took."""
+    """Directory of a run, instead of CONFIG.yaml: plans its configuration and compares the estimate with what the run took."""
     json: bool = False
     """Prints a JSON object instead of tables."""
     lengths_from: str | None = None
     """Directory of a run whose texts have the lengths to plan with; None: lengths that are assumed for the task."""
     price: float | None = None
-    """Dollars for a chip and hour; None: from a table of prices on demand."""
+    """Dollars per chip and hour; None: from a table of on-demand prices."""
     layers: tuple[int, int] = (2, 4)
-    """The two numbers of layers that are compiled of a deeper model; the others are counted as their difference."""
+    """Numbers of layers with which a deeper model is compiled; their difference gives the figures of the other layers."""
     settings: Annotated[ExperimentConfig, arg(name="")]
 
     def place(self) -> str:
@@ -321,7 +321,9 @@ class Plan:
             raise UserError("--fit changes the settings of a run, which --against compares: give one of the two.")
         small, large = self.layers
         if not 1 <= small < large:
-            raise UserError(f"layers is {small} {large}, expected two numbers of layers, the smaller one first.")
+            raise UserError(
+                f"--layers is {small} {large}, expected two numbers of layers from 1, the smaller one first."
+            )
         return self.topology or "here"
 
 

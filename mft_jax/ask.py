@@ -44,7 +44,7 @@ class Asked:
     """How many agents gave the answer of the vote in their last round."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON: the fields of the transcript but for its id and `gold`, `agreeing`, and the cost."""
+        """Plain values, for JSON: the transcript without `id`, `gold` and `correct`, and in addition `agreeing` and `cost`."""
         plain = dataclasses.asdict(self.transcript)
         for name in ("id", "gold", "correct"):
             del plain[name]
@@ -126,9 +126,10 @@ def open_panel(
     options: AskOptions = AskOptions(),  # noqa: B008  (frozen)
     session: Session | None = None,
 ) -> Panel:
-    """Loads the agents of a run, or a model: a checkpoint directory or hub name; None: the base model in the package.
+    """Loads the agents of a run, or a base model that speaks for all agents.
 
-    `session` is used if given, otherwise one is opened.
+    `source` is the directory of a run, or a checkpoint directory or hub name of a model; None: the base model in the
+    package. `session` is used if given, otherwise one is opened.
 
     Raises UserError for a directory that is neither a run nor a model, a run without a finished iteration, an unknown
     method or task, and a method whose adapters the run does not have.
@@ -193,7 +194,7 @@ def _config_of(source: str | None, options: AskOptions, run: RunDirectory | None
     """The configuration of the run, or a default one, with the options."""
     if run is not None:
         config = dataclasses.replace(run.config(), run_dir=str(run.path))
-        if math.prod(dataclasses.astuple(config.mesh)) > len(jax.devices()):  # it ran elsewhere; texts are the same
+        if math.prod(dataclasses.astuple(config.mesh)) > len(jax.devices()):  # another mesh gives the same texts
             config = dataclasses.replace(config, mesh=MeshConfig())
     else:
         config = ExperimentConfig(method="debate", model=ModelSource(path=source))

@@ -18,9 +18,9 @@ class Budget:
     """What the vote of a baseline "majority@..." may cost, in FLOPs by the ledger."""
 
     iteration: int
-    """All iterations up to this one, training and finetuning included, and the evaluation after it; 0: only `method`."""
+    """Debates and finetunings of all iterations up to this one, and the evaluation after it; 0: the evaluation alone."""
     method: str
-    """The evaluation of this method."""
+    """The method whose evaluation counts."""
 
     @classmethod
     def of(cls, name: str, config: ExperimentConfig) -> "Budget | None":
@@ -41,13 +41,13 @@ class Budget:
         most = config.iterations if make_method(config.method, config).lessons else 0
         if iteration > most:
             raise UserError(
-                f"The baseline {name} needs iteration {iteration}, but the method {config.method} runs {most}: increase "
-                "`iterations`, or name another one."
+                f"The baseline {name} needs iteration {iteration}, but the last one of the method {config.method} is "
+                f"{most}: increase `iterations`, or name an earlier one."
             )
         return cls(iteration, config.method)
 
     def answers(self, store: Store) -> int:
-        """The number of answers to each question whose cost is nearest to the budget, from finished evaluations."""
+        """The number of answers to each question, at least 1, whose cost is nearest to the budget, by finished stages."""
         spent = _flops(store, layout.evaluation(self.method, self.iteration))
         for iteration in range(1, self.iteration + 1):
             spent += sum(cost.flops for cost in training_costs(store, iteration))

@@ -136,7 +136,7 @@ def evaluate_grid_command(options: Eval, console: Console) -> None:
     console.print(render_evaluations(results))
     if errors:
         count = f"{len(errors)} of {len(results) + len(errors)} finished cells"
-        raise UserError(f"{count} could not be evaluated: {', '.join(errors)}. Above are the reasons.")
+        raise UserError(f"{count} could not be evaluated: {', '.join(errors)}. The reasons are shown above.")
 
 
 def ask_command(options: Ask, console: Console) -> None:

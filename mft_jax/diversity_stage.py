@@ -3,7 +3,8 @@
 nll: negative log-likelihood per token of an agent's final answer, in its own context, under another agent.
 embedding: dissimilarity of the texts of those final answers that equal the majority answer.
 kl: divergence between the agents, and of each agent from the base model, at the tokens of an agent's final answer.
-Each is averaged over all pairs of agents. An agent is represented by the adapter that speaks for it in the last round.
+Each is averaged over all pairs of agents, and the divergence from the base model over the agents. An agent is represented
+by the adapter that speaks for it in the last round.
 """
 
 import dataclasses
@@ -143,7 +144,7 @@ class FinalAnswer:
 
 
 def base_encoder(session: Session) -> Encoder:
-    """Embeds a text as the mean of the base model's states after its last norm, over the tokens of the text alone."""
+    """The encoder that embeds a text as the mean of the base model's states after its last norm, over the tokens of the text."""
 
     def encode(texts: Sequence[str]) -> np.ndarray:
         longest = session.model.max_positions

@@ -41,13 +41,14 @@ def export(
       peft        OUT/NAME/ for each adapter (generator_0, critic_2, ...), as PEFT and vLLM load it
       merged      OUT/NAME/ for each adapter: a checkpoint of the base with the adapter merged into its weights, in
                   files of at most `max_shard_size`
-      chat-jsonl  OUT/iteration_K/NAME.jsonl: the training set of each adapter, one {"messages": [...]} per line, with
-                  "rejected" dialogues of pairs, weights, and values (advantages; in KTO 1 or -1) where there are any
+      chat-jsonl  OUT/iteration_K/NAME.jsonl: the training set of each adapter, one {"messages": [...]} per line, where
+                  they exist with "rejected" (the other dialogue of a pair), "learned" (indices of the assistant's
+                  messages that are learned), "weight", and "value" (an advantage; in KTO 1 or -1)
     `agents` are names of adapters (default: all). `iteration` defaults to the last finished one, and for chat-jsonl to
     all finished ones. Raises UserError if there is no such run, iteration or adapter, or if `out` is not empty.
     """
     if "://" in str(out):
-        raise UserError(f"{out} is not a local directory: give a local one as --out, and copy it to the bucket.")
+        raise UserError(f"{out} is not a local directory: give a local one, and copy it to the bucket.")
     directory, out = RunDirectory(run_dir), pathlib.Path(out)
     config = directory.config()
     names = make_method(config.method, config).adapters
@@ -83,8 +84,7 @@ def _export_chats(directory: RunDirectory, out: pathlib.Path, iteration: int, na
 
 
 def _chat_of(example: Mapping[str, Any]) -> dict[str, Any]:
-    """An example as others read it: a dialogue, the one it is preferred to, and if it has them, the indices of the
-    assistant's turns to learn, its weight and its reward."""
+    """An example in the format that `export` describes."""
     chat = {"messages": example["messages"]}
     if example["kind"] == "pair":
         chat["rejected"] = example["counterpart"]
@@ -102,7 +102,7 @@ def import_adapters(config: ExperimentConfig, adapters: Sequence[str | pathlib.P
 
     Returns the rank, alpha and targets that they share. `adapters` is one directory with a folder for each adapter of
     the method, as `export` writes it, or one directory per adapter in the order of the method (generator_0, ..., then
-    critic_0, ...). Of `config`, only the model and the settings that determine these adapters are used. Raises
+    critic_0, ...). Of `config`, only the model and the settings that determine the adapters' names are used. Raises
     UserError if an adapter does not fit the model or the other adapters, if it holds numbers that are not finite, if
     the number of adapters is wrong, or if the directory is already a run.
     """

@@ -115,8 +115,9 @@ class Experiment:
         return examples
 
     def feedback(self, iteration: int) -> tuple[Mapping[str, Ruling], float]:
-        """(what verdicts of people come to on the questions {id: ruling}, how much these count), once for an iteration.
+        """(the rulings {question id: ruling} that follow from people's verdicts, the weight of these questions in training).
 
+        The verdicts that an iteration uses are written to disk at the first call, and read from there later.
         Methods that learn from the reference answers, and not from votes, use no verdicts.
         """
         setup, store = self.setup, self.directory.store
@@ -160,7 +161,10 @@ class Experiment:
         return transcripts
 
     def ends_after(self, iteration: int) -> bool:
-        """Reports whether the society still improves. True if the run ends because it collapses: `stop_when_collapsing`."""
+        """Reports to the user whether the society still improves. Returns whether the run ends.
+
+        It ends only with `stop_when_collapsing`, after an iteration in which the society collapses.
+        """
         store, results = self.directory.store, read_results(self.directory.results_file)
         task, method = self.setup.task.name, self.setup.method.name
         ours = [own for own in results if (own.method, own.iteration, own.task) == (method, iteration, task)]
@@ -224,8 +228,8 @@ def run(
     """Runs an experiment, or the rest of one that was stopped, and returns the results in results.json.
 
     `session` is used if given, otherwise one is opened; it must have the model and the mesh of the configuration.
-    Debates that have equal inputs as a finished one of this run, or of the runs in the directories `siblings`, are
-    copied from there instead of computed.
+    A debate stage with the same inputs as a finished one, of this run or of a run in the directories `siblings`, is copied
+    from there instead of computed.
     Raises UserError for every error that the user can correct; the work done so far is kept.
     """
     config = same_config(config)

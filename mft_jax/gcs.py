@@ -69,14 +69,14 @@ def client() -> "storage.Client":
 
 
 def retry() -> Any:
-    """How requests are repeated."""
+    """The policy by which failed requests are repeated."""
     from google.cloud.storage.retry import DEFAULT_RETRY
 
     return DEFAULT_RETRY.with_timeout(RETRY_SECONDS).with_delay(**RETRY_DELAYS)
 
 
 def download(blob: "storage.Blob") -> bytes | None:
-    """The content of an object, and sets `blob.generation`; None if it does not exist."""
+    """The content of an object; None if it does not exist. Also sets `blob.generation`."""
     from google.api_core.exceptions import NotFound
 
     try:
@@ -86,7 +86,7 @@ def download(blob: "storage.Blob") -> bytes | None:
 
 
 def upload(blob: "storage.Blob", data: bytes, **condition: int) -> None:
-    """Writes an object. `condition`: as of `Blob.upload_from_string`, such as if_generation_match."""
+    """Writes an object. `condition` is passed to `Blob.upload_from_string`, for example if_generation_match."""
     blob.cache_control = "no-store"  # an object of a public bucket could otherwise be read back an hour old
     blob.upload_from_string(
         data, "application/octet-stream", checksum="crc32c", retry=retry(), timeout=TIMEOUT, **condition
@@ -95,7 +95,7 @@ def upload(blob: "storage.Blob", data: bytes, **condition: int) -> None:
 
 @contextlib.contextmanager
 def explained(doing: Doing, path: pathlib.Path | str) -> Generator[None]:
-    """Raises UserError for the errors of the client: path, reason, and remedy."""
+    """Raises errors of the client in its block as a UserError: path, reason, and remedy."""
     try:
         yield
     except UserError:

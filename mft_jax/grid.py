@@ -1,7 +1,7 @@
 """Runs the cells of a grid that are not finished, one after the other, each in its own run directory.
 
 Cells of the same model and mesh share one session, so weights are loaded and programs are compiled once. Debates with
-equal inputs are computed once and copied. A cell that fails does not stop the others.
+equal inputs are computed once and copied. A cell that fails does not stop the others, except on several hosts.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ def run_grid(
     """Runs what is missing of a grid, in the directory `grid.shared.run_dir`, and returns its status.
 
     `show` is called with the status before the first cell is run. A cell that fails is reported; its state in the
-    returned status is "failed". The same call runs it again. Raises UserError for a grid that cannot be run; nothing
-    is written then.
+    returned status is "failed". The same call runs it again. On several hosts, its error is raised instead. Raises
+    UserError for a grid that cannot be run; nothing is written then.
     """
     reporter = reporter or SilentReporter()
     cells = decide(lambda: plan_cells(grid))
@@ -75,10 +75,10 @@ def evaluate_grid(
 ) -> tuple[list[tuple[Cell, Result]], dict[str, str]]:
     """Evaluates every finished cell of a grid on another task, or on other questions, as `experiment.evaluate` does.
 
-    `task_of` makes the task to evaluate on from that of a cell; `speakers`, `iteration` and
-    `label` are as in `evaluate`. Returns the
-    results, and for each cell that failed its error, by name. Cells that are not finished are left out, and reported.
-    Raises UserError if the directory is no grid, or if none of its cells is finished.
+    `task_of` makes the task to evaluate on from that of a cell; `speakers`, `iteration` and `label` are as in
+    `evaluate`. Returns (the cells with their results, {name of a cell that failed: its error}). Cells that are not
+    finished are left out, and reported. Raises UserError if the directory is no grid, or if none of its cells is
+    finished. On several hosts, the error of a cell is raised.
     """
     reporter = reporter or SilentReporter()
     directory = GridDirectory(path)
@@ -167,7 +167,7 @@ def _run_cell(
         run(cell.config, reporter, sessions.get(cell.config.model, cell.config.mesh), siblings)
     except Exception as error:  # whatever it is, the other cells can be run; run.json of the cell names it too
         if hosts.count() > 1:
-            raise  # it may be an error of this host only, and then the others are not at the next cell
+            raise  # it may be an error of this host only: the others would still be in this cell
         return _describe(error)
     return None
 

@@ -4,8 +4,8 @@ A dialogue of one agent over M rounds is a list of chat messages in the format o
   user: first(question)      assistant: its first answer
   user: later(summary)       assistant: its second answer          ... and so on to round M
 In a debate without summaries, `later_direct(answers)` replaces `later(summary)`. If there is nothing to show to an
-agent, because no other agent gave an answer or the protocol shows nothing, `reconsider()` does. A summary is the base
-model's answer to `summary(question, answers)`, which is a separate dialogue.
+agent, because no other agent gave an answer or the protocol shows nothing, `reconsider()` does. A summary is the
+answer of the base model, or of the agent's own speaker, to `summary(question, answers)`, in a separate dialogue.
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ class Prompts:
         return user(self.again)
 
     def summary(self, question: str, answers: Sequence[str]) -> Message:
-        """Asks the base model to summarize the other agents' answers of the previous round, in agent order."""
+        """The request for a summary of the other agents' answers of the previous round, given in agent order."""
         return user(f"{question}\n{_number(answers)}\n{self.summarize}")
 
 

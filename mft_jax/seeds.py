@@ -59,7 +59,7 @@ def row_key(*parts: object) -> np.ndarray:
     """The random key of one sampled row, [2] uint32: a hash of `parts`, which must identify the row.
 
     Debates pass (seed, name of the debate, kind and round, question id, agent). Token i of the answer folds i into the
-    key, and draw d of that token folds d into the result.
+    key. `programs.choose`, which may draw several times for a token, folds the number of the draw into the result.
     """
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
     return np.frombuffer(digest, "<u4")
@@ -94,7 +94,7 @@ def question_order(items: Sequence[T], seed: int, name: str) -> tuple[T, ...]:
 
 
 def example_choice(seed: int, iteration: int, agent: int) -> np.random.Generator:
-    """The generator that selects the training examples among an agent's dialogues."""
+    """The generator from which the selector of a lesson draws. `agent` is the `stream` of the lesson."""
     return np.random.default_rng([seed % 2**64, iteration, agent, _EXAMPLES])
 
 

@@ -68,7 +68,7 @@ class Session:
 
     @functools.cached_property
     def _initializer(self) -> Callable[[LoraConfig, int], Callable[[Array], AdapterWeights]]:
-        """`init_society` of so many adapters, jitted once: the runs of a grid would compile it anew."""
+        """`init_society` for (settings, number of adapters), jitted once, so that the runs of a grid do not compile it again."""
 
         def jitted(lora: LoraConfig, adapters: int) -> Callable[[Array], AdapterWeights]:
             init = functools.partial(init_society, self.model, lora, adapters=adapters)

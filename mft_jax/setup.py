@@ -116,7 +116,7 @@ def check_questions(task: Task, chat: Chat, model: ModelConfig) -> None:
 
 
 def limit_slots(sampling: SamplingConfig, questions: int, mesh: Mesh) -> SamplingConfig:
-    """Limits the slots of each agent to the number of questions in a chunk, rounded up to the mesh's data axis.
+    """Limits the slots of each agent to the number of questions in a chunk, rounded up to a multiple of the mesh's data axis.
 
     An empty slot costs as much time as a full one.
     """

@@ -36,7 +36,7 @@ class Finetuned:
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """The steps of one iteration, from 1, of the method in a setup. The iteration selects the random streams."""
+    """The steps of one iteration of the method in a setup. `iteration`, from 1, selects the random streams."""
 
     setup: Setup
     iteration: int = 1

@@ -323,7 +323,7 @@ def test_an_unknown_command_is_one_line(mft):
         (["--against", "runs/x", "--fit"], "--fit changes the settings of a run, which --against compares: give one"),
         (
             ["CONFIG", "--topology", "here", "--layers", "4", "2"],
-            "layers is 4 2, expected two numbers of layers, the smaller",
+            "--layers is 4 2, expected two numbers of layers from 1, the smaller",
         ),
     ],
 )

@@ -17,14 +17,14 @@ LARGEST_FLOAT32 = 3.4028234663852886e38  # a larger number is infinity in compil
 
 
 def from_dict(raw: dict[str, Any], source: str = "configuration") -> ExperimentConfig:
-    """Builds a configuration from plain values, with defaults for missing fields. Raises UserError as `validate`."""
+    """Builds a configuration from plain values, with defaults for missing fields. Raises UserError as `validate` does."""
     config = _build(ExperimentConfig, raw, source, "")
     _check_divisibility(config, source)
     return config
 
 
 def check_fields(raw: dict[str, Any], source: str) -> None:
-    """Checks the names, types and limits of some fields, given as plain values, without their relations to others."""
+    """Raises UserError if one of these fields has a wrong name, type or value. Relations to other fields are not checked."""
     _build(ExperimentConfig, raw, source, "")
 
 

@@ -77,7 +77,7 @@ def _is_allowed(change: Change, old: Any, new: Any) -> bool:
 
 
 def with_earlier_settings(raw: Any) -> Any:
-    """The plain values of a configuration that a run recorded, with settings that it lacks as its version had them."""
+    """The plain values of a configuration that a run recorded. Missing settings get the values that its version used."""
     if not isinstance(raw, dict):
         return raw
     filled = {name: known | raw[name] for name, known in _EARLIER.items() if isinstance(raw.get(name), dict)}

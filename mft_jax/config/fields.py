@@ -74,11 +74,11 @@ class TaskConfig:
     name: str = "arithmetic"
     """arithmetic, addition, gsm8k, math, mmlu, or jsonl for your own questions."""
     train_questions: Annotated[int, at_least(0), at_most(10**9)] = 500  # 0: an evaluation without training
-    """Number of questions whose debates are the training data; their gold answers are not used for it."""
+    """Number of questions whose debates are the training data; only the method star uses their gold answers for it."""
     eval_questions: Count = 500
     """Number of held-out questions."""
     validation: bool = False
-    """Evaluate on training questions that are not trained on, instead of held-out ones, to choose settings by them."""
+    """To choose settings: evaluate on training questions that are not trained on, instead of on held-out questions."""
     train_path: str | None = None
     """jsonl only: file, or gs:// object, of {"question", "answer"} lines to train on; "answer" may be absent."""
     eval_path: str | None = None
@@ -102,7 +102,7 @@ class DebateConfig:
     rounds: Count = 2
     """M: number of rounds; in each round after the first, an agent is shown the other agents' answers."""
     stop_at_agreement: Literal["never", "training", "evaluation", "always"] = "never"
-    """Which debates end, on a question, after the first round in which all agents agree."""
+    """Which debates end after the first round in which all agents agree: those on training or evaluation questions."""
     shows: Literal["summary", "answers", "nothing"] = "summary"
     """What agents are shown before rounds 2..M: a summary of the others' answers, these answers, or nothing."""
     summarizer: Literal["base", "speaker"] = "base"
@@ -110,13 +110,13 @@ class DebateConfig:
     voted: Literal["last", "all"] = "last"
     """The answers that are voted on: those of the last round, or those of all rounds."""
     ties: Literal["random", "largest", "none"] = "random"
-    """A tied vote is decided at random, for the last text in alphabetical order, or gives no answer."""
+    """How a tied vote is decided: at random, or for the lexicographically largest text; none: it gives no answer."""
     training_temperature: Temperature | None = None
     """Temperature of the training debates of the finetuned method; None: sampling.temperature."""
     evaluation_temperature: Temperature | None = None
     """Temperature of the evaluations of the finetuned method; None: sampling.temperature."""
     evaluation_speakers: Speakers = "own"
-    """Who speaks in evaluations: own; swapped: the last round's adapters first, then round 1's; first: agent 1's for all."""
+    """Adapters in evaluations. own: the method's; swapped: the last round's first, then round 1's; first: agent 1's for all."""
     samples: Count | None = None
     """Answers to each training question in scpo, ttrl and evol; None: debate.agents."""
 
@@ -130,7 +130,7 @@ class SamplingConfig:
     max_new_tokens: Count = 128
     """Maximum length of an answer or a summary, in tokens."""
     rows: Annotated[Count, Change.ANY_TIME] = 64
-    """B: number of sequences decoded together for each agent; finished ones are replaced. At most chunk_questions."""
+    """B: number of sequences decoded together for each agent; finished ones are replaced. At most chunk_questions are used."""
     prefill_rows: Annotated[Count, Change.ANY_TIME] = 16
     """Number of prompts prefilled together for each agent."""
     steps_per_dispatch: Annotated[Count, Change.ANY_TIME] = 32
@@ -168,13 +168,13 @@ class PolicyConfig(RoleConfig):
     epochs: Count = 1
     """Number of passes over the answers of an agent."""
     clip_low: Share = 0.2
-    """The ratio of new to old probabilities counts down to 1 - clip_low."""
+    """The ratio of new to old probabilities is clipped to at least 1 - clip_low."""
     clip_high: Coefficient | None = None
-    """The ratio of new to old probabilities counts up to 1 + clip_high; None: 0.28 for evol, else 0.2."""
+    """The ratio of new to old probabilities is clipped to at most 1 + clip_high; None: 0.28 for evol, else 0.2."""
     kl: Coefficient = 0.0
-    """Weight of the divergence from the reference, in nats per token."""
+    """Weight of the KL divergence (nats per token) from the reference."""
     entropy: Coefficient | None = None
-    """Weight of the entropy bonus, in nats per token; None: 0.003 for evol, else 0."""
+    """Weight of the entropy bonus (nats per token); None: 0.003 for evol, else 0."""
     reference: Literal["start", "base"] = "base"
     """The reference of the divergence: each agent as it is before the finetuning of an iteration, or the base model."""
 
@@ -182,7 +182,7 @@ class PolicyConfig(RoleConfig):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuningConfig:
     generator: RoleConfig = RoleConfig()
-    """The agents that give the first answer."""
+    """The agents that give the first answer, and all other agents that learn by likelihood, except critics."""
     critic: RoleConfig = RoleConfig()
     """The agents that give the later answers."""
     preference: PreferenceConfig = PreferenceConfig()
@@ -190,11 +190,11 @@ class FinetuningConfig:
     policy: PolicyConfig = PolicyConfig()
     """The agents of methods with a policy gradient: maca_grpo, ttrl, evol, dte."""
     min_vote_share: Share | None = None
-    """Learn only where at least this share of the answers agrees with the vote; None: 0.5 for scpo, else 0."""
+    """Learn only where at least this share of the agents' last answers agrees with the vote; None: 0.5 for scpo, else 0."""
     batch_rows: Count = 4
     """B: number of packed rows in a batch of one agent."""
     row_tokens: Count = 512
-    """T: number of tokens in a packed row; longer dialogues are left out, and their number is reported."""
+    """T: number of tokens in a packed row; longer examples (a dialogue, or a pair together) are left out and reported."""
     warmup: Annotated[float, at_least(0), below(1), Change.NEXT_STEP] = 0.03
     """Share of an agent's steps with linear warmup of the learning rate; a cosine decay to 0 follows."""
     weight_decay: Annotated[float, at_least(0), at_most(1000), Change.NEXT_STEP] = 0.0
@@ -209,9 +209,9 @@ class FinetuningConfig:
     clip_norm: Annotated[float, above(0), Change.NEXT_STEP] = 1.0
     """Maximum norm of the gradient of an agent; a larger gradient is scaled down to it."""
     critic_mix: Share = 0.5
-    """w: share of corrected dialogues (first answer wrong, last right) in a critic's data, with share or weighted."""
+    """w: share of corrected dialogues (first answer against the vote, last with it); for critic_rule share and weighted."""
     critic_rule: Literal["all", "share", "released_code", "weighted"] = "all"
-    """all; share: mixed by critic_mix; weighted: all, with weights by critic_mix; released_code: as in the paper's code."""
+    """Dialogues of a critic: all; share: mixed by critic_mix; weighted: all, weighted by it; released_code: the paper's code."""
     critic_answers: Literal["last", "agreeing", "all"] = "last"
     """The answers of its dialogues that a critic learns: the last one, those that agree with the vote, or all."""
     critic_support: Share = 0.5
@@ -239,7 +239,7 @@ class MetricsConfig:
     diversity: Annotated[tuple[Annotated[str, one_of(*DIVERSITY)], ...], WITHOUT_REPETITION, Change.GROW] = ()
     """Measures of diversity besides consensus: nll, embedding, kl. Every evaluation takes longer with them."""
     diversity_questions: Annotated[Count, Change.GROW] = 100
-    """Number of evaluation questions on which they are measured, from the first; at most all of them."""
+    """Number of evaluation questions on which they are measured: the first ones, or all if there are fewer."""
     encoder: str | None = None
     """For embedding: a sentence-transformers model; None: mean states of the base model's last layer."""
 
@@ -285,7 +285,7 @@ class ExperimentConfig:
     task: TaskConfig = TaskConfig()
     """The questions that the agents answer."""
     debate: DebateConfig = DebateConfig()
-    """The numbers of agents and rounds."""
+    """The numbers of agents and rounds, and the rules of debates."""
     sampling: SamplingConfig = SamplingConfig()
     """How answers are sampled, and how many at once."""
     finetuning: FinetuningConfig = FinetuningConfig()

@@ -35,7 +35,7 @@ _LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")
 
 @dataclasses.dataclass(frozen=True)
 class Variation:
-    """One value of an axis: the settings that it replaces. The label "" is that of an axis that is not given."""
+    """One value of an axis, with the settings that it sets. Its label is "" if the grid does not have the axis."""
 
     label: str = ""
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -48,14 +48,15 @@ class Cell:
 
     name: str  # of its directory
     method: str
-    model: str  # labels; "" if the grid does not have this axis
+    # The labels of its model, task and override; "" if the grid does not have the axis.
+    model: str
     task: str
     override: str
     config: ExperimentConfig
 
     @property
     def setting(self) -> str:
-        """What cells that differ only in their seed have in common."""
+        """The labels without the seed: equal for cells that differ only in their seed."""
         return "-".join(label for label in (self.method, self.model, self.task, self.override) if label)
 
 
@@ -83,7 +84,7 @@ class Grid:
     def cells(self) -> tuple[Cell, ...]:
         """All cells, in the order in which they are run: those of one model together, then those of one task.
 
-        Raises UserError for a cell whose settings are invalid together, and for two equal cells.
+        Raises UserError for a cell whose settings are invalid together, and for two cells with equal names or settings.
         """
         cells = tuple(self._make_cells())
         names: dict[str, Cell] = {}
@@ -127,9 +128,9 @@ def _join(run_dir: str, name: str) -> str:
 
 
 def load_grid(path: str | pathlib.Path) -> Grid | None:
-    """Reads the grid in a YAML file; None if the file is the configuration of one run.
+    """Reads the grid in a YAML file; None if the file has no field `grid`, and so is the configuration of one run.
 
-    Raises UserError, which names the file and the axis or field, for a file that is neither.
+    Raises UserError, which names the file and the axis or field, if the file cannot be read or its grid is invalid.
     """
     raw = read_yaml(path)
     if not isinstance(raw, dict) or GRID not in raw:
@@ -204,7 +205,7 @@ def _overrides(axes: Mapping[str, Any], source: str, methods: Sequence[str]) -> 
 
 
 def _settings(value: Any, source: str, where: str) -> dict[str, Any]:
-    """The settings of a label; nothing at all stands for none."""
+    """The settings of a label. YAML reads a label without a value as None: it has no settings."""
     if value is None:
         return {}
     return dict(value) if isinstance(value, dict) else _refuse(source, where, value, "a mapping of settings")

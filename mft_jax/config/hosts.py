@@ -36,8 +36,9 @@ class HostsConfig:
         explicit = {"coordinator": self.coordinator, "processes": self.processes, "process-id": self.process_id}
         missing = [f"--{name}" for name, value in explicit.items() if value is None]
         if missing and len(missing) < 3 and not self.distributed:
+            verb = "is" if len(missing) == 1 else "are"
             raise UserError(
-                f"{', '.join(missing)} is missing: give --coordinator, --processes and --process-id together, or "
+                f"{', '.join(missing)} {verb} missing: give --coordinator, --processes and --process-id together, or "
                 "--distributed where the environment says what they are."
             )
         if self.coordinator is not None and not self.coordinator.rpartition(":")[2].isdecimal():

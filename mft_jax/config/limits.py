@@ -39,7 +39,7 @@ def zero_or(limit: Limit) -> Limit:
 
 
 def one_of(*names: str) -> Limit:
-    return Limit(f"among {', '.join(names)}", lambda value: value in names)
+    return Limit(f"one of {', '.join(names)}", lambda value: value in names)
 
 
 def at_least_one(thing: str) -> Limit:

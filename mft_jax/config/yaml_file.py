@@ -1,4 +1,4 @@
-"""Reads a configuration from a YAML file. Every error in the file is a UserError."""
+"""Reads a configuration from a YAML file. Every error in the file is raised as a UserError."""
 
 import pathlib
 from typing import Any
@@ -28,7 +28,7 @@ def load_config(path: str | pathlib.Path) -> ExperimentConfig:
 
 
 def from_yaml(data: bytes, source: str) -> ExperimentConfig:
-    """Parses the content of a YAML file. `source` names the file in error messages."""
+    """Parses the content of a YAML file. `source` names it in error messages. Raises UserError as `load_config` does."""
     raw = parse_yaml(data, source)
     return from_dict({} if raw is None else raw, source)
 

@@ -64,7 +64,7 @@ class Protocol:
     def with_speakers(self, chosen: Speakers) -> "Protocol":
         """The same rules with these speakers, as in `DebateConfig.evaluation_speakers`.
 
-        A society that does as well with them has not specialized.
+        If a society does as well with other speakers than its own, its adapters have not specialized.
         """
         first, last = self.speakers[0], self.speakers[-1]
         speakers = {

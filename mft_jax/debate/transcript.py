@@ -50,9 +50,10 @@ class Transcript:
     question: str  # its text
     gold: str | None  # the reference answer; None: not known
     agents: tuple[AgentTranscript, ...]  # [N]
-    summaries: tuple[tuple[str | None, ...], ...]  # [M - 1][N]: shown to each agent before a round; None: no summary
-    summary_turns: tuple[tuple[Turn | None, ...], ...]  # [M - 1][N]
-    votes: tuple[str | None, ...]  # [M]: the majority answer after each round; None: no parsed answer
+    # [M - 1][N], or fewer rows if nothing was summarized: shown to each agent before rounds 2..M; None: no summary.
+    summaries: tuple[tuple[str | None, ...], ...]
+    summary_turns: tuple[tuple[Turn | None, ...], ...]  # of the same shape
+    votes: tuple[str | None, ...]  # [M]: the majority answer after each round; None: no parsed answer, or an open tie
     vote: str | None  # the last of `votes`: the answer of the society
     # Whether `vote` is equivalent to `gold`; None: gold is not known. Never used to make training data.
     correct: bool | None

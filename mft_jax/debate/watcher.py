@@ -1,4 +1,4 @@
-"""What follows the debates while they are sampled: a live view, for example."""
+"""The interface of an object that follows debates while they are sampled, such as a live view."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -7,7 +7,7 @@ from mft_jax.debate.question_debate import QuestionDebate, TextRequest
 
 
 class Watcher(Protocol):
-    """Is told about debates in progress. The debates do not depend on it."""
+    """An object that is told about debates in progress. The debates do not depend on it."""
 
     def on_text(self, debate: QuestionDebate, request: TextRequest, text: str) -> None:
         """`text` is what has been sampled for a request of the debate so far; "" when its sampling starts."""

@@ -13,14 +13,14 @@ from mft_jax.prompts import Message
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A text to train on: a dialogue, or one turn of it with a template that renders later turns differently."""
+    """A text to train on: a dialogue, or its beginning up to one turn if the template renders a turn differently later."""
 
     encoded: Encoded
     example: int = 0  # index of its example in the training set
     is_counterpart: bool = False
     weight: float = 1.0
     value: float = 0.0
-    reference: Float[np.ndarray, "M"] | None = None  # log-probabilities of its targets; None: not needed
+    reference: Float[np.ndarray, "M"] | None = None  # log-probabilities of its targets, in nats; None: not needed
     old: Float[np.ndarray, "M"] | None = None
 
     @property
@@ -45,7 +45,7 @@ def encode_apart(chat: Chat, examples: Sequence[Example], row_tokens: int) -> tu
 
 
 def encode_together(chat: Chat, examples: Sequence[Example], row_tokens: int) -> tuple[list[list[Part]], int]:
-    """For each example the parts of its dialogue and of its counterpart, which must share a row, and how many are left out.
+    """The parts of each example and of its counterpart, which must share a row, and the number of examples left out.
 
     An example whose parts do not fit into a row together is left out, and so is one without targets.
     """

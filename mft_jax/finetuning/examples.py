@@ -106,7 +106,7 @@ class TrueAnswers(EachDebate):
 
 @dataclasses.dataclass(frozen=True)
 class Solutions(EachDebate):
-    """For a single model that learns from a society: what each agent's debate came to, as an answer to the question.
+    """For a single model that learns from a society: one answer of each agent, as the direct answer to the question.
 
     It is the agent's first answer if this agrees with the final vote, otherwise its last answer if that one does.
     """
@@ -133,10 +133,10 @@ class Dialogues:
 
     agent: int  # from 0
     share: float = 0.5
-    """w, 0..1: the share of corrected dialogues in the mix. Used by the rule "share"."""
+    """w, 0..1: the share of corrected dialogues in the mix. Used by the rules "share" and "weighted"."""
     rule: Literal["share", "released_code", "all", "weighted"] = "share"
     """share: `mix`. released_code: `mix_as_released`. all: every dialogue. weighted: every dialogue, with weights such
-    that the corrected ones have the share w of the weight."""
+    that the corrected ones have the share w of the total weight."""
     answers: Literal["all", "agreeing", "last"] = "all"
     """Which answers of a dialogue are learned: all, those that agree with the vote and are complete, or the last one."""
 

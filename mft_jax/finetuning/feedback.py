@@ -80,7 +80,7 @@ Conflict = tuple[Verdict, Verdict]  # (the verdict that does not count, the newe
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ruling:
-    """What the verdicts on one question come to."""
+    """What follows from the verdicts on one question."""
 
     id: str
     answer: str | None
@@ -154,7 +154,8 @@ def ruled(
 def weighted(example: Example, factor: float) -> Example:
     """The example with `factor` times its weight in the loss.
 
-    An advantage, which has no counterpart, is multiplied itself: the policy gradient is proportional to it.
+    An example of a policy gradient, which has a value and no counterpart, gets `factor` times its value instead: this is its
+    advantage, to which the gradient is proportional.
     """
     if factor == 1:
         return example

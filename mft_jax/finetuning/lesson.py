@@ -31,7 +31,7 @@ class Lesson:
     min_vote_share: float = 0.0
     """It learns only from questions on which at least this share of the agents agrees with the final vote, 0..1."""
     support: float = 0.0
-    """It learns only from debates in which more than this share of the answers of all rounds agrees with the final vote."""
+    """It learns only from debates in which more than this share of all rounds' answers agrees with the final vote; 0: all."""
     restart: bool = False
     """True: in each iteration it starts as in the first one, even if the method does not restart."""
 
@@ -54,9 +54,9 @@ def select_examples(
     The random draws of a lesson depend only on (seed, iteration, stream of the lesson) and on its own examples. `embed`
     is passed to selectors that have `uses_embeddings`.
 
-    `rulings` {id of a question: what people's verdicts come to} replace the final votes on their questions, and
-    `weight` multiplies the weights of these questions' examples. A question whose right answer a person gave passes
-    every `min_vote_share` and `support`. Selectors that have `uses_rulings` also get the rulings themselves. `ties` and
+    `rulings` {id of a question: the ruling that follows from people's verdicts} replace the final votes on their questions, and
+    `weight` multiplies the weights of these questions' examples. A question whose right answer is known from them
+    passes every `min_vote_share` and `support`. Selectors that have `uses_rulings` also get the rulings themselves. `ties` and
     `voted` are as in `Protocol`.
     """
     rulings, sets = rulings or {}, {}

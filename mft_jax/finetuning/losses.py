@@ -137,5 +137,5 @@ def _mean(loss: AnyArray, weight: AnyArray) -> Float[Array, ""]:
 
 
 def _log_ratio(difference: AnyArray, used: AnyArray) -> Array:
-    """A difference of log-probabilities, 0 for padding, within the range in which its exponential is moderate."""
+    """A difference of log-probabilities, clipped to -20..20 so that its exponential is finite; 0 for padding."""
     return jnp.clip(jnp.where(used, difference, 0.0), -20, 20)

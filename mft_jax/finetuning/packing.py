@@ -27,7 +27,8 @@ class AdapterPlan:
 
     lesson: Lesson
     parts: tuple[Part, ...]
-    left_out: int  # number of examples left out: longer than a row, or without targets
+    # Number of examples left out, or of parts if these are encoded apart: longer than a row, or without targets.
+    left_out: int
     rows: tuple[tuple[int, ...], ...]  # indices of the parts in each row, for all epochs in order
     steps: int  # optimizer steps; 0: no examples, the adapter is not changed
 

@@ -17,7 +17,7 @@ NO_RULINGS: Mapping[str, Ruling] = {}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConsensusPairs(EachDebate):
-    """Pairs of whole dialogues on one question: the last answer of one agrees with the final vote, that of the other not.
+    """Pairs of whole dialogues on one question: the last answer of one agrees with the final vote, the other's does not.
 
     The preference data of MACA (arXiv 2509.15172). A question on which all agents agree gives no pair.
     """
@@ -52,8 +52,8 @@ class ConsensusPairs(EachDebate):
 class Desirable:
     """Every whole dialogue of an agent: desirable if its last answer agrees with the final vote, otherwise undesirable.
 
-    The data of KTO. Both sides have the same total weight. The counterpart of a dialogue is the next one, as an answer
-    to its own question.
+    The data of KTO. Both sides have the same total weight. The counterpart of a dialogue is its first message, followed by
+    the rest of the next dialogue on another question.
     """
 
     agent: int | None = None
@@ -140,7 +140,10 @@ Judged = tuple[str, tuple[Message, ...], bool]  # (id of the question, a dialogu
 
 
 def _split(transcript: Transcript, equivalent: Equivalent, final_turn_only: bool) -> tuple[list[int], list[int]]:
-    """The agents with a complete dialogue whose last answer agrees with the final vote, and the others. No vote: none."""
+    """(agents whose last answer agrees with the final vote, agents whose does not), of those with complete dialogues.
+
+    Both are empty without a vote.
+    """
     sides: tuple[list[int], list[int]] = [], []
     for agent, own in enumerate(transcript.agents):
         if transcript.vote is not None and is_complete(own, final_turn_only):

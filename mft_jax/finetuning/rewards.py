@@ -19,7 +19,8 @@ Embed = Callable[[Sequence[Sequence[Message]]], Float[np.ndarray, "n D"]]
 class Rewarded(EachDebate):
     """The answers of an agent, with a reward of 1 if they agree with the final vote of the question and 0 if not.
 
-    The advantage of an answer is its reward minus the mean of those of all agents, over their standard deviation (GRPO).
+    The advantage of an answer is its reward minus the mean reward of all agents, over the standard deviation of the rewards
+    (GRPO).
     Questions with equal rewards are left out, because all their advantages are 0.
     """
 
@@ -44,8 +45,8 @@ class Rewarded(EachDebate):
 class Novel:
     """The first answers of all agents, with rewards that favour answers unlike the others (EVOL-RL, arXiv 2509.15194).
 
-    Answers that agree with the vote get 0.5 to 1, others -1 to -0.5, both by their novelty within their side, and texts
-    without an answer get -1. Advantages are those of `Rewarded`.
+    Answers that agree with the vote get 0.5 to 1, others -1 to -0.5: within each of these two sides, the more novel an
+    answer, the higher. Texts without an answer get -1. Advantages are computed as in `Rewarded`.
     """
 
     uses_embeddings: ClassVar[bool] = True

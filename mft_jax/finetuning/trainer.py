@@ -44,8 +44,8 @@ def train(
     copy the state if it keeps it, because the next step reuses its buffers. A run that is resumed from this state with
     `start=done` gives the same bytes.
 
-    After SIGINT or SIGTERM, the step in progress is finished and saved before the signal takes effect. During the first
-    step, which may have to be compiled for minutes, it takes effect at once: no step would be lost.
+    After SIGINT or SIGTERM, the step in progress is finished, and saved unless `save_every` is 0, before the signal takes
+    effect. During the first step, which may have to be compiled for minutes, it takes effect at once: no step would be lost.
 
     Raises NonFiniteLoss if the loss, the gradient or the updated state of an adapter is not finite. `on_save` gets only
     states after finite steps.

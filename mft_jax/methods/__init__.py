@@ -107,7 +107,8 @@ def _with_agents(config: ExperimentConfig, agents: int) -> ExperimentConfig:
 def _with_rules(method: Method, config: ExperimentConfig) -> Method:
     """The method with the rules that `config.debate` states for the debates of all methods.
 
-    What a method sets itself, like the answers that are shown in an ablation without summaries, stays.
+    `summarizer`, `ties`, `voted` and `temperature` are always those of the configuration. `shows` and `stops` are so too,
+    unless the method changes the defaults of `Protocol`, as an ablation without summaries does.
     """
     debate, learns = config.debate, bool(method.lessons)
 

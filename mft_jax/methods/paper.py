@@ -32,13 +32,13 @@ def multiagent_ft(config: ExperimentConfig) -> Method:
     """Multiagent finetuning (Algorithm 1 of the paper), with 2N adapters.
 
     Generator n answers for agent n in round 1, and learns from its own first answers that agree with the final vote.
-    Critic n answers in all later rounds, and learns from agent n's dialogues whose last answer agrees with the vote: the last
-    answer, which it gives after it has read the others, and only where more than half of the answers of all rounds agree with
-    the vote. Critics make the vote, so the others prove little when only the last answers agree.
+    Critic n answers in all later rounds, and learns from agent n's dialogues whose last answer agrees with the vote. By
+    default it learns only this last answer, and only where more than half of the answers of all rounds agree with the vote:
+    critics give the last answers, which decide the vote, so agreement among these alone is weak evidence.
 
     The paper's critics learn from all debates, from as many corrected dialogues as kept ones, and all answers, also wrong
-    ones that are corrected later. They lower the vote (docs/results.md). `critic_rule: share` with `critic_answers: all` and
-    `critic_support: 0` trains them.
+    ones that are corrected later. Such critics lower the accuracy of the vote (docs/results.md). `critic_rule: share` with
+    `critic_answers: all` and `critic_support: 0` trains them.
     """
     rules, tuning = config.debate, config.finetuning
     if tuning.critic_mix != FinetuningConfig.critic_mix and tuning.critic_rule not in ("share", "weighted"):

@@ -93,7 +93,7 @@ def dte(config: ExperimentConfig) -> Method:
 
 
 def distill(config: ExperimentConfig) -> Method:
-    """`multiagent_ft`, and one more model, "student", that learns in each iteration from the debates of the society so far.
+    """`multiagent_ft`, and one more model, "student", that in each iteration learns the answers of the society's debates.
 
     The student starts each iteration anew. It is evaluated instead of the society, with one answer.
     """

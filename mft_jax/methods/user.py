@@ -78,10 +78,14 @@ def _check(method: Method, name: str) -> None:
     """Raises UserError if the method cannot be run."""
     adapters = method.adapters
     if len(set(adapters)) < len(adapters):
-        raise UserError(f"The method {name} has two lessons for one adapter: {', '.join(adapters)}.")
+        raise UserError(
+            f"The method {name} has two lessons for one adapter: {', '.join(adapters)}; expected one for each."
+        )
     for adapter in adapters:
         if not isinstance(adapter, str) or not re.fullmatch(r"[A-Za-z0-9_][\w.-]*", adapter):
-            raise UserError(f"The method {name} has an adapter named {adapter!r}, expected letters, digits and _.")
+            raise UserError(
+                f"The method {name} has an adapter named {adapter!r}, expected letters, digits and any of _ . -."
+            )
     for rules in (method.protocol, method.evaluation):
         rows = rules.speakers
         if not rows or not rows[0] or len({len(row) for row in rows}) > 1:

@@ -44,7 +44,7 @@ def test_the_default_is_valid_and_comes_back_from_yaml():
         ("lora.alpha", 0, "above 0"),
         ("lora.alpha", -2.0, "above 0"),
         ("lora.alpha", 1e7, "at most 1,000,000"),
-        ("lora.targets", ["attention"], "among q_proj, k_proj"),
+        ("lora.targets", ["attention"], "one of q_proj, k_proj"),
         ("lora.targets", [], "at least one layer"),
         ("lora.targets", ["q_proj", "q_proj"], "every value once"),
         ("task.train_questions", -1, "at least 0"),

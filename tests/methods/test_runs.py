@@ -285,7 +285,9 @@ def test_baselines_whose_budget_is_not_known_are_refused():
         check_baselines(refused("debate", "majority@debate"))
     with pytest.raises(UserError, match=r"majority@debate needs the cost of debate: add `debate`"):
         check_baselines(refused("base", "majority@debate"))
-    with pytest.raises(UserError, match=r"needs iteration 2, but the method maca runs 1: increase `iterations`"):
+    with pytest.raises(
+        UserError, match=r"needs iteration 2, but the last one of the method maca is 1: increase `iterations`"
+    ):
         check_baselines(refused("base", "majority@iteration_2", method="maca"))
     with pytest.raises(UserError, match="Unknown method 'majorty'"):
         check_baselines(refused("majorty"))

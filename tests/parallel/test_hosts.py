@@ -157,7 +157,7 @@ def test_a_coordinator_that_cannot_be_reached(own, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--processes", "2"], "--coordinator, --process-id is missing: give --coordinator, --processes and"),
+        (["--processes", "2"], "--coordinator, --process-id are missing: give --coordinator, --processes and"),
         (["--coordinator", "here", "--processes", "2", "--process-id", "0"], "expected HOST:PORT, such as"),
         (["--coordinator", "here:1", "--processes", "2", "--process-id", "2"], "--process-id is 2, expected 0 to 1"),
         (["--hang-seconds", "0"], "--hang-seconds is 0, expected at least 1"),
