@@ -107,7 +107,7 @@ class Eval:
             if getattr(self, name) is not None
         }
         task = dataclasses.replace(task, **given)
-        if task.name == "jsonl" and task.eval_path is None:
+        if task.name == "jsonl" and task.eval_path is None and task.train_path is None:
             raise UserError("mft eval --task jsonl needs the questions: give --eval-path FILE.")
         return task
 

@@ -200,6 +200,8 @@ def _config_of(source: str | None, options: AskOptions, run: RunDirectory | None
         config = ExperimentConfig(method="debate", model=ModelSource(path=source))
         config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, max_new_tokens=512))
     given = lambda *names: {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if options.temperature is not None:  # it also replaces the run's temperature for evaluations
+        config = dataclasses.replace(config, debate=dataclasses.replace(config.debate, evaluation_temperature=None))
     return dataclasses.replace(
         config,
         debate=dataclasses.replace(config.debate, **given("agents", "rounds")),

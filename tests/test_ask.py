@@ -1,5 +1,6 @@
 """Asking a run or a model."""
 
+import copy
 import dataclasses
 import json
 
@@ -10,6 +11,8 @@ from mft_jax.ask import NAME, open_panel
 from mft_jax.base_model import CHECKPOINT
 from mft_jax.config import AskOptions, TaskConfig, from_dict, to_yaml
 from mft_jax.errors import UserError
+from mft_jax.methods import make_method
+from mft_jax.runs.directory import RunDirectory
 from mft_jax.steps import load_society
 from mft_jax.tasks import Question, answers, load_task
 from mft_jax.tasks.load import GENERATED, NAMES
@@ -64,6 +67,16 @@ def test_the_agents_of_a_run_debate_as_in_its_evaluation(finished, answering, pa
     assert found.cost.new_tokens == sum(turn.new_tokens for turn in turns)
     assert found.cost.prompt_tokens == sum(turn.prompt_tokens for turn in turns)
     assert found.cost.flops > 0
+
+
+def test_a_temperature_replaces_that_of_the_evaluations_of_the_run(finished):
+    run = copy.copy(RunDirectory(finished[0].path))
+    cold = dataclasses.replace(SMALL, debate=dataclasses.replace(SMALL.debate, evaluation_temperature=0.2))
+    run.config = lambda: cold
+    for given, expected in ((None, 0.2), (0.0, 0.0)):
+        config = ask._config_of(str(run.path), AskOptions(temperature=given), run)
+        own = make_method(config.method, config).evaluation.temperature
+        assert (config.sampling.temperature if own is None else own) == expected
 
 
 def test_another_iteration_method_and_seed(finished, answering, panel):

@@ -104,3 +104,10 @@ def test_mft_eval_asks_the_held_out_questions():
     same = Eval(run_dir="runs/x", task="arithmetic", eval_questions=4).evaluated_task(trained)
     assert load_task(same, 3).eval == held_out.eval[:4]
     assert not Eval(run_dir="runs/x", task="addition").evaluated_task(trained).validation
+
+
+def test_a_run_on_one_file_is_evaluated_on_the_rest_of_it():
+    trained = TaskConfig(name="jsonl", train_path="own.jsonl", train_questions=4)
+    assert Eval(run_dir="runs/x").evaluated_task(trained) == trained
+    with pytest.raises(UserError, match="mft eval --task jsonl needs the questions"):
+        Eval(run_dir="runs/x", task="jsonl").evaluated_task(TaskConfig())
