@@ -162,7 +162,7 @@ warn_of_bill() {
   fi
 }
 
-# Fails unless the TPU is there and ready. Ctrl-C no longer ends the script without a word on the cost.
+# Fails unless the TPU is there and ready. From then on, Ctrl-C too tells what the TPU costs before it ends the script.
 require_active() {
   trap 'warn_of_bill; exit 130' INT TERM
   read_state
@@ -175,7 +175,7 @@ require_active() {
   esac
 }
 
-# Calls tpu-vm ssh or scp for all workers. Fails with this sentence if one of them fails.
+# Calls tpu-vm ssh or scp for all workers. Fails with the sentence of its first argument if one of them fails.
 on_every_worker() {
   local sentence=$1 advice
   shift

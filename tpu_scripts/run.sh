@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Starts the run of tpu.env on every worker of the TPU, or continues it from the last copy in the bucket. The run goes on
-# when this computer is switched off. The worker copies it to BUCKET/RUN_NAME, with its log. If it is running already,
-# nothing is changed.
+# when this computer is switched off. The worker copies it to BUCKET/RUN_NAME, with its log. A run that is going on
+# already is not started a second time.
 #
 # Usage: ./run.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

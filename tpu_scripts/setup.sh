@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs this copy of mft_jax on every worker of the TPU, and checks that JAX finds the chips. It can be repeated, also
-# with changed code, but not while the run goes on. A Hugging Face token in the environment variable HF_TOKEN, which gated models need, is copied to the
-# workers too.
+# with changed code, but not while the run goes on. A Hugging Face token in the environment variable HF_TOKEN, which gated
+# models need, is copied to the workers too.
 #
 # Usage: ./setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -3,8 +3,9 @@
 # --detach, and SkyPilot without. The exit code is that of `mft run`.
 #
 # STORE (gs://BUCKET/RUN_NAME) has config.yaml, run/ (the run directory), compiled/ (the compiled programs), log.txt and
-# status. A new worker first fetches run/ and compiled/. A copy may be torn, because the run goes on and the machine may go at any moment: `mft run` finds files that are
-# missing or do not belong together by their checksums, and computes them again.
+# status. A new worker first fetches run/ and compiled/. The files of a copy may be of different moments, because the run
+# goes on meanwhile and the machine may be taken away: `mft run` finds files that are missing or do not belong together by
+# their checksums, and computes them again.
 set -euo pipefail
 
 # shellcheck source=/dev/null
@@ -17,7 +18,7 @@ COMPILED=$HOME/.cache/mft_jax/compiled
 unset XDG_CACHE_HOME JAX_COMPILATION_CACHE_DIR # so that the compiled programs are there
 mkdir -p "$WORK"
 if ((${SKYPILOT_NUM_NODES:-1} > 1)); then
-  echo "There are $SKYPILOT_NUM_NODES hosts, but a run uses the devices of one: choose a TPU with one host, such as tpu-v5litepod-8." >&2
+  echo "There are $SKYPILOT_NUM_NODES hosts, but this script runs on one: choose a TPU with one host, such as tpu-v5litepod-8, or see \"Several hosts\" in docs/tpu.md." >&2
   exit 1
 fi
 

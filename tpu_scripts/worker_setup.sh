@@ -19,6 +19,6 @@ devices = jax.devices()
 if devices[0].platform != "tpu":
     raise SystemExit(f"JAX finds no TPU here, only {devices}: is another process using it?")
 if jax.local_device_count() < len(devices):
-    raise SystemExit("This TPU has several hosts, but a run uses the devices of one: choose a smaller TPU.")
+    raise SystemExit("This TPU has several hosts, but this script is for one: choose a smaller TPU, or see 'Several hosts' in docs/tpu.md.")
 print(f"{len(devices)} x {devices[0].device_kind}")
 EOF

@@ -42,7 +42,7 @@ def run_bench(
     show: Callable[[Measurement], None] = lambda found: None,
     session: Session | None = None,
 ) -> Report:
-    """Measures everything and returns the report. Trains nothing that is kept, and writes nothing.
+    """Measures everything and returns the report. Keeps nothing that it trains, and writes nothing.
 
     Times are medians of `repeats` runs after a warm-up that compiles. `say` is called with the name of what is measured,
     `show` with each measurement as soon as it is made.

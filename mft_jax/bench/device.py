@@ -18,7 +18,7 @@ _BYTES = {"cpu": 1 << 28, "other": 1 << 31}  # larger than the caches
 
 
 def measure_limits(mesh: Mesh, dtype: str) -> Limits:
-    """Measures one device of the mesh and multiplies by their number. On CPUs all devices share the same cores.
+    """Measures one device of the mesh and multiplies by their number, but not on CPUs, where devices share the cores.
 
     The matmul is in the compute dtype. The bandwidth is that of adding a number to a large array: one read and one
     write of each byte.
@@ -58,7 +58,7 @@ def peak_of_run(config: ExperimentConfig) -> float | None:
 
 
 def _one_device(mesh: Mesh) -> tuple[jax.Device, str, int]:
-    """(the device to measure, its kind in the tables above, the number of devices that are as fast)."""
+    """(the device to measure, its kind in the tables above, by how much its speed is multiplied)."""
     device = mesh.devices.flat[0]
     kind = "cpu" if device.platform == "cpu" else "other"
     return device, kind, 1 if kind == "cpu" else mesh.size

@@ -26,7 +26,7 @@ SCORED_ROWS = 8  # texts of each speaker in one batch of the score program
 
 
 def measure_debate(setup: Setup, society: Society, repeats: int) -> tuple[dict[str, float], list[Transcript]]:
-    """Debates a chunk of training questions before finetuning. Returns its shares, each a median, and the transcripts."""
+    """Debates a chunk of training questions before finetuning. Returns its figures, each a median, and the transcripts."""
     questions = setup.task.train[: setup.config.sampling.chunk_questions] or setup.task.eval
     debate = setup.debate(society, "bench")
     transcripts, _ = debate.run(questions)  # the warm-up
@@ -40,7 +40,7 @@ def measure_debate(setup: Setup, society: Society, repeats: int) -> tuple[dict[s
 
 
 def debate_shares(usages: Sequence[Usage], seconds: float, devices: int) -> dict[str, float]:
-    """How much of a debate's time, slots and prefilled tokens were of use."""
+    """The speed of a debate, and how much of its time, slots and prefilled tokens was of use."""
     prompt, new = (sum(pair[part] for usage in usages for pair in usage.lengths) for part in (0, 1))
     busy = sum(usage.device_seconds for usage in usages) / devices
     return {
@@ -127,7 +127,7 @@ def _time_steps(
 
 
 def _dialogues(transcripts: Sequence[Transcript], agent: int) -> list[Example]:
-    """The dialogues of one agent. Methods have more adapters than agents, so the agents take turns."""
+    """The dialogues of one agent. A method can have more adapters than agents: the agents take turns."""
     return [
         Example(
             id=transcript.id, messages=list(transcript.agents[agent % len(transcript.agents)].messages), kind="kept"

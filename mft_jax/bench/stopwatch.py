@@ -13,7 +13,7 @@ from mft_jax.programs.program import Program
 class TimedProgram(Program):
     """A program that waits for its result and counts its calls and their seconds.
 
-    Only for shapes that the program has been compiled for: it would not add to the program's `compile_seconds`.
+    Only for shapes that the program has been compiled for: a compilation here is not added to its `compile_seconds`.
     """
 
     def __init__(self, program: Program):

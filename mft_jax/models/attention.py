@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 CHUNK = 128  # queries per chunk in `causal_attention`
 MOST_CHUNKS = 8  # longer rows have longer chunks instead, to limit the size of the compiled program
 _NEGATIVE = -1e30  # finite, so that a fully masked row (padding) gives an average of the values instead of NaN
-_FEW_QUERIES = 8  # up to this many queries per kv head, XLA's CPU matmul is slower than products of elements
+_FEW_QUERIES = 8  # up to this many queries per kv head, XLA's CPU matmul is slower than element-wise products
 
 
 def attend(
@@ -53,11 +53,12 @@ def causal_attention(
 ) -> Float[Array, "B T N H"]:
     """Each token attends to itself and to the earlier tokens of its own segment, never to another packed dialogue.
 
-    With `window`, it attends only to the last `window` of these tokens, itself included.
+    With `window`, it attends only to the last `window` of these tokens, itself included. `chunk` is the number of queries
+    per chunk (None: chosen by T).
 
     Each chunk of queries is multiplied only with the keys from the start of its window to the end of the chunk. This
-    skips almost half of the T x T scores, or more, and a chunk fits a CPU's cache. On CPUs a training step takes less
-    than half of the time that it takes with all scores.
+    skips almost half of the T x T scores, or more with a window, and a chunk fits a CPU's cache. On CPUs a training step
+    takes less than half of the time that it takes with all scores.
     """
     time = q.shape[1]
     chunk = chunk or max(CHUNK, -(-time // MOST_CHUNKS))
@@ -85,7 +86,7 @@ def transposed(
 
 
 def _query_key_products(q: Float[Array, "B K T H"], keys: Float[Array, "B K H S"]) -> Float[Array, "B K T S"]:
-    """The products q k in float32. For the few queries of a decode step on CPUs as a chain of sums, which is faster there."""
+    """The products q k in float32. On CPUs, a chain of sums computes those of a decode step, because it is faster there."""
     matmul = lambda q, keys: jnp.einsum("bkth,bkhs->bkts", q, keys, preferred_element_type=jnp.float32)
     if q.shape[2] > _FEW_QUERIES:
         return matmul(q, keys)
@@ -93,7 +94,7 @@ def _query_key_products(q: Float[Array, "B K T H"], keys: Float[Array, "B K H S"
 
 
 def _sum_over_dimensions(q: Float[Array, "B K T H"], keys: Float[Array, "B K H S"]) -> Float[Array, "B K T S"]:
-    """The products q k as H products of elements, added up one after the other.
+    """The products q k as H element-wise products, added up one after the other.
 
     XLA fuses them into one loop over the keys, which reads each key once, at the speed of the memory. A reduction over H
     takes up to twice as long. The barrier keeps the computation of q out of that loop.

@@ -1,6 +1,6 @@
 """How attention is computed on the devices of a mesh: by XLA on CPUs and GPUs, by Pallas kernels on TPUs.
 
-A backend is a static part of the decoder. Its two functions are those of one agent; they are mapped over agents.
+A backend is a static part of the decoder. Its functions take the arrays of one agent; `jax.vmap` maps them over agents.
 """
 
 import dataclasses

@@ -26,7 +26,7 @@ class Chat:
     thinking: bool = False  # whether reasoning models are asked to think before they answer
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a dialogue, opened for the assistant's next turn."""
+        """Token ids of a dialogue, ending with the generation prompt, which opens the assistant's next turn."""
         return self._encode(self._render(messages, opened=True))
 
     def text(self, ids: Sequence[int]) -> str:
@@ -38,9 +38,10 @@ class Chat:
 
         `learned` are the assistant's turns to learn, as indices among them (-1: the last); None: all.
 
-        It is one example where the template renders earlier turns as it did when they were sampled. Other templates
-        (those of reasoning models leave old thoughts out) give an example for each assistant turn, so that training
-        always sees the text that sampling saw. Raises UserError when a rendered turn does not begin with its own prompt.
+        The result is one example if the template renders earlier turns as it did when they were sampled. With other
+        templates (those of reasoning models leave old thoughts out) it is an example for each learned turn, so that
+        training always sees the text that sampling saw. Raises UserError when a rendered turn does not begin with its own
+        prompt, and for an index in `learned` that the dialogue does not have.
         """
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if learned is not None:
@@ -62,8 +63,8 @@ class Chat:
         found = self.examples(messages, learned)
         if len(found) > 1:
             raise UserError(
-                "The chat template renders an assistant turn differently once others follow: give a template that renders "
-                "earlier turns unchanged."
+                "The chat template renders an assistant turn differently once others follow: give one that renders earlier "
+                "turns unchanged, with --model.chat-template FILE."
             )
         return found[0]
 
@@ -78,7 +79,7 @@ class Chat:
         return opened, closed
 
     def _encode_with_mask(self, text: str, spans: Sequence[tuple[str, str]]) -> Encoded:
-        """Ids of `text`, and which of them lie between the ends of the two texts of a span."""
+        """Ids of `text`, and a mask of those in its spans. A span is two prefixes of `text`: it lies between their ends."""
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["offset_mapping"]).reshape(-1, 2)
         mask = np.zeros(len(ids), bool)
@@ -100,8 +101,8 @@ class Chat:
 def load_chat(directory: pathlib.Path, chat_template: str | None = None, thinking: bool = False) -> Chat:
     """Reads the tokenizer of a checkpoint directory; `chat_template` names a file that replaces its template.
 
-    Raises UserError without a tokenizer or a chat template, and for a template that cannot render a dialogue or leaves
-    the text of its messages out.
+    Raises UserError without a tokenizer or a chat template, for a template that cannot render a dialogue or leaves the
+    text of its messages out, and if no token ends a turn.
     """
     template.start()
     tokenizer = _load_tokenizer(directory)
@@ -142,7 +143,7 @@ def _read_template(path: str) -> str:
 
 def _render(tokenizer: Any, messages: Sequence[Message], opened: bool, thinking: bool = False) -> str:
     """The text of a dialogue. Templates use the variables that they know."""
-    # A date is given since a run must not change overnight.
+    # Templates that write the date always get the same one, so that the prompts of a run do not change overnight.
     variables = tokenizer.special_tokens_map | {"date_string": "26 Jul 2024", "enable_thinking": thinking}
     return template.render(tokenizer.get_chat_template(), messages, opened=opened, variables=variables)
 

@@ -55,6 +55,7 @@ class ModelConfig:
         return scaling.original_max_position if isinstance(scaling, LongScaling) else None
 
 
+_REMEDY = "download the checkpoint again, or give another"
 _ACTIVATIONS: dict[str, Literal["silu", "gelu_tanh"]] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
@@ -70,14 +71,19 @@ def read_model_config(directory: pathlib.Path) -> ModelConfig:
 
 
 def parse_model_config(raw: dict[str, Any], source: str = "config.json") -> ModelConfig:
-    """Checks every field of a Hugging Face configuration; a field this decoder would ignore is an error that names it."""
+    """The model's shape, from the fields of a Hugging Face config.json.
+
+    Raises UserError, which names `source` and the field, for a field that this decoder would ignore, and for a value that
+    is invalid or not implemented.
+    """
     check_fields(raw, source)
     hf, family = _normalise(raw, source), raw["model_type"]
     gemma, gemma3 = family in ("gemma2", "gemma3_text"), family == "gemma3_text"
     activation = hf.hidden_activation if gemma else hf.hidden_act
     if activation not in _ACTIVATIONS:
         raise UserError(
-            f"{source}: hidden_act {activation!r} is not implemented; expected one of {', '.join(_ACTIVATIONS)}."
+            f"{source}: hidden_act {activation!r} is not implemented, expected one of {', '.join(_ACTIVATIONS)}: give "
+            "another model."
         )
     head_dim = _head_dim(hf, source)
     ropes = hf.rope_parameters if gemma3 else {"full_attention": hf.rope_parameters}
@@ -121,7 +127,8 @@ def _normalise(raw: dict[str, Any], source: str) -> Any:
     try:
         return AutoConfig.for_model(**copy.deepcopy(raw))  # it changes what it is given
     except Exception as error:  # its checks raise many kinds, all of which mean: not a valid configuration
-        raise UserError(f"{source} is not a valid configuration ({' '.join(str(error).split())}).") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{source} is not a valid configuration ({reason}): {_REMEDY}.") from error
 
 
 def _head_dim(hf: Any, source: str) -> int:
@@ -130,11 +137,11 @@ def _head_dim(hf: Any, source: str) -> int:
     head_dim = getattr(hf, "head_dim", None)
     if head_dim is None and hf.hidden_size % heads:
         raise UserError(
-            f"{source}: hidden_size is {hf.hidden_size}, expected a multiple of the {heads} attention heads."
+            f"{source}: hidden_size is {hf.hidden_size}, expected a multiple of the {heads} attention heads: {_REMEDY}."
         )
     if heads % kv_heads:
         raise UserError(
-            f"{source}: num_attention_heads is {heads}, expected a multiple of num_key_value_heads, {kv_heads}."
+            f"{source}: num_attention_heads is {heads}, expected a multiple of num_key_value_heads, {kv_heads}: {_REMEDY}."
         )
     return head_dim or hf.hidden_size // heads
 
@@ -147,7 +154,11 @@ def _windows(hf: Any, source: str) -> tuple[int | None, ...]:
         kinds = ["sliding_attention" if window else "full_attention"] * hf.num_hidden_layers
     unknown = sorted(set(kinds) - {"sliding_attention", "full_attention"})
     if unknown:
-        raise UserError(f"{source}: the layer type {unknown[0]!r} is not implemented by this decoder.")
+        raise UserError(
+            f"{source}: the layer type {unknown[0]!r} is not implemented by this decoder: give another model."
+        )
     if len(kinds) != hf.num_hidden_layers:
-        raise UserError(f"{source}: layer_types has {len(kinds)} entries, expected {hf.num_hidden_layers}.")
+        raise UserError(
+            f"{source}: layer_types has {len(kinds)} entries, expected {hf.num_hidden_layers}, one for each layer: {_REMEDY}."
+        )
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)

@@ -6,7 +6,8 @@ from mft_jax.errors import UserError
 from mft_jax.models.json_files import shorten
 
 # Fields that do not change what this decoder computes: bookkeeping, dropout (off at inference and in LoRA finetuning
-# here), and token ids, which the tokenizer and generation_config.json decide.
+# here), and settings of generation. `check_fields` also ignores names that begin with _, and token ids, which the
+# tokenizer and generation_config.json decide.
 _NEUTRAL = {
     "architectures", "model_type", "transformers_version", "dtype", "torch_dtype", "use_cache", "attention_dropout",
     "embd_pdrop", "resid_pdrop", "hidden_dropout", "pretraining_tp", "return_dict", "output_attentions",
@@ -68,7 +69,8 @@ _ROPE_LAYERS = {"full_attention", "sliding_attention"}  # in rope_parameters: an
 def check_fields(raw: dict[str, Any], source: str) -> None:
     """Raises UserError that names a field which is missing, not implemented, or has a value that it may not have.
 
-    null, for the family's default, is a value of all fields but those in _NEVER_NULL.
+    A field may be null, which stands for the family's default, unless it is in _NEVER_NULL. A field that is not known is
+    accepted if it is null or false.
     """
     own = _FAMILIES.get(str(raw.get("model_type")))
     if own is None:
@@ -82,11 +84,12 @@ def check_fields(raw: dict[str, Any], source: str) -> None:
         unknown.append("rope_interleaved")
     if unknown:
         raise UserError(
-            f"{source}: field {unknown[0]!r} = {shorten(raw[unknown[0]])} is not implemented by this decoder."
+            f"{source}: field {unknown[0]!r} = {shorten(raw[unknown[0]])} is not implemented by this decoder: give "
+            "another model."
         )
     missing = [name for name in _REQUIRED if name not in raw]
     if missing:
-        raise UserError(f"{source}: field {missing[0]!r} is missing: this is not a complete model configuration.")
+        raise UserError(f"{source}: field {missing[0]!r} is missing: download the checkpoint again, or give another.")
     _check_values(raw, source)
 
 

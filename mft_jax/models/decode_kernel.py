@@ -20,22 +20,23 @@ _LANES = 128  # the running maximum and sum are stored once per lane, because a 
 
 
 def attend_and_write(
-    q: Float[Array, "R K G H"],
-    k: Float[Array, "R K 1 H"],
-    v: Float[Array, "R K 1 H"],
-    keys: Float[Array, "R K S H"],
-    values: Float[Array, "R K S H"],
-    position: Int[Array, " R"],
+    q: Float[Array, "B K G H"],
+    k: Float[Array, "B K 1 H"],
+    v: Float[Array, "B K 1 H"],
+    keys: Float[Array, "B K S H"],
+    values: Float[Array, "B K S H"],
+    position: Int[Array, " B"],
     *,
     window: int | None = None,
     softcap: float | None = None,
     interpret: bool = False,
-) -> tuple[Float[Array, "R K G H"], Float[Array, "R K S H"], Float[Array, "R K S H"]]:
+) -> tuple[Float[Array, "B K G H"], Float[Array, "B K S H"], Float[Array, "B K S H"]]:
     """Writes `k` and `v` into column `position` of each row's cache, and attends to the columns up to this one.
 
     G is the number of query heads per kv head. The queries are already scaled. With `window` only the last `window` columns
     are attended to; with `softcap` c the scores are c tanh(q k / c). Returns (output, keys, values). The cache is updated in
-    place if the caller donates it. `interpret` runs the kernel on any platform, slowly.
+    place if the caller donates it. `interpret` runs the kernel on any platform, slowly. Raises ValueError if S is not a
+    multiple of the columns of a tile: 8 in float32, 16 in bfloat16.
     """
     rows, kv_heads, groups, dim = q.shape
     columns, tile = keys.shape[2], 32 // keys.dtype.itemsize
@@ -67,7 +68,7 @@ def attend_and_write(
             scratch_shapes=[running, running, pltpu.VMEM((kv_heads, groups, dim), jnp.float32)],
         ),
         out_shape=[shape(q), hbm_shape(keys), hbm_shape(values)],
-        input_output_aliases={4: 1, 5: 2},  # keys and values, counted with the positions
+        input_output_aliases={4: 1, 5: 2},  # keys and values; input 0 is `position`
         cost_estimate=pl.CostEstimate(
             flops=4 * q.size * columns,
             transcendentals=rows * kv_heads * groups * columns,
@@ -100,7 +101,10 @@ def _kernel(
     window,
     softcap,
 ):
-    """One block of columns of one row. `top` and `total` are the softmax's maximum and sum so far, `sums` the products."""
+    """One block of columns of one row. `top` and `total` are the softmax's maximum and sum so far.
+
+    `sums` are the weighted sums of the values so far.
+    """
     at, index = position[pl.program_id(0)], pl.program_id(1)
     last = at // block
     first = 0 if window is None else jnp.maximum(at - window + 1, 0) // block
@@ -152,7 +156,10 @@ def _add_block(
     window: int | None,
     softcap: float | None,
 ) -> tuple[Array, Array, Array]:
-    """The softmax's maximum, sum and products after the columns from `start` on, given those before them."""
+    """Adds C columns, from `start` on, to the softmax. Returns its new maximum, its sum, and the weighted sum of the values.
+
+    `total` holds the sum once for each of the L lanes.
+    """
     columns = start + jax.lax.broadcasted_iota(jnp.int32, (q.shape[0], k.shape[0]), 1)
     seen = columns <= at if window is None else (columns <= at) & (columns > at - window)
     # Columns that are not filled can hold anything, also NaN, which a weight of zero would not remove.

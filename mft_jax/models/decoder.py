@@ -100,10 +100,10 @@ class Block(nnx.Module):
             return x + (y if self.mlp_out_norm is None else self.mlp_out_norm(y))
 
     def _whole(self, y: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """`y`, whole on each device of the model axis: before a layer that they split, and after one.
+        """`y`, replicated over the model axis. Used before and after linear layers that are split over this axis.
 
-        The terms of the output of such a layer, and of the gradient of its input, are spread over them. This is where they
-        are added up.
+        Each device of the axis computes one term of such a layer's output, and of the gradient of its input. The terms
+        are added up here.
         """
         return constrain(self.mesh, y, "batch", None, None)
 
@@ -134,10 +134,11 @@ class Block(nnx.Module):
 
 
 def _as_computed(*parts: Array) -> tuple[Array, ...]:
-    """The same arrays. On TPUs the layout of a decode step's queries, keys and values is that of the matmuls before.
+    """The same arrays, which on TPUs keep the layout that the matmuls before gave them.
 
-    XLA would otherwise give them the layout of what follows, which splits them into heads, and copy the weights of these
-    matmuls to a layout that suits it: 0.4 GB per chip for Llama-3-8B on four chips, for activations of less than 1 MB.
+    XLA would otherwise give the queries, keys and values of a decode step the layout of what follows, which splits them
+    into heads, and copy the weights of these matmuls to a layout that suits it: 0.4 GB per chip for Llama-3-8B on four
+    chips, for activations of less than 1 MB.
     """
     barrier = lambda *parts: jax.lax.optimization_barrier(parts)
     return jax.lax.platform_dependent(*parts, tpu=barrier, default=lambda *parts: parts)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from mft_jax.errors import UserError
 
-Encoder = Callable[[Sequence[str]], Float[np.ndarray, "N D"]]
+Encoder = Callable[[Sequence[str]], Float[np.ndarray, "texts D"]]
 
 
 def load_encoder(name: str) -> Encoder:
@@ -21,7 +21,7 @@ def load_encoder(name: str) -> Encoder:
     except ImportError as error:
         raise UserError(
             f"metrics.encoder is {name}, but sentence-transformers is not installed: pip install 'mft_jax[encoder]', or "
-            "leave metrics.encoder out, which takes the states of the base model."
+            "leave metrics.encoder out to use the hidden states of the base model."
         ) from error
     try:
         model = package.SentenceTransformer(name)

@@ -15,7 +15,7 @@ _FILES = ("*.json", "*.safetensors", "*.jinja", "*.model")  # as `checkpoint_dir
 
 
 def checkpoint_digest(directory: pathlib.Path) -> str:
-    """The SHA-256 of a checkpoint: of its weights, configuration, tokenizer and chat template, with their names.
+    """The SHA-256 of a checkpoint: of its weights, configuration, tokenizer and chat template, and of the files' names.
 
     Reads every byte of the weights. Raises UserError if a file cannot be read.
     """

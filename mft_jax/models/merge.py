@@ -1,8 +1,8 @@
 """Merges one agent's adapter into its base, as an ordinary Hugging Face checkpoint.
 
 Tensors are copied from the source's files to the new ones one at a time, byte for byte, but for those of adapted
-projections. So the largest tensor decides how much memory it takes, and of the architecture only the names of its
-projections matter.
+projections. So the largest tensor determines how much memory a merge needs, and of the architecture only the names
+of its projections matter.
 """
 
 import dataclasses
@@ -56,10 +56,10 @@ def merge_checkpoint(
 ) -> None:
     """Writes `source` with W + scale * B A in place of every adapted W, computed in float32, stored in W's own type.
 
-    `adapter` holds one agent's weights, {target: {"a": [L, in, R], "b": [L, R, out]}}. They are written into one file, or
-    several of at most `max_shard_size` (bytes, or "5GB") with an index. Raises UserError when the adapter does not fit
-    the source, when the sum is not finite in W's type, and when `directory` is not empty or cannot be written; an error
-    leaves nothing behind.
+    `adapter` holds one agent's weights, {target: {"a": [L, in, R], "b": [L, R, out]}}. The tensors are written into one
+    file, or several of at most `max_shard_size` (bytes, or "5GB") with an index. Raises UserError when the adapter does not
+    fit the source, when the sum is not finite in W's type, for a `max_shard_size` that is no size, and when `directory` is
+    not empty or cannot be written; an error leaves nothing behind.
     """
     source = pathlib.Path(source)
     tensors = _locate_tensors(source)
@@ -124,7 +124,7 @@ def _check_fits(name: str, stored: _Stored | None, expected: tuple[int, int], so
         raise UserError(f"{source} has no tensor {name}, which the adapter changes: it is an adapter of another base.")
     if stored.shape != expected:
         raise UserError(
-            f"{stored.file}: {name} has shape {stored.shape}, the adapter's change {expected}: it is an adapter of "
+            f"{stored.file}: {name} has shape {stored.shape}, but the adapter's update {expected}: it is an adapter of "
             "another base."
         )
     if stored.dtype not in FLOAT_TYPES:

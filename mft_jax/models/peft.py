@@ -100,7 +100,10 @@ def load_peft(directory: pathlib.Path, model: ModelConfig) -> tuple[LoraConfig, 
 
 
 def base_name(directory: pathlib.Path) -> str | None:
-    """The checkpoint directory or hub name that an adapter says it was trained on."""
+    """The checkpoint directory or hub name that an adapter says it was trained on; None if it does not say.
+
+    Raises UserError as `load_peft` does for its settings.
+    """
     return _read_settings(pathlib.Path(directory) / SETTINGS).get("base_model_name_or_path")
 
 

@@ -26,7 +26,7 @@ class Llama3Scaling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LongScaling:
-    """Each frequency is divided by its own factor: by one set up to `original_max_position` tokens, by another above."""
+    """Each frequency is divided by its own factor: one set of them for up to `original_max_position` tokens, one for more."""
 
     short_factors: tuple[float, ...]  # one for each pair of rotated dimensions
     long_factors: tuple[float, ...]
@@ -53,6 +53,7 @@ _SETTINGS = {  # rope type -> its settings
     "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
 }
 _OPTIONS = {"longrope": ("factor", "attention_factor")}
+_AGAIN = "download the checkpoint again"
 
 
 def parse_rope(
@@ -66,16 +67,19 @@ def parse_rope(
     settings = {name: value for name, value in (parameters or {}).items() if value is not None}
     kind, theta = settings.pop("rope_type", None), settings.pop("rope_theta", None)
     if kind is None or theta is None:
-        raise UserError(f"{source}: the rope settings lack rope_type or rope_theta: download the checkpoint again.")
+        raise UserError(f"{source}: the rope settings lack rope_type or rope_theta: {_AGAIN}.")
     settings.pop("type", None)  # the old name of rope_type
     if kind not in _SETTINGS:
         implemented = ", ".join(map(repr, _SETTINGS))
-        raise UserError(f"{source}: rope type {kind!r} is not implemented; implemented: {implemented}.")
+        raise UserError(
+            f"{source}: rope type {kind!r} is not implemented, expected one of {implemented}: give another model."
+        )
     share = settings.pop("partial_rotary_factor", 1.0) if partial else 1.0
     dims = int(head_dim * share)
     if dims < 2 or dims % 2 or dims > head_dim:
         raise UserError(
-            f"{source}: {dims} of the {head_dim} dimensions of a head are rotated, expected an even number of at least 2."
+            f"{source}: {dims} of the {head_dim} dimensions of a head are rotated, expected an even number "
+            f"from 2 to {head_dim}: {_AGAIN}."
         )
     _check_names(kind, settings, source)
     return Rope(theta=float(theta), dims=dims, scaling=_parse_scaling(kind, settings, dims, max_positions, source))
@@ -84,13 +88,14 @@ def parse_rope(
 def _check_names(kind: str, settings: dict[str, Any], source: str) -> None:
     missing = sorted(set(_SETTINGS[kind]) - set(settings))
     if missing:
-        raise UserError(f"{source}: the {kind} rope settings lack {missing[0]!r}.")
+        raise UserError(f"{source}: the {kind} rope settings lack {missing[0]!r}: {_AGAIN}.")
     extra = sorted(set(settings) - set(_SETTINGS[kind]) - set(_OPTIONS.get(kind, ())))
     if kind == "default" and "original_max_position_embeddings" in extra:
         extra.remove("original_max_position_embeddings")  # Phi-3 4k states it without using it
     if extra:
         raise UserError(
-            f"{source}: the rope setting {extra[0]!r} = {settings[extra[0]]!r} is not implemented for {kind!r}."
+            f"{source}: the rope setting {extra[0]!r} = {settings[extra[0]]!r} is not implemented for {kind!r}: give "
+            "another model."
         )
 
 
@@ -107,7 +112,9 @@ def _parse_scaling(kind: str, settings: dict[str, Any], dims: int, max_positions
 def _parse_llama3(settings: dict[str, Any], source: str) -> Llama3Scaling:
     low, high = settings["low_freq_factor"], settings["high_freq_factor"]
     if not low < high:
-        raise UserError(f"{source}: low_freq_factor is {low}, expected less than the high_freq_factor of {high}.")
+        raise UserError(
+            f"{source}: low_freq_factor is {low}, expected less than the high_freq_factor of {high}: {_AGAIN}."
+        )
     return Llama3Scaling(
         factor=settings["factor"],
         low_freq_factor=low,
@@ -120,7 +127,7 @@ def _parse_longrope(settings: dict[str, Any], dims: int, max_positions: int, sou
     for name in ("short_factor", "long_factor"):
         if len(settings[name]) != dims // 2:
             raise UserError(
-                f"{source}: the rope setting {name!r} has {len(settings[name])} numbers, expected {dims // 2}."
+                f"{source}: the rope setting {name!r} has {len(settings[name])} numbers, expected {dims // 2}: {_AGAIN}."
             )
     original = settings["original_max_position_embeddings"]
     factor = settings.get("factor") or max_positions / original

@@ -41,8 +41,10 @@ def _scale_llama3(frequencies: np.ndarray, scaling: Llama3Scaling) -> np.ndarray
 
 def rotation(
     rope: Rope, positions: Int[Array, "B T"], long: Bool[Array, "..."] | None = None
-) -> tuple[Float[Array, "B T 1 R"], Float[Array, "B T 1 R"]]:
+) -> tuple[Float[Array, "B T 1 dims"], Float[Array, "B T 1 dims"]]:
     """Cosine and sine of every position, in float32 whatever the compute dtype: bf16 angles are wrong past 256.
+
+    With longrope both are multiplied by its attention factor.
 
     `long`, [] or [B, T], says which tokens belong to sequences longer than longrope's original context.
     """
@@ -56,9 +58,9 @@ def rotation(
 
 
 def rotate(
-    x: Float[Array, "B T N H"], cos: Float[Array, "B T 1 R"], sin: Float[Array, "B T 1 R"]
+    x: Float[Array, "B T N H"], cos: Float[Array, "B T 1 dims"], sin: Float[Array, "B T 1 dims"]
 ) -> Float[Array, "B T N H"]:
-    """Rotates each pair (i, i + R/2) of the first R dimensions by its position's angle; the others stay as they are."""
+    """Rotates each pair (i, i + dims/2) of the first `dims` dimensions by its position's angle; the others stay as they are."""
     dims = cos.shape[-1]
     rotating, rest = x[..., :dims], x[..., dims:]
     left, right = jnp.split(rotating, 2, axis=-1)

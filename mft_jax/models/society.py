@@ -55,8 +55,8 @@ class Society:
     def stack(self, names: Sequence[str], dtype: str | None = None) -> Adapter:
         """Stacks the named adapters in the given order; names may repeat. Caches the stack.
 
-        With `dtype` the weights are cast to it: that of the activations, for sampling. Every step of decoding reads all
-        of them. Raises KeyError for unknown names.
+        With `dtype` the weights are cast to it. Sampling gives the dtype of the activations, because every decoding step
+        reads all weights. Raises KeyError for unknown names.
         """
         chosen = (*names, dtype)
         if chosen not in self._stacks:
@@ -70,7 +70,10 @@ class Society:
         return self._stacks[chosen]
 
     def with_adapters_of(self, other: "Society", names: Sequence[str]) -> "Society":
-        """This society with the adapters `names` from `other`, which has the same names. Copies unless it changes nothing."""
+        """This society with the adapters `names` from `other`, which has the same names.
+
+        It is `self` if it takes no adapter from `other`, and `other` if it takes all; else a copy.
+        """
         chosen = np.array([name in names for name in self.names])
         if not chosen.any() or chosen.all():
             return other if chosen.any() else self

@@ -22,10 +22,10 @@ start = _WORKER.start  # without waiting: its imports take most of a second
 
 
 def render(template: str, messages: Sequence[Message], *, opened: bool, variables: Mapping[str, Any]) -> str:
-    """The text of a dialogue, as transformers renders it; `opened` for the assistant's next turn.
+    """The text of a dialogue, as transformers renders it; with `opened` it ends with the generation prompt.
 
     A template that asks for today's date always gets the same one. Raises UserError when the template fails, when it
-    needs more than CPU_SECONDS or 1 GB of memory, and when it makes more than LONGEST characters.
+    needs more than CPU_SECONDS, WALL_SECONDS or 1 GB of memory, and when it makes more than LONGEST characters.
     """
     request = {
         "template": template,

@@ -1,6 +1,7 @@
 """The process that renders chat templates (see template.py): run as a script, never imported by the package.
 
-Its requests are JSON objects, its answers {"text": ...} or {"error": ...}. A rendering that uses up its CPU time ends it.
+Its requests are JSON objects, its answers {"text": ...} or {"error": ...}. A rendering that uses up its CPU time ends the
+process.
 """
 
 import contextlib
@@ -40,7 +41,7 @@ def render(template, messages, opened, variables, longest):
 
 
 def limit_memory():
-    """To what is in use now, and MEMORY more: libraries may have reserved much that they never use."""
+    """Limits the address space to its present size, much of which libraries may have reserved without use, plus MEMORY."""
     with contextlib.suppress(ValueError, OSError):  # systems without /proc have no limit
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + MEMORY

@@ -47,7 +47,7 @@ def find_tensors(directory: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def _check_inside(shard: object, index: pathlib.Path) -> str:
-    """A file name of the index, which must lie in its directory: no download may make other files be read."""
+    """The file name `shard`. Raises UserError if it leaves the index's directory: no download may make other files be read."""
     if not isinstance(shard, str):
         raise not_of_kind(index, "a shard index", f"it names the file {shorten(shard)}, expected text", _AGAIN)
     place = pathlib.PurePosixPath(shard)
@@ -69,7 +69,7 @@ def read_headers(path: pathlib.Path) -> dict[str, TensorHeader]:
 def read_tensor(path: pathlib.Path, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
     """One tensor, or the part of it at `index`.
 
-    The file is opened for each, so that its pages do not stay mapped, and count as memory, until the end.
+    The file is opened anew for each tensor: pages of an open file stay mapped, and count as memory, until it is closed.
     """
     try:
         with safe_open(path, framework="numpy") as file:

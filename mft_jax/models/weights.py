@@ -29,7 +29,10 @@ _FOUR_NORMS = {
 
 
 def checkpoint_directory(path: str) -> pathlib.Path:
-    """`path` itself when it is a directory, else the local copy of the hub's model of that name, downloaded when needed."""
+    """`path` itself when it is a directory, else the local copy of the hub's model of that name, downloaded when needed.
+
+    Raises UserError when there is neither.
+    """
     directory = pathlib.Path(os.path.expanduser(path))  # Path.expanduser raises where a user's home is not known
     if os.path.isdir(directory):  # as Path.is_dir does for a name that is too long
         return directory
@@ -119,7 +122,7 @@ def load_base(
 
 
 def save_base(base: nnx.State, directory: pathlib.Path, config: ModelConfig) -> None:
-    """Writes model.safetensors with Hugging Face's names, as transformers loads them."""
+    """Writes model.safetensors into `directory`, with Hugging Face's tensor names, so that transformers can load it."""
     tensors = {}
     for keys, leaf in jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(base))[0]:
         name, is_transposed = hugging_face_name(tuple(key.key for key in keys), config)
@@ -140,6 +143,7 @@ def _check_headers(
 
     The files' headers tell, so that a checkpoint that does not fit is refused before its weights are read.
     """
+    remedy = "download the checkpoint again, or give another"
     headers = {path: read_headers(path) for path in sorted(set(files.values()))}
     used = set()
     for path, shape in wanted:
@@ -147,11 +151,14 @@ def _check_headers(
         header = headers[files[name]].get(name) if name in files else None
         if header is None:
             raise UserError(
-                f"{directory}: the tensor {name} is missing: the checkpoint is incomplete or of another architecture."
+                f"{directory}: the tensor {name} is missing, so the checkpoint is incomplete or of another "
+                f"architecture: {remedy}."
             )
         expected = shape[::-1] if is_transposed else shape
         if header.shape != expected:
-            raise UserError(f"{files[name]}: {name} has shape {header.shape}, but config.json asks for {expected}.")
+            raise UserError(
+                f"{files[name]}: {name} has shape {header.shape}, but config.json asks for {expected}: {remedy}."
+            )
         if header.dtype not in FLOAT_TYPES:
             raise UserError(
                 f"{files[name]}: {name} is stored as {header.dtype}, expected one of {', '.join(FLOAT_TYPES)}: give a "
@@ -165,5 +172,6 @@ def _check_headers(
     ]
     if unused:
         raise UserError(
-            f"{files[unused[0]]}: the tensor {unused[0]} has no place in this decoder: the architecture differs from config.json."
+            f"{files[unused[0]]}: the tensor {unused[0]} has no place in this decoder, so its architecture is not that of "
+            f"config.json: {remedy}."
         )

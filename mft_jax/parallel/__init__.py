@@ -1,1 +1,1 @@
-"""The device mesh, the sharding rules, and the settings of the host memory allocator."""
+"""The device mesh, the sharding rules, runs on several hosts, the compilation cache, and the memory of the host."""

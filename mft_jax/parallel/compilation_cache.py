@@ -15,7 +15,7 @@ def keep_compiled_programs() -> pathlib.Path | str | None:
     """Enables JAX's persistent compilation cache through environment variables, and returns its directory.
 
     Call it before JAX is imported. A cache that the user has set with JAX_COMPILATION_CACHE_DIR is used as it is. Our own
-    directory is bounded. Returns None if it cannot be created; then every start compiles.
+    directory holds at most MAX_BYTES. Returns None if it cannot be created; then every start compiles.
     """
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(MIN_SECONDS))
     if chosen := os.environ.get("JAX_COMPILATION_CACHE_DIR"):

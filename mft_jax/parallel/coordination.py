@@ -37,21 +37,24 @@ class Group:
         return self._read(f"{self._next(name)}/value", name)
 
     def exchange(self, name: str, value: bytes) -> list[bytes]:
-        """Takes a step in which every host tells all others a value. Returns the values in the order of the hosts."""
+        """Takes a step in which every host tells all others a value. Returns the values in the order of the hosts.
+
+        Raises RuntimeError if a host is doing something else.
+        """
         step = self._next(name)
         self.client.key_value_set_bytes(f"{step}/{self.index}", name.encode() + b"\0" + value)
         return [self._read(f"{step}/{host}", name) for host in range(self.size)]
 
     def meet(self, name: str) -> None:
-        """Takes a step in which all hosts wait for each other. The watchdog ends it if one does not come."""
+        """Takes a step in which all hosts wait for each other. The watchdog ends this process if one does not come."""
         self.client.wait_at_barrier(self._next(name), 1000 * (self.config.hang_seconds + self.config.lost_seconds))
 
     def signal_of_any(self) -> int | None:
-        """The signal that has arrived at any host, as far as this one knows."""
+        """A signal that has arrived at any host, as far as this one knows; None if there is none."""
         return self.watchdog.signal_of_any()
 
     def fail(self, reason: str) -> None:
-        """Tells the others that this host ends, unless they all end with it."""
+        """Ends the watchdog, and tells the others that this host ends, and why."""
         self.watchdog.fail(reason)
 
     def leave(self) -> None:
@@ -65,7 +68,7 @@ class Group:
         return f"mft/step/{self._step}"
 
     def _read(self, key: str, name: str) -> bytes:
-        """The value of a key, as soon as there is one. The watchdog ends the wait if the other host is gone."""
+        """The value of a key, as soon as there is one. The watchdog ends this process if the other host is gone."""
         data = None
         while data is None:
             try:
@@ -76,7 +79,8 @@ class Group:
         other, _, value = data.partition(b"\0")
         if other.decode() != name:
             raise RuntimeError(
-                f"The hosts have taken different ways: host {self.index} is at {name!r}, another one at {other.decode()!r}."
+                f"The hosts have taken different steps: host {self.index} is at {name!r}, another one at {other.decode()!r}. "
+                "Start all hosts with the same command and the same version of mft_jax."
             )
         return value
 

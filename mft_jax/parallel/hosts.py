@@ -2,8 +2,9 @@
 
 A compiled program on a mesh that spans hosts starts only when all of them call it, so all hosts go through the same
 stages in the same order. Whatever depends on anything else - the disk, the grading of answers, a signal - is decided on
-host 0, and `decide` returns the same value on every host. Only host 0 writes the run directory. No other module asks
-which host it runs on. In a process that works alone, these functions only call what they are given.
+host 0, and `decide` returns the same value on every host. Only host 0 writes the run directory. Other modules ask which
+host they run on only for the output to the terminal and to trackers. In a process that works alone, these functions only
+call what they are given.
 
 Decisions go through the key-value store of JAX's coordination service, not over the devices: they neither wait for what
 the devices are computing nor need a compiled program for each length.
@@ -83,7 +84,7 @@ def is_first() -> bool:
 def decide(make: Callable[[], T]) -> T:
     """`make()` of host 0, on every host. Where it raises an exception, every host raises it.
 
-    All hosts must call this in the same order. The value is pickled. Host 0 may call it within `make`.
+    All hosts must call this in the same order. The value is pickled. On host 0, `make` may itself call `decide`.
     """
     group = _group
     if group is None or group.is_alone:
@@ -128,7 +129,7 @@ def first_only(function: Callable[P, None]) -> Callable[P, None]:
 
 
 def everywhere(make: Callable[[], T]) -> T:
-    """`make()` of each host, on that host. If it fails on one, every host raises the exception of the first of these.
+    """`make()` of each host, on that host. If it fails on some of them, every host raises the exception of the first of these.
 
     A UserError then names the host. `make` must not need the other hosts.
     """
@@ -177,7 +178,11 @@ def stop_if_asked() -> None:
 
 @contextlib.contextmanager
 def deferred() -> Generator[list[int]]:
-    """`signals.deferred`, for a block that all hosts run. A signal counts on all hosts, if it arrived before the block."""
+    """`signals.deferred`, for a block that all hosts run.
+
+    On several hosts, the list has only a signal that had arrived at one of them before the block, and its exception is
+    raised at the end of the block. So all hosts go through the block in the same way.
+    """
     with signals.deferred() as arrived:
         asked = _asked()
         yield [asked] if asked else arrived if _group is None else []

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from mft_jax.config import HostsConfig
 
 _PERIOD = 1.0  # seconds
-# Seconds for a host whose neighbour has failed to end by itself, with its own message, because it raises the same error.
+# Seconds that a host has to end by itself after another one has failed: often it raises the same error, with its message.
 _GRACE = 5.0
 
 
@@ -33,9 +33,9 @@ class Watchdog(threading.Thread):
         self._done = threading.Event()
         now = time.monotonic()
         self._seen = dict.fromkeys(range(size), (now, ""))  # when the state of a host last changed, and the state
-        self._progress = (now, -1)  # when the last of the hosts last took a step, and which
+        self._progress = (now, -1)  # when the slowest host last took a step, and which
         self._failure: tuple[float, str] | None = None  # when another host was seen to have failed, and why
-        self._forgotten = 0  # all earlier steps have been deleted
+        self._forgotten = 0  # the steps up to this one have been deleted
 
     def note(self, step: int, name: str) -> None:
         """Records that this host is at a step."""

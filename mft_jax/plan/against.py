@@ -17,7 +17,7 @@ from mft_jax.runs.survey import list_stages
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A finished stage of a run: the estimate, and what it was."""
+    """A finished stage of a run. Each pair is (estimated, real)."""
 
     stage: str
     tokens: tuple[float, int]  # sampled, or in finetuning trained on

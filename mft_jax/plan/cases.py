@@ -18,12 +18,12 @@ from mft_jax.programs.slots import bucket
 from mft_jax.session import dtypes
 
 WEIGHTS, ADAPTERS, OPTIMIZER, CACHE = "weights", "adapters", "optimizer", "cache"
-DRAWS = 2.5  # of the choice of a token: two or three are typical (mft_jax/programs/choose.py)
+DRAWS = 2.5  # until the choice of a token is accepted: two or three are typical (mft_jax/programs/choose.py)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """The sizes of the programs that the configuration leaves open."""
+    """The sizes of the programs, which follow from the configuration, the mesh and the lengths of texts."""
 
     lanes: int  # A of prefill and decode
     rows: int  # B
@@ -40,12 +40,12 @@ class Cases:
     config: ExperimentConfig  # its lora.targets are resolved
     method: Method
     mesh: Mesh
-    stored: jnp.dtype  # dtype of the weights, on a CPU that of the checkpoint
+    stored: jnp.dtype  # dtype of the checkpoint, which the weights keep where `dtypes` gives None
     sizes: Sizes
 
     @property
     def adapted(self) -> bool:
-        """Whether any text is sampled with adapters. Those sampled without cost a little less than is planned for them."""
+        """Whether any text is sampled with adapters. If so, all are planned with them, and those without cost a little less."""
         return bool(self.method.lessons)
 
     def decode(self, model: ModelConfig) -> Case:

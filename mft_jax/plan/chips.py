@@ -9,10 +9,10 @@ AS_OF = "2026-11"  # when the prices were last looked up
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One chip. FLOPs, memory and bandwidths are those of Google's documentation of each version (cloud.google.com/tpu/docs).
+    """One chip. FLOPs and bandwidths are those of Google's documentation of each version (cloud.google.com/tpu/docs).
 
     The memory is what the compiler leaves to a program. The bandwidth of links is that to both neighbours along one axis
-    of the chips. The clock follows from the peak: cycles of the matrix units that reach it.
+    of the chips. `cycles` is the clock rate at which the matrix units reach the peak FLOPs.
     """
 
     name: str
@@ -20,7 +20,7 @@ class Chip:
     memory: int  # bytes
     on_demand: float  # dollars for a chip and hour
     slices: dict[int, str]  # chips -> the arrangement as the compiler names it
-    name_counts: int = 1  # what the number in the name of a slice counts, for each chip: 1 chips, 2 cores
+    name_counts: int = 1  # what a chip adds to the number in the name of a slice: 1 if it counts chips, 2 if cores
 
     @property
     def spot(self) -> float:

@@ -37,7 +37,7 @@ class DoesNotFit(UserError):
     def __init__(self, needed: float, available: float, program: str = "a program"):
         super().__init__(
             f"The compiler refuses {program}: it needs {needed / 1e9:.1f} GB of the memory of a device, "
-            f"{(needed - available) / 1e9:.1f} GB more than it has. Use fewer rows (sampling.rows, finetuning.batch_rows), "
+            f"{(needed - available) / 1e9:.1f} GB more than there are. Use fewer rows (sampling.rows, finetuning.batch_rows), "
             "finetuning.remat, a smaller finetuning.agents_at_once, or more devices; --fit searches for what fits."
         )
         self.needed, self.available = needed, available
@@ -68,7 +68,7 @@ def _compile(lowered: jax.stages.Lowered) -> dict:
         if sizes is None:
             raise
         return {"needed": sizes[0], "available": sizes[1]}
-    # On a machine that is busy with other work, the processor's time tells more than the clock.
+    # On a machine that is busy with other work, the CPU time of the process is closer than the clock.
     seconds = min(time.perf_counter() - started, time.process_time() - worked)
     stats, text = compiled.memory_analysis(), compiled.as_text()
     if stats is None or text is None:

@@ -121,14 +121,14 @@ class _Counter:
         if own.opcode == "conditional":
             branches = named("branch_computations", "true_computation", "false_computation")
             return max((self.computation(branch, depth) for branch in branches), key=lambda counts: counts.seconds)
-        if own.opcode == "call" or (own.opcode == "async-start" and not _is_fused(own)):
+        if own.opcode == "call" or (own.opcode == "async-start" and _names_computation(own)):
             return functools.reduce(
                 Counts.__add__, (self.computation(part, depth) for part in named("to_apply", "calls")), Counts()
             )
         return self._one(own, inside)
 
     def _one(self, own: Instruction, inside: Computation) -> Counts:
-        """The work of an instruction that calls no other, or of a fusion."""
+        """The work of an instruction that calls no computation, or of a fusion."""
         kind = next((name for name in COLLECTIVES if own.opcode in (name, f"{name}-start")), None)
         beside = own.opcode.endswith("-start")  # runs beside the instructions that follow
         read, written = self._bytes(own, inside)
@@ -196,7 +196,7 @@ class _Counter:
 
     def _used(self, inside: Computation, own: Instruction) -> float:
         """How many bytes of `own`, an array in main memory, the instructions of a fusion read. An upper bound."""
-        used = float(own.types[0].bytes) if own is inside.root else 0.0  # goes on outside
+        used = float(own.types[0].bytes) if own is inside.root else 0.0  # the fusion returns it
         for user in inside.users[own.name]:
             size = own.types[0].element_bytes
             if user.opcode in _SLICES and user.operands[0] == own.name:
@@ -237,5 +237,5 @@ def _slice_size(update: Instruction, new: Instruction) -> int:
     return math.ceil(new.types[0].elements * update.types[0].element_bytes)
 
 
-def _is_fused(own: Instruction) -> bool:
-    return own.attribute(r"calls=%([\w.\-]+)") is None
+def _names_computation(own: Instruction) -> bool:
+    return own.attribute(r"calls=%([\w.\-]+)") is not None

@@ -43,7 +43,7 @@ class Clock:
         return StageEstimate(stage.name, stage.prompt_tokens, stage.new_tokens, 0, seconds)
 
     def decode_seconds(self, columns: int) -> float:
-        """The time of one token of every row. The part of the cache grows with its columns, the rest does not."""
+        """The time of one token of every row. The cache's share of it grows with the columns, the rest does not."""
         memory = self.decode.memory
         cache = memory.get(CACHE, 0)
         share = cache / (cache + memory.get(WEIGHTS, 0) + memory.get(ADAPTERS, 0))

@@ -46,7 +46,10 @@ class Figures:
 
 
 def measure(case: Case, speeds: Speeds, topology: str) -> Figures:
-    """Compiles a program, or finds it among those compiled before, and reads its figures. Raises DoesNotFit."""
+    """Compiles a program, or finds it among those compiled before, and reads its figures.
+
+    Raises DoesNotFit if the compiler refuses it for its memory.
+    """
     return read_figures(case, speeds, compile_program(case.program.lower(*case.arguments), topology))
 
 

@@ -32,7 +32,7 @@ from mft_jax.programs import abstract
 from mft_jax.session import dtypes
 
 ROWS = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-COMPILED = 5  # configurations at most, the best by rough figures first
+COMPILED = 5  # at most this many configurations, the best by rough figures first
 MARGIN = 0.95  # share of the memory that rough figures may need
 
 

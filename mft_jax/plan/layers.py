@@ -1,4 +1,4 @@
-"""Figures of a model with many layers from those of the same model with few, because compilation takes time for each."""
+"""Figures of a model with many layers from those of the same model with few, because compilation takes time for each layer."""
 
 import dataclasses
 from collections.abc import Callable

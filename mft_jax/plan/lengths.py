@@ -16,7 +16,7 @@ from mft_jax.runs.stage_file import read_stage
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Mean numbers of tokens, and two shares."""
+    """Mean numbers of tokens, a multiple of them, and a share."""
 
     question: float
     """The first prompt: the question, what is asked for, and the chat template."""
@@ -29,7 +29,7 @@ class Lengths:
     longest: float = 2.0
     """The longest texts of a stage, as a multiple of the mean."""
     kept: float = 0.7
-    """The share of the answers that agree with the vote, which adapters learn from."""
+    """The share of the answers that agree with the vote, which adapters learn from; measured on first answers."""
     source: str
     """Where these numbers are from, for the person who reads the plan."""
 

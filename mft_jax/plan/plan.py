@@ -38,8 +38,8 @@ class ProgramPlan:
 
     name: str
     case: str  # its shapes, in words
-    tokens: int  # that one run of it processes or samples, over all devices
-    seconds: float  # estimated
+    tokens: int  # that one run of it (of `decode` one step) processes or samples, over all devices
+    seconds: float  # estimated, of the same
     bound: str  # what takes most of the time: compute, memory or links
     figures: Figures
 
@@ -89,7 +89,8 @@ def make_plan(
 
     `lengths` are those of the texts (default: assumed for the task). `few_layers` are the numbers of layers that are
     compiled of a deep model. `say` is called with the name of what is compiled. Raises UserError for a configuration that
-    cannot run on the target; one that does not fit its memory gives a plan that says so.
+    cannot run on the target. One that does not fit its memory gives a plan that says so, or raises DoesNotFit if the
+    compiler refuses a program.
     """
     validate(config)
     model, stored = read_model(config.model)

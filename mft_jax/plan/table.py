@@ -51,7 +51,7 @@ def layers_line(plan: Plan) -> str:
     if len(plan.layers) == 1:
         return f"Compiled with all {plan.layers[0]} layers."
     few, more = plan.layers
-    return f"Compiled with {few} and {more} layers; each of the others is counted as the difference between them."
+    return f"Compiled with {few} and {more} layers; the others are counted from the difference between these."
 
 
 def price_lines(plan: Plan) -> list[str]:

@@ -59,7 +59,7 @@ def _present_devices(price: float) -> Target:
 
 
 def check_mesh(config: ExperimentConfig, model: ModelConfig, target: Target) -> None:
-    """Raises UserError if the mesh leaves devices unused, or splits heads."""
+    """Raises UserError if the mesh has another number of devices than the slice, or splits a head."""
     mesh, count = config.mesh, len(target.devices)
     size = mesh.agent * mesh.data * mesh.model
     shape = f"mesh {mesh.agent}x{mesh.data}x{mesh.model} (agent x data x model)"
@@ -76,7 +76,7 @@ def check_mesh(config: ExperimentConfig, model: ModelConfig, target: Target) -> 
 
 
 def fitting_meshes(config: ExperimentConfig, model: ModelConfig, count: int) -> list[str]:
-    """The options that give meshes of `count` devices which divide agents, rows and heads."""
+    """The options of up to three meshes of `count` devices that divide agents, rows and heads."""
     return [
         f"--mesh.agent {own.agent} --mesh.data {own.data} --mesh.model {own.model}"
         for own in meshes(config, model, count)

@@ -23,7 +23,7 @@ _SETTINGS = {
 
 
 def prepare_environment(topology: str) -> None:
-    """Call it before JAX is imported. The programs are compiled for devices that JAX does not run on: it runs on the CPU."""
+    """For a slice, which is not attached, makes JAX run on the CPU. Call it before JAX is imported."""
     if topology != HERE:
         os.environ["JAX_PLATFORMS"] = "cpu"
         os.environ.update(_SETTINGS)
@@ -75,7 +75,7 @@ def slice_devices(chosen: Slice) -> Sequence[Any]:
 
 @contextlib.contextmanager
 def silent_stderr() -> Generator[None]:
-    """Keeps what libtpu and XLA write to the standard error of the process from the user; Python's own messages too."""
+    """Discards what libtpu and XLA write to the standard error of the process in a block, and what Python writes there too."""
     with tempfile.TemporaryFile() as sink:
         kept = os.dup(2)
         os.dup2(sink.fileno(), 2)

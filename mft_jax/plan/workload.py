@@ -101,7 +101,7 @@ def stages_of(config: ExperimentConfig, lengths: Lengths) -> list[DebateStage | 
 
 
 def baseline_rules(config: ExperimentConfig, lengths: Lengths) -> list[tuple[str, Protocol]]:
-    """The baselines and their rules. A vote at a budget has the answers that tokens buy; a token of training counts twice."""
+    """The baselines and their rules. A vote at a budget has as many answers as the tokens allow; a trained token counts twice."""
     return [
         (name, make_method(name, config, _answers_for(name, config, lengths)).evaluation) for name in config.baselines
     ]

@@ -40,7 +40,7 @@ def abstract_adapters(
 ) -> Adapter:
     """A stack of `adapters` LoRA adapters with their scales, sharded over the mesh by `society_shardings`.
 
-    `dtype` is that of `Society.stack`, in which adapters are sampled with; None: the one that they are finetuned in.
+    `dtype` is the dtype that `Society.stack` casts adapters to for sampling; None: the dtype that they are finetuned in.
     """
     weights = jax.eval_shape(functools.partial(init_society, model, lora, adapters=adapters), adapter_key(0))
     if dtype is not None:
@@ -85,7 +85,7 @@ def abstract_training(
     """The arguments of the training step after the base: (state, batch, step index, hyperparameters).
 
     For each adapter the batch has B = `rows` rows of T = `row_tokens` tokens, with room for M = `row_targets` targets,
-    and if `sequences` is not 0 signals with room for S = `sequences` sequences.
+    and, if `sequences` is not 0, signals with room for S = `sequences` sequences.
     """
     count = adapters.scale.shape[0]
     state = jax.eval_shape(init_state, adapters.weights)

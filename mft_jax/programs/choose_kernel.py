@@ -15,7 +15,7 @@ LANES = 128  # the columns of a tile
 def masses_from(
     weights: Float[Array, "R S"], thresholds: Float[Array, "R C"], *, interpret: bool = False
 ) -> Float[Array, "R C"]:
-    """For each threshold of a row, the sum of its weights that are at least as large."""
+    """For each of the C thresholds of a row, the sum of those of the row's S weights that are at least as large."""
 
     def kernel(weights, thresholds, masses):
         for column in range(thresholds.shape[1]):
@@ -41,8 +41,8 @@ def draw(
 ) -> tuple[Int[Array, "R 1"], Bool[Array, "R 1"]]:
     """The first index of each row at which the cumulative sum of its weights exceeds `target`. S is a multiple of 128.
 
-    Weights below `least` do not count. Also returns whether the index has a weight that counts: rounding at the end of the
-    sum can give one that has not.
+    Weights below `least` do not count. Also returns whether the weight at the index counts: because of rounding, the end of
+    the sum can be an index whose weight does not.
     """
 
     def kernel(weights, least, target, index, counts):

@@ -20,7 +20,7 @@ from mft_jax.programs import choose_kernel
 from mft_jax.programs.choose import Choice
 from mft_jax.seeds import wrap_row_keys
 
-_BITS = 3  # of the smallest weight per step of the search: 2^3 - 1 candidates are tried at once
+_BITS = 3  # bits of the smallest weight that a step of the search finds: it tries 2^3 - 1 candidates at once
 _ALL_BITS = 30  # as float32, 0 to 1 are the integers 0 to 0x3F800000 in the same order
 
 
@@ -98,9 +98,10 @@ def smallest_in_nucleus(
 ) -> Float[Array, "R 1"]:
     """The smallest weight in the nucleus, or a number between it and the next smaller weight.
 
-    A token is in the nucleus if all tokens with larger weights have a total weight below `mass`. The total of the weights
-    from k on falls with k; the integer k of the result is found digit by digit. `masses` gives the totals of the weights
-    that are at least as large as the thresholds [R, C].
+    A token is in the nucleus if all tokens with larger weights have a total weight below `mass`. `masses` gives the totals
+    of the weights that are at least as large as the thresholds [R, C]. A total falls as its threshold grows, and the bits
+    of float32 numbers, read as integers, have the order of the numbers: the bits of the result are found from the highest
+    to the lowest.
     """
     digits = jnp.arange(1, 2**_BITS, dtype=jnp.int32)
     found = jnp.zeros(mass.shape, jnp.int32)

@@ -22,8 +22,8 @@ def decode(
     """Decodes until `settings.steps` tokens per row are done, no row is active, or free slots should be refilled.
 
     Slots should be refilled once every agent with pending prompts has `settings.prefill_rows` free slots, or a free slot
-    for each of its pending prompts. A prefill has places for all agents, and computes the empty ones too. Returns the
-    slots, and the part of them that the host reads.
+    for each of its pending prompts: not earlier, because a prefill has places for all agents and computes the empty ones
+    too. Returns the slots, and the part of them that the host reads.
     """
     model = nnx.merge(graphdef, base)
     updates = for_sampling(model.mesh, adapters)

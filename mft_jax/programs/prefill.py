@@ -52,8 +52,8 @@ def write_rows(
     """Writes each row of `new` into row `into` of `old`; an index past the last row is dropped.
 
     Where `new` is shorter than `old` along other axes, only the first elements are written. On a mesh, a row must be
-    written where it is: `into` of the first P / D rows must be in the first B / D rows, and so on, for the D devices of the
-    data axis. So the keys and values of prompts never move between devices.
+    written on the device that holds it: `into` of the first P / D rows must be in the first B / D rows, and so on, for the
+    D devices of the data axis. So the keys and values of prompts never move between devices.
     """
 
     def write(into: Array, old: Array, new: Array) -> Array:

@@ -37,7 +37,8 @@ class Program:
             started = time.perf_counter()
             self._compiled[key] = self.lower(*arguments).compile()
             self.compile_seconds += time.perf_counter() - started
-            hosts.meet(f"compilation of {self.name}")  # a collective operation may not wait that long
+            # Otherwise the first host would wait for the others in a collective operation, which could time out.
+            hosts.meet(f"compilation of {self.name}")
         return self._compiled[key]
 
     @property
@@ -47,7 +48,7 @@ class Program:
 
 
 class Compiler(Protocol):
-    """One program, or all programs of a model."""
+    """What knows how long its compilation has taken so far: one program, or all programs of a model."""
 
     @property
     def compile_seconds(self) -> float: ...

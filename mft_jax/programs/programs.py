@@ -36,7 +36,8 @@ class Programs:
     def train(self, objective: Objective, state: TrainState, agents_at_once: int | None, remat: bool) -> Program:
         """The training step for states like `state`, which may be shapes: (base, state, batch, index, hyper) -> (state, metrics).
 
-        The state is donated. It is sharded as `society_shardings` says.
+        The state is donated. It is sharded as `society_shardings` says. `agents_at_once` is as in `train.grouping`; `remat`
+        recomputes activations in the backward pass.
         """
         placed = society_shardings(self.mesh, state)
         leaves, structure = jax.tree.flatten(placed)

@@ -123,7 +123,7 @@ class Metrics(NamedTuple):
     loss: Float[Array, "A"]  # value of the objective; for the likelihood, nats per target
     grad_norm: Float[Array, "A"]  # before clipping
     learning_rate: Float[Array, "A"]
-    targets: Float[Array, "A"]  # number of target tokens
+    targets: Float[Array, "A"]  # sum of the weights of the targets: their number if all are 1
     active: Bool[Array, "A"]  # had data
     # Loss, gradient, updated weights and updated moments are all finite. If not, the step did not change the adapter.
     finite: Bool[Array, "A"]

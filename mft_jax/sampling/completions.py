@@ -11,7 +11,7 @@ from mft_jax.models.society import Society
 # Why an answer ended: "stop": a stop token; "limit": max_new_tokens; "context": the end of the model's context;
 # "unanswerable": nothing was sampled, because the prompt fills the context.
 Reason = Literal["stop", "limit", "context", "unanswerable"]
-Progress = Callable[[int, int], None]  # called with the numbers of finished rows and of new tokens since the last call
+Progress = Callable[[int, int], None]  # called with the number of rows that have just finished, and of their new tokens
 # Called with the index of a request and its new token ids since the last call, without the stop token.
 OnTokens = Callable[[int, Sequence[int]], None]
 

@@ -76,7 +76,7 @@ class Sampler:
 
         `config` replaces the sampler's settings for this call. New values of temperature and top_p need no
         recompilation, nor does a max_new_tokens in the same length bucket. `log_probs` requests the log-probabilities
-        of new tokens. `on_progress(finished rows, new tokens)` is called as rows finish. `on_tokens(index of the request,
+        of new tokens. `on_progress(finished rows, their new tokens)` is called as rows finish. `on_tokens(index of the request,
         new token ids)` is called for every row with new tokens after each dispatch, of up to `steps_per_dispatch` tokens.
 
         Raises ValueError for an empty prompt, KeyError for a speaker that is not in the society, and NonFiniteLogits,
@@ -195,7 +195,7 @@ class _Grid:
             return {}
         config, lanes = self.config, len(self.speakers)
         new_tokens = bucket(config.max_new_tokens)
-        # Of the two ways to round up the one with fewer columns, because every step of decode reads all of them.
+        # Of the two ways to round up, the one with fewer columns: every step of decode reads all of them.
         longest = max(len(row.tokens) - row.new + row.limit for row in rows)
         prompts = bucket(max(len(row.tokens) for row in rows), SHORTEST)
         columns = min(prompts + new_tokens, bucket(longest, SHORTEST))

@@ -161,7 +161,7 @@ def quantize(tensors):
 @pytest.mark.parametrize(
     ("shapes", "damage", "message"),
     [
-        ({"q_proj": (32, 48)}, None, r"q_proj\.weight has shape \(32, 32\), the adapter's change \(48, 32\)"),
+        ({"q_proj": (32, 48)}, None, r"q_proj\.weight has shape \(32, 32\), but the adapter's update \(48, 32\)"),
         ({"qkv_proj": (32, 64)}, None, r"no tensor model\.layers\.0\.self_attn\.qkv_proj\.weight"),
         ({"q_proj": (32, 32)}, quantize, r"1\.self_attn\.q_proj\.weight is stored as I8, .* export it with --to peft"),
         ({"q_proj": (32, 32)}, "truncate", r"model\.safetensors is not a complete safetensors file"),

@@ -91,7 +91,7 @@ def test_several_hosts_are_refused(cloud, worker):
     process = worker()
     said, _ = process.communicate(timeout=60)
     assert (process.returncode, cloud.calls()) == (1, [])
-    assert said.startswith("There are 4 hosts, but a run uses the devices of one: choose a TPU with one host")
+    assert said.startswith("There are 4 hosts, but this script runs on one: choose a TPU with one host")
 
 
 def test_the_exit_code_of_a_failed_run(cloud, worker):
