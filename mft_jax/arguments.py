@@ -1,6 +1,7 @@
 """The arguments of the `mft` command: one dataclass per command, parsed by tyro. Imports no slow modules."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -324,6 +325,10 @@ class Plan:
             raise UserError(
                 f"--layers is {small} {large}, expected two numbers of layers from 1, the smaller one first."
             )
+        if self.price is not None and not 0 <= self.price < math.inf:
+            raise UserError(f"--price is {self.price:g}, expected at least 0 dollars per chip and hour.")
+        if self.topology == "":
+            raise UserError("--topology is empty, expected the name of a slice, such as v5e-8, or here.")
         return self.topology or "here"
 
 

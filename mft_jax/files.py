@@ -32,6 +32,8 @@ _REMEDIES = {
 def file_error(doing: Literal["read", "written", "locked"], path: pathlib.Path, error: OSError) -> UserError:
     """The UserError for an error of the operating system: the file, the reason and the remedy."""
     remedy = _REMEDIES.get(error.errno or 0, "check that disk and start again")
+    if error.errno == errno.ENOENT and doing != "read":
+        remedy = "its directory cannot be created there; give another one"
     return UserError(f"{path} cannot be {doing} ({error.strerror or error}): {remedy}.")
 
 

@@ -41,6 +41,10 @@ class Steps:
     setup: Setup
     iteration: int = 1
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.iteration, int) or self.iteration < 1:
+            raise ValueError(f"iteration is {self.iteration!r}, expected an integer of at least 1")
+
     def debate(self, society: Society, questions: Sequence[Question] | None = None) -> list[Transcript]:
         """The training debates on these questions; by default on all training questions."""
         asked = self.setup.task.train if questions is None else questions
@@ -62,8 +66,14 @@ class Steps:
     def finetune(self, society: Society, examples: Mapping[str, list[Example]]) -> Finetuned:
         """Finetunes each adapter of `society`, which is not changed, on its own examples.
 
-        Raises NonFiniteLoss, a UserError, if the loss, a gradient or a weight is not finite.
+        Raises ValueError if an adapter of the method has no entry in `examples`, which may be empty, and NonFiniteLoss, a
+        UserError, if the loss, a gradient or a weight is not finite.
         """
+        missing = [name for name in self.setup.method.adapters if name not in examples]
+        if missing:
+            raise ValueError(
+                f"examples has no entry for {', '.join(missing)}; give an empty list for what is not to be trained"
+            )
         setup, losses = self.setup, []
         session, config, objective = setup.session, setup.config, setup.method.objective
         tuning = config.finetuning

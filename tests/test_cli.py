@@ -321,6 +321,15 @@ def test_an_unknown_command_is_one_line(mft):
         (["CONFIG", "--against", "runs/x"], "mft plan needs a configuration, or --against RUN_DIR, but not both."),
         (["CONFIG"], "mft plan needs the slice to plan for: give --topology, for example --topology v5e-8."),
         (["--against", "runs/x", "--fit"], "--fit changes the settings of a run, which --against compares: give one"),
+        (["CONFIG", "--topology", ""], "--topology is empty, expected the name of a slice, such as v5e-8, or here."),
+        (
+            ["CONFIG", "--topology", "here", "--price", "nan"],
+            "--price is nan, expected at least 0 dollars per chip and hour",
+        ),
+        (
+            ["CONFIG", "--topology", "here", "--price", "-1"],
+            "--price is -1, expected at least 0 dollars per chip and hour.",
+        ),
         (
             ["CONFIG", "--topology", "here", "--layers", "4", "2"],
             "--layers is 4 2, expected two numbers of layers from 1, the smaller",

@@ -330,9 +330,9 @@ def test_a_run_ends_after_an_iteration_that_collapses(finished, answering, tmp_p
     experiment = Experiment(prepare(config, answering), directory, remarks)
     own_results = [own for own in read_results(directory.results_file) if own.task == SMALL.task.name]
     first, second = ((own, own.monitor) for own in own_results[-2:])
-    assert (first[1].verdict, first[1].compared_with) == ("improving", 0)
+    assert (first[1].verdict, first[1].compared_with) == ("unknown", 0)
     assert not experiment.ends_after(1)
-    assert remarks.said == [f"iteration 1: improving: {first[1].reason}."]
+    assert remarks.said == [f"iteration 1: unknown: {first[1].reason}."]
     collapsing = dataclasses.replace(second[1], verdict="collapsing", reason="made")
     write_results(directory.store, [first[0], dataclasses.replace(second[0], monitor=collapsing)])
     unguarded = dataclasses.replace(config, stop_when_collapsing=False)

@@ -51,6 +51,9 @@ read_options() {
 read_settings() {
   [[ -f $ENV_FILE ]] || fail "there is no file $ENV_FILE: copy $SCRIPTS/tpu.env and edit it."
   [[ $ENV_FILE == */* ]] || ENV_FILE=./$ENV_FILE # or bash looks for it among the commands
+  local error
+  error=$(bash -n "$ENV_FILE" 2>&1) || fail "$ENV_FILE cannot be read by bash (${error%%$'\n'*}): check its quotes."
+  ! grep -q $'\r' "$ENV_FILE" || fail "$ENV_FILE has the line ends of Windows: convert it, for example with dos2unix."
   # shellcheck source=tpu.env
   source "$ENV_FILE"
   local setting
@@ -63,6 +66,20 @@ read_settings() {
   [[ $RUN_NAME =~ ^[A-Za-z0-9_.-]+$ && $RUN_NAME != .* ]] ||
     fail "RUN_NAME is '$RUN_NAME', expected letters, digits, '_', '-' and '.': edit $ENV_FILE."
   [[ $SPOT == yes || $SPOT == no ]] || fail "SPOT is '$SPOT', expected yes or no: edit $ENV_FILE."
+  for setting in SYNC_SECONDS SILENT_SECONDS; do
+    [[ ${!setting} =~ ^[1-9][0-9]{0,8}$ ]] || fail "$setting is '${!setting}', expected seconds, at least 1: edit $ENV_FILE."
+  done
+  [[ $POLL_SECONDS =~ ^[0-9]{1,9}(\.[0-9]+)?$ && $POLL_SECONDS =~ [1-9] ]] ||
+    fail "POLL_SECONDS is '$POLL_SECONDS', expected seconds, more than 0: edit $ENV_FILE."
+  ((SILENT_SECONDS >= 10 * SYNC_SECONDS)) ||
+    fail "SILENT_SECONDS is $SILENT_SECONDS, expected at least ten times SYNC_SECONDS, $((10 * SYNC_SECONDS)): edit $ENV_FILE."
+  [[ $MAX_RESTARTS =~ ^(0|[1-9][0-9]{0,8})$ ]] || fail "MAX_RESTARTS is '$MAX_RESTARTS', expected a number: edit $ENV_FILE."
+  [[ $VALID_UNTIL =~ ^[1-9][0-9]*[smhd]$ ]] ||
+    fail "VALID_UNTIL is '$VALID_UNTIL', expected a time such as 30m, 6h or 2d: edit $ENV_FILE."
+  [[ $(declare -p OPTIONS 2>/dev/null) == 'declare -a'* ]] ||
+    fail "OPTIONS is not a list: write it in parentheses, such as OPTIONS=(--iterations 3), in $ENV_FILE."
+  [[ $CONFIG == /* ]] || CONFIG=$ROOT/$CONFIG
+  [[ -f $CONFIG ]] || fail "there is no configuration $CONFIG: edit CONFIG in $ENV_FILE."
   read_tpu_type
   BUCKET=${BUCKET%/}
   STORE=$BUCKET/$RUN_NAME

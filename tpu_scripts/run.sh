@@ -17,8 +17,6 @@ put() {
 }
 
 read_options "$@"
-[[ $CONFIG == /* ]] || CONFIG=$ROOT/$CONFIG
-[[ -f $CONFIG ]] || fail "there is no configuration $CONFIG: edit CONFIG in $ENV_FILE."
 require_active
 failed="the run was not started on every worker of $NAME (if mft_jax is not installed there, ./setup.sh comes first)"
 settings=$(mktemp -d)

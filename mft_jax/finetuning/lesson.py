@@ -5,9 +5,12 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mft_jax.config import RoleConfig
 from mft_jax.debate.transcript import Transcript
 from mft_jax.debate.vote import Ties, Voted
+from mft_jax.errors import UserError, describe_failure
 from mft_jax.finetuning.examples import Equivalent, Example, Selector, agrees
 from mft_jax.finetuning.feedback import Ruling, ruled, weighted
 from mft_jax.finetuning.rewards import Embed
@@ -76,9 +79,50 @@ def select_examples(
             name: value for name, (wanted, value) in offered.items() if getattr(lesson.select, wanted, False)
         }
         rng = example_choice(seed, iteration, lesson.stream)
-        own = lesson.select(used, equivalent, rng, **more)
+        own = _selected(lesson, used, equivalent, rng, more)
         sets[lesson.adapter] = [weighted(each, weight) if each["id"] in rulings else each for each in own]
     return sets
+
+
+def _selected(
+    lesson: Lesson,
+    transcripts: Sequence[Transcript],
+    equivalent: Equivalent,
+    rng: np.random.Generator,
+    more: Mapping[str, Any],
+) -> list[Example]:
+    """The examples that the selector of a lesson returns. Raises UserError if it fails, or returns something else."""
+    what = f"The selector of the adapter {lesson.adapter}"
+    try:
+        own = lesson.select(transcripts, equivalent, rng, **more)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(describe_failure(what, error)) from error
+    if not isinstance(own, Sequence) or isinstance(own, str):
+        raise UserError(f"{what} returned {own!r:.80}, expected a list of examples.")
+    for example in own:
+        if not _is_example(example):
+            raise UserError(
+                f'{what} returned the example {example!r:.80}, expected {{"id": text, "messages": chat messages, "kind": '
+                'text}, and chat messages as "counterpart" if it has one.'
+            )
+    return list(own)
+
+
+def _is_example(value: Any) -> bool:
+    is_text = lambda owner, name: isinstance(owner, Mapping) and isinstance(owner.get(name), str)
+    is_dialogue = lambda own: (
+        isinstance(own, Sequence)
+        and len(own) > 0
+        and all(is_text(one, "role") and is_text(one, "content") for one in own)
+    )
+    return (
+        is_text(value, "id")
+        and is_text(value, "kind")
+        and is_dialogue(value.get("messages"))
+        and ("counterpart" not in value or is_dialogue(value["counterpart"]))
+    )
 
 
 def is_sure(transcript: Transcript, min_vote_share: float, support: float, equivalent: Equivalent) -> bool:

@@ -6,6 +6,7 @@ They are written to disk with the training sets, so that a run that is resumed t
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mft_jax.errors import UserError
 from mft_jax.finetuning.encoding import Part, encode_together
 from mft_jax.finetuning.examples import Example
 from mft_jax.models.chat import Chat
@@ -31,7 +32,16 @@ def add_log_probs(
 
     `sampled` is the society that gave the answers, `start` the one that the finetuning starts from. The score program
     computes both at temperature 1. Examples that do not fit into a row are never trained on, and get none.
+
+    Raises UserError for an example without a counterpart if the objective compares two dialogues.
     """
+    if getattr(objective, "uses_counterparts", False):
+        single = next(((name, one) for name, own in sets.items() for one in own if "counterpart" not in one), None)
+        if single is not None:
+            raise UserError(
+                f"The adapter {single[0]} has an example without a counterpart (question {single[1]['id']}), but its objective, "
+                f"{type(objective).__name__}, compares the two: select pairs, or use another objective."
+            )
     found: dict[str, list[Any]] = {name: [dict(example) for example in own] for name, own in sets.items()}
     parts = {name: _parts(chat, own, row_tokens) for name, own in sets.items()}
     reference = start if objective.reference == "start" else Society()

@@ -41,7 +41,7 @@ class DirectPreference:
     beta: float = 0.1
     winner_nll: float = 0.0
     reference: Reference = "start"
-    uses_signals = uses_reference = True
+    uses_signals = uses_reference = uses_counterparts = True
     uses_entropy = uses_old = False
 
     def __call__(self, targets: Targets) -> Float[Array, ""]:
@@ -64,7 +64,7 @@ class DesirablePreference:
 
     beta: float = 0.1
     reference: Reference = "start"
-    uses_signals = uses_reference = True
+    uses_signals = uses_reference = uses_counterparts = True
     uses_entropy = uses_old = False
 
     def __call__(self, targets: Targets) -> Float[Array, ""]:

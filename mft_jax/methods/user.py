@@ -4,12 +4,11 @@ import dataclasses
 import difflib
 import importlib
 import re
-import traceback
 from collections.abc import Callable
 from types import ModuleType
 
 from mft_jax.config import ExperimentConfig
-from mft_jax.errors import UserError
+from mft_jax.errors import UserError, describe_failure
 from mft_jax.methods.method import Method
 
 _NAME = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
@@ -36,13 +35,13 @@ def _import(module: str, name: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise UserError(_failure(f"The module {module} of the method {name}", error)) from error
+            raise UserError(describe_failure(f"The module {module} of the method {name}", error)) from error
         raise UserError(
             f"The method {name} needs the module {module}, which was not found: put {module.split('.')[0]}.py beside the "
             "configuration file or into the working directory, or install it."
         ) from error
     except (Exception, SystemExit) as error:
-        raise UserError(_failure(f"The module {module} of the method {name}", error)) from error
+        raise UserError(describe_failure(f"The module {module} of the method {name}", error)) from error
 
 
 def _function(module: ModuleType, attribute: str, name: str) -> Callable[[ExperimentConfig], object]:
@@ -66,7 +65,7 @@ def _call(
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        raise UserError(_failure(f"The method {name} in {module.__file__}", error)) from error
+        raise UserError(describe_failure(f"The method {name} in {module.__file__}", error)) from error
     if not isinstance(method, Method):
         raise UserError(
             f"The method {name} returned {type(method).__name__} {method!r:.80}, expected an mft_jax.Method."
@@ -98,10 +97,3 @@ def _check(method: Method, name: str) -> None:
                 f"The method {name} has the speaker {unknown[0]!r}, but no lesson for it: its adapters are "
                 f"{', '.join(adapters) or 'none'}. The base model is None."
             )
-
-
-def _failure(what: str, error: BaseException) -> str:
-    """A sentence on an error in the user's code, with the line that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    return f"{what} raised {type(error).__name__}: {str(error)[:200]}{where}."

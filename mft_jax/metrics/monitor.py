@@ -102,7 +102,7 @@ def watch(
                 verdict=verdict, reason=reason, compared_with=number, signals=signals, **(changes or _Changes())._asdict()
             )
         )  # fmt: skip
-        if verdict == "improving":
+        if verdict == "improving" or (verdict == "unknown" and changes is None and agents > 1):  # the first iteration
             before, number, earlier = transcripts, iteration, signals
     return verdicts
 
@@ -132,10 +132,7 @@ def _judge(
             f"{1 - now.diversity:.0%} of the agents agree with the votes, {1 - before.diversity:.0%} of the untuned ones did"
         )
     if changes is None:
-        return (
-            "improving",
-            "its answers are as varied as those of the untuned society; there is nothing else to compare",
-        )
+        return "unknown", "its answers are as varied as those of the untuned society; there is nothing else to compare"
     reason = (
         f"the agents settled {changes.settled} questions on which they disagreed, lost {changes.lost} on which they "
         f"agreed, and agree on {changes.invented} answers that none gave before"

@@ -63,10 +63,12 @@ def price_lines(plan: Plan) -> list[str]:
         "device-hours. Grading, loading and saving come on top."
     ]
     if target.on_demand:
+        source, advice = (
+            (f"as of {AS_OF}", "; give --price for today's in your region") if target.is_listed else ("as given", "")
+        )
         lines.append(
             f"Price: {plan.device_hours * target.on_demand:,.2f} dollars on demand ({target.on_demand:.2f} for a chip and "
-            f"hour, as of {AS_OF}), about {plan.device_hours * target.spot:,.2f} as spot (assumed at {target.spot:.2f}); give "
-            "--price for today's in your region."
+            f"hour, {source}), about {plan.device_hours * target.spot:,.2f} as spot (assumed at {target.spot:.2f}){advice}."
         )
     return lines
 
@@ -77,7 +79,7 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
     return {
         "topology": target.name,
         "devices": len(target.devices),
-        "prices_as_of": AS_OF,
+        "prices_as_of": AS_OF if target.is_listed else None,
         "dollars_per_device_hour": {"on_demand": target.on_demand, "spot": target.spot},
         "config": to_dict(plan.config),
         "compiled_layers": list(plan.layers),

@@ -27,6 +27,7 @@ class Target:
     memory: float  # bytes of one device
     on_demand: float  # dollars for a device and hour; 0: not known
     spot: float
+    is_listed: bool = True  # the price is from the table of prices, not from the user
 
 
 def find_target(topology: str, price: float | None = None) -> Target:
@@ -39,7 +40,7 @@ def find_target(topology: str, price: float | None = None) -> Target:
     chosen = find_slice(topology)
     chip = chosen.chip
     prices = (chip.on_demand, chip.spot) if price is None else (price, SPOT_SHARE * price)
-    return Target(topology, slice_devices(chosen), chip.speeds, chip.memory, *prices)
+    return Target(topology, slice_devices(chosen), chip.speeds, chip.memory, *prices, price is None)
 
 
 def _present_devices(price: float) -> Target:
@@ -55,7 +56,7 @@ def _present_devices(price: float) -> Target:
     speeds = Speeds(
         flops=share * limits.flops_per_second, memory_bytes=bandwidth, link_bytes=bandwidth, cycles=1e9, hop_seconds=0.0
     )
-    return Target(HERE, devices, speeds, memory, price, SPOT_SHARE * price)
+    return Target(HERE, devices, speeds, memory, price, SPOT_SHARE * price, is_listed=False)
 
 
 def check_mesh(config: ExperimentConfig, model: ModelConfig, target: Target) -> None:

@@ -167,6 +167,8 @@ def to_path(path: str | pathlib.Path) -> pathlib.Path:
     Raises UserError for another URL, and for one without a bucket.
     """
     text = str(path)
+    if not _is_utf8(text) or "\0" in text:
+        raise UserError(f"The path {text!a} has zero bytes, or bytes that are not UTF-8: give another one.")
     if "://" not in text:
         return pathlib.Path(text).expanduser()
     if not text.startswith(BUCKET_SCHEME) or text.strip("/") == BUCKET_SCHEME.strip("/"):
@@ -177,6 +179,14 @@ def to_path(path: str | pathlib.Path) -> pathlib.Path:
     from etils import epath  # imported here, because it takes long
 
     return cast("pathlib.Path", epath.Path(text))
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_path(path: str | pathlib.Path) -> bytes:

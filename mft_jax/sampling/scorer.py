@@ -59,9 +59,13 @@ def score_texts(
     """Scores every text and returns the scores in the order of the texts.
 
     `rows` texts of each speaker are scored in one batch. It changes speed and memory only. Raises UserError for a text
-    that is longer than the model's context.
+    that is longer than the model's context, KeyError for a speaker that is not in the society, and ValueError for a token
+    that the model does not have.
     """
     _check_lengths(texts, programs)
+    _check_tokens(texts, programs)
+    for name in {text.speaker for text in texts} - {None, *society.names}:
+        society.index(str(name))  # raises KeyError
     scores: dict[int, Score] = {}
     for adapted in (False, True):
         asked = {text.speaker for text in texts if (text.speaker is not None) == adapted}
@@ -123,6 +127,15 @@ def _check_lengths(texts: Sequence[Text | ComparedText], programs: Programs) -> 
             f"A text to score has {longest} tokens, but the model's context is {programs.model.max_positions} tokens: "
             "shorten the text."
         )
+
+
+def _check_tokens(texts: Sequence[Text], programs: Programs) -> None:
+    size = programs.model.vocab_size
+    strange = next(
+        (token for text in texts for token in (min(text.tokens), max(text.tokens)) if not 0 <= token < size), None
+    )
+    if strange is not None:
+        raise ValueError(f"a text to score has the token id {strange}, but those of the model are 0 to {size - 1}")
 
 
 def _longest_last(indices: list[int], texts: Sequence[Text | ComparedText]) -> list[int]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mft_jax.errors import UserError
 from mft_jax.finetuning import (
     ClippedPolicyGradient,
     DesirablePreference,
@@ -184,6 +185,16 @@ def test_a_compiled_step_over_packed_dialogues(objective, pairs, chat, tiny, pro
     chosen = [known["bob"][i] for i in sorted({own.parts[i].example for row in own.rows_of(0) for i in row})]
     expected = slow_loss(objective, chosen, "bob", chat, tiny, other, score)
     assert float(metrics.loss[1]) == pytest.approx(expected, rel=2e-4)
+
+
+@pytest.mark.parametrize("objective", [DirectPreference(), DesirablePreference()])
+def test_a_preference_needs_counterparts(objective, chat, tiny):
+    """Without one, the other dialogue would count as one of log-probability 0."""
+    sets = {"ann": [example("q7", "1+1", "2")], "bob": []}
+    with pytest.raises(
+        UserError, match=r"^The adapter ann has an example without a counterpart \(question q7\), but its"
+    ):
+        add_log_probs(sets, objective, None, chat=chat, row_tokens=96, sampled=tiny.society, start=tiny.society)
 
 
 def slow_loss(objective, examples, name, chat, tiny, sampled, score):

@@ -1,11 +1,13 @@
 """Which dialogues are compared or rewarded: worked examples of three questions and three agents."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 
 from mft_jax.debate.transcript import AgentTranscript, Transcript, Turn
+from mft_jax.errors import UserError
 from mft_jax.finetuning import Lesson, Ruling, select_examples
 from mft_jax.finetuning.examples import Dialogues, Solutions, TrueAnswers
 from mft_jax.finetuning.preferences import ConsensusPairs, Desirable, VotedPairs
@@ -226,6 +228,22 @@ def test_questions_below_the_minimum_vote_share_are_left_out():
     }
     assert ids(0.0) == ids(0.66) == {"split", "unparsed", "cut"}
     assert ids(0.67) == set()
+
+
+@pytest.mark.parametrize(
+    ("select", "complaint"),
+    [
+        (lambda *_: None, "returned None, expected a list of examples"),
+        (lambda *_: [{"id": "split"}], "returned the example {'id': 'split'}, expected {\"id\": text, \"messages\""),
+        (lambda *_: [{"id": "split", "messages": ["x"], "kind": "first"}], "returned the example"),
+        (lambda *_: 1 / 0, f"raised ZeroDivisionError: division by zero ({__file__}, line "),
+    ],
+    ids=["nothing", "no messages", "no chat messages", "an error"],
+)
+def test_a_selector_of_the_user_that_fails_is_named(select, complaint):
+    lesson = Lesson(adapter="ann", select=select, settings=CONFIG.generator, field="", stream=0)
+    with pytest.raises(UserError, match=re.escape(f"The selector of the adapter ann {complaint}")):
+        select_examples([lesson], DEBATES, str.__eq__, seed=0, iteration=1)
 
 
 def test_debates_in_which_too_few_answers_of_all_rounds_agree_with_the_vote_are_left_out():

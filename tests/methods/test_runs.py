@@ -248,6 +248,10 @@ def test_a_student_starts_anew_while_the_society_goes_on(session, tmp_path):
         dataclasses.replace(config, lora=session.resolved(config.lora)), session, task, make_method("distill", config)
     )
     start = setup.fresh_society()
+    with pytest.raises(ValueError, match=r"examples has no entry for .*student; give an empty list"):
+        Steps(setup).finetune(start, {})
+    with pytest.raises(ValueError, match="iteration is 0, expected an integer of at least 1"):
+        Steps(setup, iteration=0)
     moved = dataclasses.replace(start, adapters=start.stacked._replace(
         weights={k: {n: leaf + 1 for n, leaf in v.items()} for k, v in start.stacked.weights.items()}
     ))  # fmt: skip

@@ -184,7 +184,7 @@ def test_slices():
 
 def test_a_price_of_ones_own(planned_config):
     here = find_target("here", 3.0)
-    assert (here.on_demand, here.spot) == (3.0, 1.5)
+    assert (here.on_demand, here.spot, here.is_listed) == (3.0, 1.5, False)
     assert here.speeds.flops > 1e8
     assert here.memory * len(here.devices) > 5e8
 

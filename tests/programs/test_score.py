@@ -49,6 +49,13 @@ def plain(forward, tiny, text):
     return log_probs, mean
 
 
+def test_texts_that_the_model_or_the_society_does_not_know(tiny, programs):
+    with pytest.raises(ValueError, match="has the token id 300, but those of the model are 0 to 299"):
+        score_texts(programs, tiny.base, [Text(None, [1, 300])])
+    with pytest.raises(KeyError, match="unknown adapter 'nobody'"):
+        score_texts(programs, tiny.base, [Text("nobody", [1, 2])], tiny.society)
+
+
 @pytest.mark.parametrize(
     "most", [score.MAX_LOGITS, 3 * 4 * 300 * 5], ids=["all tokens at once", "five tokens at a time"]
 )

@@ -61,6 +61,12 @@ def test_a_name_cannot_lead_out_of_the_store(place, name):
         Store(place).write(name, b"")
 
 
+@pytest.mark.parametrize("path", ["runs/a\0b", "runs/\udcff"])
+def test_a_directory_that_no_file_can_have(path):
+    with pytest.raises(UserError, match=r"^The path 'runs/.*' has zero bytes, or bytes that are not UTF-8"):
+        Store(path)
+
+
 def test_what_is_set_aside_is_kept_under_a_name_of_its_own(place):
     store = Store(place)
     for content in (b"1", b"2", b"3"):

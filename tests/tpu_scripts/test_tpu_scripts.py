@@ -66,6 +66,14 @@ def test_a_dry_run_prints_every_command_and_runs_none(cloud, name, printed):
         ("v5e-8", "v5e-16", "TPU_TYPE is 'v5e-16', expected v5e-1, v5e-4, v5e-8, v6e-1"),
         ("SPOT=yes", "SPOT=1", "SPOT is '1', expected yes or no"),
         ("RUN_NAME=mine", "RUN_NAME=../mine", "RUN_NAME is '../mine', expected letters"),
+        ("OPTIONS=(--iterations 2)", "OPTIONS='--iterations 2'", "OPTIONS is not a list: write it in parentheses"),
+        ("RUN_NAME=mine", "RUN_NAME=mine\nVALID_UNTIL=soon", "VALID_UNTIL is 'soon', expected a time such as"),
+        ("MAX_RESTARTS=2", "MAX_RESTARTS=many", "MAX_RESTARTS is 'many', expected a number"),
+        ("RUN_NAME=mine", "RUN_NAME=mine\nCONFIG=no.yaml", "there is no configuration "),
+        ("SYNC_SECONDS=1", "SYNC_SECONDS=abc", "SYNC_SECONDS is 'abc', expected seconds"),
+        ("SILENT_SECONDS=1000", "SILENT_SECONDS=9", "SILENT_SECONDS is 9, expected at least ten"),
+        ("RUN_NAME=mine", "RUN_NAME='mine", "cannot be read by bash ("),
+        ("RUN_NAME=mine", "RUN_NAME=mine\r", "has the line ends of Windows"),
     ],
 )
 def test_wrong_settings(cloud, old, new, complaint):
