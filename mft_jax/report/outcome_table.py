@@ -170,12 +170,12 @@ def _share_changed(kind: str) -> "Callable[[Result], float | None]":
 
 
 _ANSWERS: "tuple[tuple[str, Callable[[Result], float | None]], ...]" = (
-    ("first vote", lambda result: result.answers.vote_accuracy[0] if result.answers else None),
-    ("last vote", lambda result: result.answers.vote_accuracy[-1] if result.answers else None),
-    ("best of agents", lambda result: result.answers.best_of_agents if result.answers else None),
-    ("wrong to right", _share_changed("wrong_to_right")),
-    ("right to wrong", _share_changed("right_to_wrong")),
-    ("labels right", lambda result: result.training_vote.precision if result.training_vote else None),
+    ("first vote, %", lambda result: result.answers.vote_accuracy[0] if result.answers else None),
+    ("last vote, %", lambda result: result.answers.vote_accuracy[-1] if result.answers else None),
+    ("best of agents, %", lambda result: result.answers.best_of_agents if result.answers else None),
+    ("wrong to right, %", _share_changed("wrong_to_right")),
+    ("right to wrong, %", _share_changed("right_to_wrong")),
+    ("labels right, %", lambda result: result.training_vote.precision if result.training_vote else None),
 )
 
 
@@ -224,4 +224,11 @@ def _partner(own: "Outcome", outcomes: "Sequence[Outcome]", against: str) -> "Ou
 
 def _escape(text: str) -> str:
     """The text as the content of a Markdown table's cell."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("*", "\\*").replace("`", "\\`")
+    return (
+        text.replace("\\", "\\\\")
+        .replace("|", "\\|")
+        .replace("\n", " ")
+        .replace("*", "\\*")
+        .replace("`", "\\`")
+        .replace("<", "\\<")
+    )

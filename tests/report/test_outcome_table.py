@@ -91,9 +91,12 @@ def test_what_happened_to_the_answers():
         transitions=(change,),
     )
     (row,) = cells(markdown_table([outcome("a", 1, answers=summary)], answers=True))
-    shown = [row[name] for name in ("first vote", "last vote", "best of agents", "wrong to right", "right to wrong")]
+    shown = [
+        row[name]
+        for name in ("first vote, %", "last vote, %", "best of agents, %", "wrong to right, %", "right to wrong, %")
+    ]
     assert shown == ["25.0", "50.0", "75.0", "10.0", "20.0"]
-    assert row["labels right"] == "-"
+    assert row["labels right, %"] == "-"
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones():
