@@ -83,7 +83,9 @@ def _means_over_seeds(status: "GridStatus") -> dict[str, list[float]]:
 
 
 def _means_table(means: dict[str, list[float]]) -> Table:
-    caption = "±: standard error of the mean, from the differences between seeds (mft table: from the number of questions)."
+    caption = (
+        "±: standard error of the mean, from the differences between seeds (mft table: from the number of questions)."
+    )
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 0), caption=caption, caption_justify="left")
     table.add_column("mean over seeds", overflow="fold")
     table.add_column("seeds", justify="right")
