@@ -17,7 +17,7 @@ from mft_jax.debate import Protocol, Transcript
 from mft_jax.diversity_stage import DiversityStage, check_diversity
 from mft_jax.errors import UserError
 from mft_jax.finetuning import Example, Ruling, make_plan
-from mft_jax.methods import Method, make_method
+from mft_jax.methods import Method, make_method, with_own_evaluation
 from mft_jax.models.society import Society
 from mft_jax.parallel.hosts import decide, same_config
 from mft_jax.report.page import write_own_report
@@ -234,6 +234,7 @@ def run(
     """
     config = same_config(config)
     validate(config)
+    config = with_own_evaluation(config)
     check_baselines(config)
     method = make_method(config.method, config)
     check_diversity(config, method)

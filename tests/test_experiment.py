@@ -264,6 +264,18 @@ def test_a_method_with_one_model_runs_on_the_same_stages(tmp_path, answering):
     assert {len(d["agents"][0]["messages"]) for d in lines(directory.evaluation_file(1))} == {2}
 
 
+def test_a_method_that_finetunes_nothing_is_evaluated(tmp_path, answering):
+    config = dataclasses.replace(SMALL, method="majority@3", run_dir=str(tmp_path / "run"), baselines=("base",))
+    assert [(own.method, own.iteration, own.n) for own in run(config, session=answering)] == [
+        ("base", 0, 8), ("majority@3", 0, 8)
+    ]  # fmt: skip
+    stored = RunDirectory(config.run_dir)
+    assert stored.is_finished
+    remarks = Remarks()
+    run(config, remarks, answering)
+    assert "is finished; nothing to do" in remarks.said[-1]
+
+
 def test_many_runs_share_one_session(finished, tmp_path, answering):
     """A second run, with other settings and another scale of its adapters, compiles nothing new for the same shapes."""
     lora = dataclasses.replace(SMALL.lora, alpha=4.0)

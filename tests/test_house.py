@@ -9,7 +9,7 @@ import mft_jax
 PACKAGE = pathlib.Path(mft_jax.__file__).parent
 # From the lowest layer to the highest. Modules in the same layer may import each other.
 LAYERS = [
-    ("errors", "prompts", "seeds", "signals", "startup", "worker"),
+    ("conform", "errors", "prompts", "seeds", "signals", "startup", "worker"),
     ("files", "gcs", "config", "base_model"),
     ("parallel",),
     ("models",),

@@ -100,6 +100,16 @@ def make_method(name: str, config: ExperimentConfig, answers: int | None = None)
     return _with_rules(METHODS[name](config), config)
 
 
+def with_own_evaluation(config: ExperimentConfig) -> ExperimentConfig:
+    """The configuration with its method among the baselines if it finetunes nothing: then this is its evaluation.
+
+    Raises UserError as `make_method` does.
+    """
+    if config.method in config.baselines or make_method(config.method, config).lessons:
+        return config
+    return dataclasses.replace(config, baselines=(*config.baselines, config.method))
+
+
 def _with_agents(config: ExperimentConfig, agents: int) -> ExperimentConfig:
     return dataclasses.replace(config, debate=dataclasses.replace(config.debate, agents=agents))
 

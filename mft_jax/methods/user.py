@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import ModuleType
 
 from mft_jax.config import ExperimentConfig
+from mft_jax.conform import first_wrong_field
 from mft_jax.errors import UserError, describe_failure
 from mft_jax.methods.method import Method
 
@@ -75,6 +76,10 @@ def _call(
 
 def _check(method: Method, name: str) -> None:
     """Raises UserError if the method cannot be run."""
+    wrong = first_wrong_field(method)
+    if wrong is not None:
+        field, value, expected = wrong
+        raise UserError(f"The method {name} has the {field} {value!r:.80}, expected {expected}.")
     adapters = method.adapters
     if len(set(adapters)) < len(adapters):
         raise UserError(

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from jax.sharding import Mesh
 
 from mft_jax.config import ExperimentConfig, validate
-from mft_jax.errors import UserError
-from mft_jax.methods import Method, make_method
+from mft_jax.methods import Method, make_method, with_own_evaluation
 from mft_jax.models.config import ModelConfig
 from mft_jax.models.lora import resolve_targets
 from mft_jax.parallel.mesh import make_mesh
@@ -93,6 +92,7 @@ def make_plan(
     compiler refuses a program.
     """
     validate(config)
+    config = with_own_evaluation(config)
     model, stored = read_model(config.model)
     check_mesh(config, model, target)
     config = dataclasses.replace(
@@ -140,8 +140,6 @@ def sizes_of(config: ExperimentConfig, method: Method, lengths: Lengths, mesh: M
     """The sizes of the programs for texts of these lengths: those of the longest texts that are expected."""
     rules, agent = config.debate, mesh.shape["agent"]
     texts = list(all_texts(stages_of(config, lengths)))
-    if not texts:
-        raise UserError("The run has no stages: give it baselines, or a method that finetunes.")
     speakers = max(rules.agents, max(own.speakers for own in texts))
     limited = limit_slots(config.sampling, max(config.task.train_questions, config.task.eval_questions), mesh)
     longest = max(own.prompt for own in texts)

@@ -120,6 +120,10 @@ class RunDirectory:
     def config(self) -> ExperimentConfig:
         """The configuration of the run. Raises UserError if config.yaml is missing or damaged."""
         if not self.exists:
+            if self._has_lost_config():
+                raise DamagedFile(
+                    f"{self.config_file} is missing: start the run again, which restores it from run.json."
+                )
             raise UserError(f"{self.path} is not a run: it has no config.yaml; give the directory of a run.")
         try:
             return decode_config(self.store.read(layout.CONFIG), str(self.config_file))
@@ -160,9 +164,12 @@ class RunDirectory:
         Raises UserError if another process has the directory, if it contains something other than a run, or if
         settings differ that may not change (the error names each of them). The directory is then unchanged.
         """
-        self._check_no_other_files()
+        if not self._has_lost_config():
+            self._check_no_other_files()
         self.store.hold()
         try:
+            if self._has_lost_config():
+                self._restore_lost_config(say)
             return self._resume(config, say, adapters) if self.exists else "new"
         except BaseException:
             self.release()
@@ -289,6 +296,18 @@ class RunDirectory:
                 f"the damaged file was copied to {aside}."
             )
             return config
+
+    def _has_lost_config(self) -> bool:
+        """Whether this is a run whose config.yaml is missing and can be restored from the copy in run.json."""
+        if self.exists or not self.store.exists(layout.QUESTIONS):  # which is written after config.yaml
+            return False
+        return self._config_in_manifest() is not None
+
+    def _restore_lost_config(self, say: Callable[[str], None]) -> None:
+        config = self._config_in_manifest()
+        if config is not None:
+            self._write_config(config)
+            say(f"{self.config_file} was missing: it was restored from run.json.")
 
     def _config_in_manifest(self) -> ExperimentConfig | None:
         """The copy of the configuration in run.json; None if there is none."""

@@ -3,9 +3,10 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mft_jax.conform import first_wrong_field
 from mft_jax.errors import UserError
 from mft_jax.metrics.answers import AnswerSummary, VoteQuality
 from mft_jax.metrics.ledger import Ledger
@@ -96,7 +97,7 @@ def read_results(path: pathlib.Path) -> list[Result]:
     try:
         raw = json.loads(read_path(path))
         results = [Result.from_dict(fields) for fields in raw]
-        wrong = [name for result in results for name in _wrong_fields(result)]
+        wrong = [field for result in results if (field := _wrong_field(result))]
         reason = f"{wrong[0]} has a wrong type" if wrong else "" if results else "it is empty"
     except OSError as error:
         raise UserError(
@@ -111,15 +112,12 @@ def read_results(path: pathlib.Path) -> list[Result]:
     return results
 
 
-def _wrong_fields(result: Result) -> Iterator[str]:
-    numbers = ("iteration", "n", *COSTS, *COUNTS)
-    optional = [name for name in ("accuracy", "stderr") if getattr(result, name) is not None]
-    for name in ("method", "task"):
-        if not isinstance(getattr(result, name), str):
-            yield name
-    for name in (*numbers, *optional):
-        if not isinstance(getattr(result, name), int | float):
-            yield name
+def _wrong_field(result: Result) -> str | None:
+    """The name of a field with a value of another type, or of a cost that no run can have."""
+    wrong = first_wrong_field(result)
+    if wrong is not None:
+        return wrong[0]
     diversity = result.diversity
-    if diversity is not None and not (isinstance(diversity, dict) and {"consensus", "diversity"} <= diversity.keys()):
-        yield "diversity"
+    if diversity is not None and not {"consensus", "diversity"} <= diversity.keys():
+        return "diversity"
+    return None

@@ -50,6 +50,26 @@ def badly_named(config):
     lesson = dataclasses.replace(same(config).lessons[0], adapter="../up")
     return Method(name="x", protocol=untuned(config).protocol, lessons=(lesson,))
 
+def without_protocol(config):
+    return Method(name="x", protocol=None)
+
+def one_speaker(config):
+    return Method(name="x", protocol=Protocol(speakers=5))
+
+def telepathic(config):
+    return Method(name="x", protocol=Protocol(speakers=((None,),), shows="telepathy"))
+
+def no_list(config):
+    return Method(name="x", protocol=untuned(config).protocol, lessons=5)
+
+def without_settings(config):
+    lesson = dataclasses.replace(same(config).lessons[0], settings=None)
+    return Method(name="x", protocol=untuned(config).protocol, lessons=(lesson,))
+
+def named_stream(config):
+    lesson = dataclasses.replace(same(config).lessons[1], stream="a")
+    return Method(name="x", protocol=untuned(config).protocol, lessons=(same(config).lessons[0], lesson))
+
 number = 3
 '''
 
@@ -96,6 +116,12 @@ def test_settings_for_all_methods_apply_to_it():
         ("own_methods:unknown_speaker", r"speaker 'someone', but no lesson for it: its adapters are none"),
         ("own_methods:twice", r"two lessons for one adapter: generator_0, generator_0"),
         ("own_methods:badly_named", r"adapter named '\.\./up', expected letters"),
+        ("own_methods:without_protocol", r"without_protocol has the protocol None, expected Protocol\.$"),
+        ("own_methods:one_speaker", r"has the protocol\.speakers 5, expected a tuple\.$"),
+        ("own_methods:telepathic", r"has the protocol\.shows 'telepathy', expected one of summary, answers, nothing, true"),
+        ("own_methods:no_list", r"has the lessons 5, expected a tuple\.$"),
+        ("own_methods:without_settings", r"has the lessons\[0\]\.settings None, expected RoleConfig\.$"),
+        ("own_methods:named_stream", r"has the lessons\[1\]\.stream 'a', expected int\.$"),
         ("broken:method", r"The module broken of .* raised ModuleNotFoundError: .*nothing_of_this_name.*line 1\)"),
         ("unfinished:method", r"The module unfinished of .* raised SyntaxError: "),
         (":method", r"':method' is no name of a method of your own: write module:function"),

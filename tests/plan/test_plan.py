@@ -201,9 +201,10 @@ def test_meshes_that_do_not_fit(planned_config, target):
         make_plan(on_mesh(planned_config, 2, 1, 4), eight)
 
 
-def test_a_run_without_stages(planned_config, target):
-    with pytest.raises(UserError, match="The run has no stages: give it baselines, or a method that finetunes"):
-        make_plan(dataclasses.replace(planned_config, method="debate", baselines=()), target)
+def test_a_method_that_finetunes_nothing_is_one_stage(planned_config, target):
+    plan = make_plan(dataclasses.replace(planned_config, method="debate", baselines=()), target)
+    assert [stage.name for stage in plan.stages] == ["debate (untuned)"]
+    assert plan.seconds > 0
 
 
 def test_programs_that_the_compiler_refuses():

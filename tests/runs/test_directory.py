@@ -264,6 +264,28 @@ def test_a_damaged_configuration_is_restored_from_the_manifest(tmp_path, damage)
     assert again.manifest()["changes"] == []
 
 
+def test_a_configuration_that_was_deleted_is_restored_from_the_manifest(tmp_path):
+    run, _ = taken(tmp_path / "run")
+    run.keep_questions(own_task())
+    run.release()
+    whole = run.config_file.read_bytes()
+    run.config_file.unlink()
+    with pytest.raises(
+        DamagedFile, match=r"config\.yaml is missing: start the run again, which restores it from run\.json"
+    ):
+        RunDirectory(run.path).config()
+    heard = []
+    again = RunDirectory(run.path)
+    assert again.take(CONFIG, heard.append) == "resumed"
+    assert run.config_file.read_bytes() == whole
+    assert heard == [f"{run.config_file} was missing: it was restored from run.json."]
+    again.release()
+    run.config_file.unlink()
+    run.manifest_file.unlink()
+    with pytest.raises(UserError, match=r"is not empty and not a run \(it holds questions\.json but no config\.yaml\)"):
+        RunDirectory(run.path).take(CONFIG)
+
+
 def test_a_configuration_without_a_copy_to_restore_it_from(tmp_path):
     run, _ = taken(tmp_path / "run")
     run.release()

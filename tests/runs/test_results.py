@@ -297,6 +297,8 @@ GOOD = {
 @pytest.mark.parametrize("content", [
     [], {}, None, 3, "base", [1], [[]], [{"method": "base"}], [GOOD | {"more": 1}], [GOOD | {"method": 1}],
     [GOOD | {"accuracy": "high"}], [GOOD | {"n": None}], [GOOD | {"diversity": []}], [GOOD | {"cut": {}}],
+    [GOOD | {"flops": 10**400}], [GOOD | {"accuracy": float("nan")}], [GOOD | {"vote_curve": [{"k": "1"}]}],
+    [GOOD | {"ledger": {name: {"flops": None} for name in ("debate", "finetuning", "evaluation", "training")}}],
     [GOOD | {"ledger": 3}], [GOOD | {"ledger": {"debate": {}}}], [GOOD | {"comparison": {"n": 3}}],
 ])  # fmt: skip
 def test_a_file_that_is_not_results(tmp_path, content):
