@@ -23,3 +23,4 @@ on_every_worker "$failed" ssh "$NAME" \
   --command='! pgrep -f "[m]ft-venv/bin/mft" || { echo "A run is going on here." >&2; exit 1; }
 rm -rf mft && mkdir mft && tar -xzf mft_jax.tgz -C mft && bash mft/tpu_scripts/worker_setup.sh'
 say "mft_jax is installed. Next: ./run.sh"
+warn_of_bill
