@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,11 +95,13 @@ def _selected(
     what = f"The selector of the adapter {lesson.adapter}"
     try:
         own = lesson.select(transcripts, equivalent, rng, **more)
+        if isinstance(own, Iterable) and not isinstance(own, str | Mapping):
+            own = list(own)  # here, because a generator computes its examples now
     except UserError:
         raise
     except Exception as error:
         raise UserError(describe_failure(what, error)) from error
-    if not isinstance(own, Sequence) or isinstance(own, str):
+    if not isinstance(own, list):
         raise UserError(f"{what} returned {own!r:.80}, expected a list of examples.")
     for example in own:
         if not _is_example(example):
@@ -107,7 +109,7 @@ def _selected(
                 f'{what} returned the example {example!r:.80}, expected {{"id": text, "messages": chat messages, "kind": '
                 'text}, and chat messages as "counterpart" if it has one.'
             )
-    return list(own)
+    return own
 
 
 def _is_example(value: Any) -> bool:

@@ -131,9 +131,8 @@ def _check_lengths(texts: Sequence[Text | ComparedText], programs: Programs) -> 
 
 def _check_tokens(texts: Sequence[Text], programs: Programs) -> None:
     size = programs.model.vocab_size
-    strange = next(
-        (token for text in texts for token in (min(text.tokens), max(text.tokens)) if not 0 <= token < size), None
-    )
+    ends = (end for text in texts if len(text.tokens) for end in (min(text.tokens), max(text.tokens)))
+    strange = next((token for token in ends if not 0 <= token < size), None)
     if strange is not None:
         raise ValueError(f"a text to score has the token id {strange}, but those of the model are 0 to {size - 1}")
 
