@@ -76,7 +76,8 @@ read_settings() {
   [[ $MAX_RESTARTS =~ ^(0|[1-9][0-9]{0,8})$ ]] || fail "MAX_RESTARTS is '$MAX_RESTARTS', expected a number: edit $ENV_FILE."
   [[ $VALID_UNTIL =~ ^[1-9][0-9]*[smhd]$ ]] ||
     fail "VALID_UNTIL is '$VALID_UNTIL', expected a time such as 30m, 6h or 2d: edit $ENV_FILE."
-  [[ $(declare -p OPTIONS 2>/dev/null) == 'declare -a'* ]] ||
+  declare -p OPTIONS >/dev/null 2>&1 || OPTIONS=()
+  [[ $(declare -p OPTIONS) == 'declare -a'* ]] ||
     fail "OPTIONS is not a list: write it in parentheses, such as OPTIONS=(--iterations 3), in $ENV_FILE."
   [[ $CONFIG == /* ]] || CONFIG=$ROOT/$CONFIG
   [[ -f $CONFIG ]] || fail "there is no configuration $CONFIG: edit CONFIG in $ENV_FILE."
