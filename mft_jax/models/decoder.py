@@ -5,7 +5,7 @@ functions. An adapter is an argument, not part of the module, so that `jax.vmap`
 base: the base matmul stays one matmul over all agents' rows. With the adapter None the decoder is the base model.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import jax
@@ -18,7 +18,7 @@ from mft_jax.models.attention_backend import AttentionBackend, attention_backend
 from mft_jax.models.config import ModelConfig
 from mft_jax.models.lora import Adapter, LowRank, Unstacked, low_rank_product, projection_shapes
 from mft_jax.models.rotary import rotate, rotation
-from mft_jax.parallel.mesh import constrain
+from mft_jax.parallel.mesh import RULES, constrain
 
 # Called by every block with (index of the block, q, k, v). Returns the attention output, and may store k and v in a cache.
 Attention = Callable[[int, Array, Array, Array], Float[Array, "B T N*H"]]
@@ -35,9 +35,18 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "... in"], lora: LowRank | None = None) -> Float[Array, "... out"]:
         y = x @ self.kernel[...].astype(x.dtype)
-        if lora is not None:
-            y = low_rank_product(x, lora) + y  # the product first: XLA then fuses the sum into the base matmul
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return self._sum(y, None if lora is None else low_rank_product(x, lora))
+
+    def with_product(
+        self, x: Float[Array, "... in"], product: Float[Array, "... out"] | None
+    ) -> Float[Array, "... out"]:
+        """The same, given the low-rank product of x."""
+        return self._sum(x @ self.kernel[...].astype(x.dtype), product)
+
+    def _sum(self, y: Float[Array, "... out"], product: Float[Array, "... out"] | None) -> Float[Array, "... out"]:
+        if product is not None:
+            y = product + y  # the product first: XLA then fuses the sum into the base matmul
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -114,11 +123,7 @@ class Block(nnx.Module):
             ends = config.heads * config.head_dim, (config.heads + config.kv_heads) * config.head_dim
             parts = jnp.split(self.qkv_proj(y, lora.get("qkv_proj")), ends, axis=-1)
         else:
-            parts = (
-                self.q_proj(y, lora.get("q_proj")),
-                self.k_proj(y, lora.get("k_proj")),
-                self.v_proj(y, lora.get("v_proj")),
-            )
+            parts = self._of_one_input(("q_proj", "k_proj", "v_proj"), y, lora)
         if y.shape[1] == 1:
             parts = _as_computed(*parts)
         q, k, v = (part.reshape(*y.shape[:2], -1, config.head_dim) for part in parts)
@@ -130,7 +135,23 @@ class Block(nnx.Module):
         if self.config.fused:
             gate, up = jnp.split(self.gate_up_proj(y, lora.get("gate_up_proj")), 2, axis=-1)
             return gate, up
-        return self.gate_proj(y, lora.get("gate_proj")), self.up_proj(y, lora.get("up_proj"))
+        gate, up = self._of_one_input(("gate_proj", "up_proj"), y, lora)
+        return gate, up
+
+    def _of_one_input(
+        self, names: Sequence[str], y: Float[Array, "B T D"], lora: Mapping[str, LowRank]
+    ) -> tuple[Array, ...]:
+        """The outputs of the linear layers with these names for one input.
+
+        If they are split over devices, each device has only a term of the gradient of `y` by each base matmul. Autodiff
+        adds up gradients in the reverse order of the products of `y`. With all low-rank products first, it adds up these
+        terms first, and XLA then moves one sum of them between devices instead of one per layer.
+        """
+        layers: list[Linear] = [getattr(self, name) for name in names]
+        if self.mesh is None or self.mesh.shape[RULES["heads"]] == 1:
+            return tuple(layer(y, lora.get(name)) for layer, name in zip(layers, names, strict=True))
+        products = [low_rank_product(y, lora[name]) if name in lora else None for name in names]
+        return tuple(layer.with_product(y, product) for layer, product in zip(layers, products, strict=True))
 
 
 def _as_computed(*parts: Array) -> tuple[Array, ...]:
