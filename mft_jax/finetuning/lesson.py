@@ -96,7 +96,7 @@ def _selected(
     try:
         own = lesson.select(transcripts, equivalent, rng, **more)
         if isinstance(own, Iterable) and not isinstance(own, str | Mapping):
-            own = list(own)  # here, because a generator computes its examples now
+            own = list(own)  # inside try: a lazy selector computes its examples only now
     except UserError:
         raise
     except Exception as error:
