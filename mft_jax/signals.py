@@ -16,7 +16,7 @@ from collections.abc import Generator
 from types import FrameType
 from typing import Any, NoReturn
 
-from mft_jax.startup import SIGNALS, exit_code
+from mft_jax.startup import SIGNALS, exit_code, set_handler
 
 # The exit code of a command that SIGTERM stopped after it had saved its work, as when a cloud takes a machine back: the
 # same command continues. It is EX_TEMPFAIL of sysexits.h; no shell and no other error of `mft` uses it.
@@ -127,8 +127,7 @@ def _set_handlers(on_interrupt: Any, on_terminate: Any, on_closed_pipe: Any) -> 
     if threading.current_thread() is not threading.main_thread():
         return
     for signum, handler in zip(SIGNALS, (on_interrupt, on_terminate), strict=True):
-        if signal.getsignal(signum) not in (signal.SIG_IGN, None):  # as in startup.exit_at_once
-            signal.signal(signum, handler)
+        set_handler(signum, handler)
     if on_closed_pipe is not None:
         signal.signal(signal.SIGPIPE, on_closed_pipe)
 

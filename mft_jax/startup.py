@@ -3,8 +3,14 @@
 It imports little, because Python shows a traceback for a Ctrl-C that arrives before.
 """
 
+from __future__ import annotations
+
 import os
 import signal
+
+TYPE_CHECKING = False  # as in mft_jax/__init__.py
+if TYPE_CHECKING:
+    from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -16,11 +22,15 @@ def exit_at_once() -> None:
     ignores it. To be called in the main thread.
     """
     for signum in SIGNALS:
-        # SIG_IGN: the process was started with the signal ignored, e.g. as a background job of a script. None: set by
-        # a C library.
-        if signal.getsignal(signum) not in (signal.SIG_IGN, None):
-            signal.signal(signum, _exit)
+        set_handler(signum, _exit)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
+def set_handler(signum: int, handler: Any) -> None:
+    """Sets the handler of a signal, unless the signal is ignored or handled by a C library."""
+    # SIG_IGN: the process was started with the signal ignored, e.g. as a background job of a script.
+    if signal.getsignal(signum) not in (signal.SIG_IGN, None):
+        signal.signal(signum, handler)
 
 
 def exit_code(signum: int) -> int:

@@ -48,13 +48,7 @@ def run_bench(
     `show` with each measurement as soon as it is made.
     Raises UserError for a configuration that cannot be run, and for a method without adapters.
     """
-    validate(config)
-    if repeats < 1:
-        raise UserError(f"repeats is {repeats}, expected at least 1.")
-    if not make_method(config.method, config).lessons:
-        raise UserError(
-            f"The method {config.method} finetunes no adapters: choose one that does, such as multiagent_ft."
-        )
+    _check(config, repeats)
     setup = prepare(config, session)
     session, society = setup.session, setup.fresh_society()
     rows, agents = setup.sampling.rows, config.debate.agents
@@ -98,6 +92,16 @@ def run_bench(
         compile_seconds=session.programs.compile_seconds,
         peak_memory_bytes=peak_memory(session.mesh),
     )
+
+
+def _check(config: ExperimentConfig, repeats: int) -> None:
+    validate(config)
+    if repeats < 1:
+        raise UserError(f"repeats is {repeats}, expected at least 1.")
+    if not make_method(config.method, config).lessons:
+        raise UserError(
+            f"The method {config.method} finetunes no adapters: choose one that does, such as multiagent_ft."
+        )
 
 
 def ratios_of(measurements: Sequence[Measurement], together: str, base: str, alone: str) -> dict[str, float]:

@@ -48,10 +48,8 @@ def attend_and_write(
     # Blocks outside of the row's columns map to its nearest block, which the pipeline does not fetch again.
     filled = lambda r, j, at: (r, 0, jnp.clip(j, first(at[r]), at[r] // block), 0)
     written = lambda r, j, at: (r, 0, at[r] // tile, 0)
-    cache_in, cache_out = (
-        pl.BlockSpec((1, kv_heads, block, dim), filled),
-        pl.BlockSpec((1, kv_heads, tile, dim), written),
-    )
+    cache_in = pl.BlockSpec((1, kv_heads, block, dim), filled)
+    cache_out = pl.BlockSpec((1, kv_heads, tile, dim), written)
     queries, new = pl.BlockSpec((1, kv_heads, groups, dim), row), pl.BlockSpec((1, kv_heads, 1, dim), row)
     running = pltpu.VMEM((kv_heads, groups, _LANES), jnp.float32)
     shape = lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype)

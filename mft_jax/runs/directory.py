@@ -168,8 +168,7 @@ class RunDirectory:
             self._check_no_other_files()
         self.store.hold()
         try:
-            if self._has_lost_config():
-                self._restore_lost_config(say)
+            self._restore_lost_config(say)
             return self._resume(config, say, adapters) if self.exists else "new"
         except BaseException:
             self.release()
@@ -304,7 +303,7 @@ class RunDirectory:
         return self._config_in_manifest() is not None
 
     def _restore_lost_config(self, say: Callable[[str], None]) -> None:
-        config = self._config_in_manifest()
+        config = self._config_in_manifest() if self._has_lost_config() else None
         if config is not None:
             self._write_config(config)
             say(f"{self.config_file} was missing: it was restored from run.json.")

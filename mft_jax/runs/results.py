@@ -113,7 +113,7 @@ def read_results(path: pathlib.Path) -> list[Result]:
 
 
 def _wrong_field(result: Result) -> str | None:
-    """The name of a field with a value of another type, or of a cost that no run can have."""
+    """The name of the first field that does not have its type, or None. A diversity must have its two measures."""
     wrong = first_wrong_field(result)
     if wrong is not None:
         return wrong[0]

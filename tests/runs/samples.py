@@ -2,13 +2,31 @@
 
 import json
 
+from mft_jax.config import ExperimentConfig
 from mft_jax.metrics.ledger import Cost
 from mft_jax.prompts import GENERAL
+from mft_jax.runs.directory import RunDirectory
 from mft_jax.runs.stage_file import StageFile
 from mft_jax.runs.store import Store
 from mft_jax.tasks import Question, Task
 
 SPENT = Cost(prompt_tokens=1, new_tokens=10, flops=100, device_seconds=0.5, wall_seconds=1.0)  # of one chunk
+
+
+CONFIG = ExperimentConfig(run_dir="here", seed=5)
+
+
+def taken(path, config=CONFIG) -> tuple[RunDirectory, str]:
+    """What `mft run` does before it works."""
+    run = RunDirectory(path)
+    found = run.take(config)
+    if found == "new":
+        run.create(config)
+    return run, found
+
+
+def files(root) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
 
 
 def own_task(train=("t1", "t2"), evaluation=("e1",), gold="5") -> Task:
