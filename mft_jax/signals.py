@@ -7,12 +7,13 @@ the exception is delayed until it is saved.
 
 import _thread  # threading.Thread takes a lock in its start, which the interrupted code may hold
 import contextlib
+import gc
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -22,6 +23,7 @@ from mft_jax.startup import SIGNALS, exit_code, set_handler
 # same command continues. It is EX_TEMPFAIL of sysexits.h; no shell and no other error of `mft` uses it.
 START_AGAIN = 75
 _PAUSE = 0.01  # seconds; long enough for a destructor or a callback of the garbage collector to end
+_collection_runs = [False]  # whether Python collects garbage just now; noted while `raising`
 
 
 class Terminated(SystemExit):
@@ -43,7 +45,7 @@ def install() -> None:
     A write to a closed pipe raises BrokenPipeError instead of ending the process, because the pipe may be one to a
     child process.
     """
-    _set_handlers(signal.default_int_handler, _raise_terminated, signal.SIG_IGN)
+    _set_handlers(_raise, _raise, signal.SIG_IGN)
 
 
 def raise_exception(signum: int) -> NoReturn:
@@ -55,8 +57,9 @@ def raise_exception(signum: int) -> NoReturn:
 def raising() -> Generator[None]:
     """Installs the handlers of `install` for a block, and restores the previous handlers after it.
 
-    Python ignores an exception that is raised in a destructor or in a callback of the garbage collector. A signal that
-    arrives there would be lost, so it is sent again.
+    Python ignores an exception that is raised in a destructor or in a callback of the garbage collector, and does not even
+    report it if the destructor is that of a file object. A signal that arrives there would be lost. So a signal that
+    arrives during a garbage collection is sent again after it, and so is one whose exception Python reports as ignored.
     """
     before = {signum: signal.getsignal(signum) for signum in (*SIGNALS, signal.SIGPIPE)}
     report = sys.unraisablehook
@@ -70,11 +73,14 @@ def raising() -> Generator[None]:
         hook_runs[0] = False  # the last statement, and no call: Python runs signal handlers at calls
 
     sys.unraisablehook = send_again_or_report
+    gc.callbacks.append(_note_collection)
     install()
     try:
         yield
     finally:
         _set_handlers(*before.values())
+        gc.callbacks.remove(_note_collection)
+        _collection_runs[0] = False  # this block may end within a collection, whose end is then not noted
         sys.unraisablehook = report
 
 
@@ -139,14 +145,22 @@ def _signal_of(dropped: BaseException | None) -> int | None:
     return signal.SIGINT if isinstance(dropped, KeyboardInterrupt) else None
 
 
-def _send_later(signum: int, hook_runs: list[bool]) -> None:
-    """Sends a signal to this process once the hook that asks for it has ended, because its exception would be ignored
-    in the hook too."""
+def _note_collection(phase: str, info: dict[str, int]) -> None:
+    _collection_runs[0] = phase == "start"
+
+
+def _send_later(signum: int, hook_runs: Sequence[bool]) -> None:
+    """Sends a signal to this process once the hook that asks for it and garbage collections have ended, because its
+    exception would be ignored there."""
     time.sleep(_PAUSE)
-    while hook_runs[0]:
+    while hook_runs[0] or _collection_runs[0]:
         time.sleep(_PAUSE)
     os.kill(os.getpid(), signum)
 
 
-def _raise_terminated(signum: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
+def _raise(signum: int, frame: FrameType | None) -> None:
+    """The handler of signals while a command runs."""
+    if _collection_runs[0]:
+        _thread.start_new_thread(_send_later, (signum, (False,)))
+    else:
+        raise_exception(signum)
