@@ -309,7 +309,7 @@ class Plan:
     price: float | None = None
     """Dollars per chip and hour; None: from a table of on-demand prices."""
     layers: tuple[int, int] = (2, 4)
-    """Numbers of layers with which a deeper model is compiled; their difference gives the figures of the other layers."""
+    """Numbers of layers with which programs without a loop over layers are compiled; their difference gives the other layers."""
     settings: Annotated[ExperimentConfig, arg(name="")]
 
     def place(self) -> str:

@@ -54,6 +54,12 @@ class ModelConfig:
         scaling = self.rope.scaling
         return scaling.original_max_position if isinstance(scaling, LongScaling) else None
 
+    @property
+    def window_period(self) -> int:
+        """After how many layers the windows of attention repeat, such as 6 if every sixth layer has none."""
+        windows = self.windows
+        return next(size for size in range(1, len(windows) + 1) if windows[size:] == windows[: len(windows) - size])
+
 
 _REMEDY = "download the checkpoint again, or give another"
 _ACTIVATIONS: dict[str, Literal["silu", "gelu_tanh"]] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}

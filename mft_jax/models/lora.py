@@ -83,6 +83,11 @@ class Adapter(NamedTuple):
             target: LowRank(pair["a"][index], pair["b"][index], self.scale) for target, pair in self.weights.items()
         }
 
+    def layers(self, first: int, end: int, step: int) -> dict[str, LowRank]:
+        """As `layer`, those of the blocks first, first + step, ... before `end`, stacked. For one adapter only."""
+        own = {name: (pair["a"][first:end:step], pair["b"][first:end:step]) for name, pair in self.weights.items()}
+        return {name: LowRank(a, b, jnp.broadcast_to(self.scale, a.shape[:1])) for name, (a, b) in own.items()}
+
     def unstack(self) -> Unstacked:
         """The same adapter in the form for sampling. For one adapter only."""
         scaled = lambda b: (b.astype(jnp.float32) * self.scale).astype(b.dtype)

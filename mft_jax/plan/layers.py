@@ -14,15 +14,9 @@ def with_layers(model: ModelConfig, layers: int) -> ModelConfig:
     return dataclasses.replace(model, layers=layers, windows=model.windows[:layers])
 
 
-def period(model: ModelConfig) -> int:
-    """After how many layers the windows of attention repeat, such as 6 if every sixth layer has none."""
-    windows = model.windows
-    return next(size for size in range(1, len(windows) + 1) if windows[size:] == windows[: len(windows) - size])
-
-
 def compiled_layers(model: ModelConfig, few: tuple[int, int] = FEW) -> tuple[int, ...]:
     """The numbers of layers to compile: two for a deep model, multiples of the period of its windows, else all layers."""
-    repeat = period(model)
+    repeat = model.window_period
     small, large = (-(-own // repeat) * repeat for own in few)
     large = large if large > small else small + repeat
     return (small, large) if large < model.layers else (model.layers,)

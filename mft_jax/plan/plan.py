@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from mft_jax.config import ExperimentConfig, validate
 from mft_jax.methods import Method, make_method, with_own_evaluation
 from mft_jax.models.config import ModelConfig
+from mft_jax.models.decoder import scans_layers
 from mft_jax.models.lora import resolve_targets
 from mft_jax.parallel.mesh import make_mesh
 from mft_jax.plan import layers
@@ -53,7 +54,8 @@ class Plan:
 
     config: ExperimentConfig
     target: Target
-    layers: tuple[int, ...]  # the numbers of layers that were compiled
+    layers: tuple[int, ...]  # the numbers of layers that were compiled, of programs that do not scan them
+    scans_layers: bool  # whether all programs but `decode` scan the layers; they are compiled with all layers
     lengths: Lengths
     programs: tuple[ProgramPlan, ...]
     phases: tuple[Phase, ...]
@@ -87,9 +89,9 @@ def make_plan(
     """Compiles the programs of a configuration for the target, from shapes alone, and estimates a run.
 
     `lengths` are those of the texts (default: assumed for the task). `few_layers` are the numbers of layers that are
-    compiled of a deep model. `say` is called with the name of what is compiled. Raises UserError for a configuration that
-    cannot run on the target. One that does not fit its memory gives a plan that says so, or raises DoesNotFit if the
-    compiler refuses a program.
+    compiled of a deep model, except in programs that scan them. `say` is called with the name of what is compiled. Raises
+    UserError for a configuration that cannot run on the target. One that does not fit its memory gives a plan that says so,
+    or raises DoesNotFit if the compiler refuses a program.
     """
     validate(config)
     config = with_own_evaluation(config)
@@ -103,7 +105,9 @@ def make_plan(
     sizes = sizes_of(config, method, lengths, mesh)
     cases = Cases(config, method, mesh, stored, sizes)
 
-    def figures(name: str, make: Callable[[ModelConfig], Case]) -> Figures:
+    scans = scans_layers(model, mesh)
+
+    def figures(name: str, make: Callable[[ModelConfig], Case], *, whole: bool = False) -> Figures:
         def measured(model: ModelConfig) -> Figures:
             say(f"{name}, {model.layers} layers")
             try:
@@ -111,10 +115,10 @@ def make_plan(
             except DoesNotFit as error:
                 raise DoesNotFit(error.needed, error.available, f"{name} with {model.layers} layers") from error
 
-        return layers.of_all_layers(model, measured, few_layers)
+        return measured(model) if whole else layers.of_all_layers(model, measured, few_layers)
 
-    decode, prefill = figures("decode", cases.decode), figures("prefill", cases.prefill)
-    train = figures("train", cases.train) if method.lessons else None
+    decode, prefill = figures("decode", cases.decode), figures("prefill", cases.prefill, whole=scans)
+    train = figures("train", cases.train, whole=scans) if method.lessons else None
     stages = stages_of(config, lengths)
     clock = Clock(config, lengths, sizes, target.speeds, decode, prefill, train)
     phases = phases_of(method, decode, prefill, train, sizes.lanes, target.memory)
@@ -122,6 +126,7 @@ def make_plan(
         config=config,
         target=target,
         layers=layers.compiled_layers(model, few_layers),
+        scans_layers=scans,
         lengths=lengths,
         programs=tuple(_programs(config, target, sizes, method, decode, prefill, train)),
         phases=tuple(phases),

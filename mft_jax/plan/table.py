@@ -51,7 +51,9 @@ def layers_line(plan: Plan) -> str:
     if len(plan.layers) == 1:
         return f"Compiled with all {plan.layers[0]} layers."
     few, more = plan.layers
-    return f"Compiled with {few} and {more} layers; the others are counted from the difference between these."
+    what = "decode compiled" if plan.scans_layers else "Compiled"
+    rest = " The other programs are compiled with all layers." if plan.scans_layers else ""
+    return f"{what} with {few} and {more} layers; the others are counted from the difference between these.{rest}"
 
 
 def price_lines(plan: Plan) -> list[str]:

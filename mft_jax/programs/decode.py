@@ -26,7 +26,7 @@ def decode(
     too. Returns the slots, and the part of them that the host reads.
     """
     model = nnx.merge(graphdef, base)
-    updates = for_sampling(model.mesh, adapters)
+    updates = for_sampling(model, adapters)
 
     def unfinished(carry: tuple[Array, Slots]) -> Array:
         step, slots = carry
@@ -104,14 +104,15 @@ def next_logits(
 
     Returns the logits [B, V], and the KV cache with the keys and values of these tokens written at `position`.
     """
-    new_keys, new_values, config = list(keys), list(values), model.config
+    config = model.config
 
     def attention(layer, q, k, v):
-        output, new_keys[layer], new_values[layer] = model.backend.decode(
+        output, *cache = model.backend.decode(
             q, k, v, keys[layer], values[layer], position,
             window=config.windows[layer], softcap=config.attention_softcap,
         )  # fmt: skip
-        return output
+        return output, cache
 
-    hidden = model.run(token[:, None], position[:, None], adapter, attention, long=long)
-    return model.logits(hidden[:, 0]), tuple(new_keys), tuple(new_values)
+    hidden, cache = model.run(token[:, None], position[:, None], adapter, attention, long=long)
+    keys, values = zip(*cache, strict=True)
+    return model.logits(hidden[:, 0]), keys, values

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from mft_jax.models.decoder import Decoder
 from mft_jax.models.lora import Adapter, Unstacked
 from mft_jax.parallel.mesh import RULES
 
@@ -24,13 +25,15 @@ def over_agents(
     return map_agents(mesh, count, function)(adapters, *rows)
 
 
-def for_sampling(mesh: Mesh | None, adapters: Adapter | None) -> Adapter | Unstacked | None:
+def for_sampling(model: Decoder, adapters: Adapter | None) -> Adapter | Unstacked | None:
     """All agents' adapters in the form in which sampling reads them fastest. The leading axis of all arrays is the agent axis.
 
-    On CPUs they are unstacked. Other devices slice the stack while they read it, and copying it first would cost more.
+    On CPUs they are unstacked, unless layers are scanned. Other devices slice the stack while they read it, and copying it
+    first would cost more.
     """
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    return adapters if adapters is None or platform != "cpu" else jax.vmap(Adapter.unstack)(adapters)
+    platform = jax.default_backend() if model.mesh is None else model.mesh.devices.flat[0].platform
+    stacked = adapters is None or platform != "cpu" or model.scan_layers
+    return adapters if stacked else jax.vmap(Adapter.unstack)(adapters)
 
 
 def map_agents(mesh: Mesh | None, count: int, function: Callable[..., Any]) -> Callable[..., Any]:

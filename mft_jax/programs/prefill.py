@@ -30,7 +30,7 @@ def prefill(
     """
     model = nnx.merge(graphdef, base)
     cache_of = functools.partial(prompt_cache, model, long)
-    keys, values = over_agents(model.mesh, cache_of, for_sampling(model.mesh, adapters), prompts.tokens)
+    keys, values = over_agents(model.mesh, cache_of, for_sampling(model, adapters), prompts.tokens)
     prompts = Prompts(*map(jnp.asarray, prompts))
     put, last = functools.partial(write_rows, model.mesh, prompts.into), jnp.maximum(prompts.lengths - 1, 0)
     return slots._replace(
@@ -77,14 +77,14 @@ def write_rows(
 
 def prompt_cache(model: Decoder, long: Bool[Array, ""], adapter: Adapter | Unstacked | None, tokens: Int[Array, "P T"]):
     """The keys and values of one agent's prompts in the layout of the cache, with T columns, one array per layer."""
-    keys, values, config = [], [], model.config
+    config = model.config
 
     def attention(layer, q, k, v):
-        for cache, new in zip((keys, values), model.backend.to_cache(k, v), strict=True):
-            cache.append(new)
-        return model.backend.causal(q, k, v, None, window=config.windows[layer], softcap=config.attention_softcap)
+        output = model.backend.causal(q, k, v, None, window=config.windows[layer], softcap=config.attention_softcap)
+        return output, model.backend.to_cache(k, v)
 
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     with jax.named_scope("prefill"):
-        model.run(tokens, positions, adapter, attention, long=long)
-    return tuple(keys), tuple(values)
+        _, cache = model.run(tokens, positions, adapter, attention, long=long)
+    keys, values = zip(*cache, strict=True)
+    return keys, values

@@ -1,13 +1,16 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from mft_jax.config import TARGETS, MeshConfig
+from mft_jax.config import TARGETS, LoraConfig, MeshConfig
 from mft_jax.errors import UserError
 from mft_jax.models.config import parse_model_config
-from mft_jax.models.lora import resolve_targets
+from mft_jax.models.decoder import build
+from mft_jax.models.lora import Adapter, init_weights, projection_shapes, resolve_targets
 from mft_jax.parallel.mesh import make_mesh
 from tests.conftest import TINY, place_base, random_base
 
@@ -83,3 +86,60 @@ def test_sharded_fused_projections_compute_the_same():
     kernel = nnx.to_pure_dict(split)["blocks"][0]["qkv_proj"]["kernel"]
     assert kernel.addressable_shards[0].data.shape[1] == kernel.shape[1] // 2
     np.testing.assert_allclose(run(split), run(base), atol=1e-4)
+
+
+@pytest.mark.parametrize(("layers", "remat"), [(4, False), (5, True)])  # a pass has two layers, so one of five is left
+def test_scanned_layers_compute_the_same(layers, remat):
+    """Hidden states, their gradients, and what attention keeps of each layer, with two layers of different windows."""
+    config = dataclasses.replace(parse_model_config(TINY), layers=layers, windows=((3, None) * 3)[:layers])
+    assert config.window_period == 2
+    _, base = random_base(config)
+    lora = LoraConfig(rank=4, alpha=8.0)
+    weights = jax.tree.map(lambda leaf: leaf + 0.1, init_weights(config, lora, jax.random.key(0)))
+    tokens = jnp.arange(24).reshape(2, 12)
+    positions = jnp.broadcast_to(jnp.arange(12), tokens.shape)
+
+    def computed(scan_layers):
+        graphdef, _ = build(config, scan_layers=scan_layers)
+
+        @jax.jit
+        def run(base, weights):
+            model, adapter = nnx.merge(graphdef, base), Adapter(weights, jnp.float32(lora.scale))
+
+            def attention(layer, q, k, v):
+                window = config.windows[layer]
+                return model.backend.causal(q, k, v, None, window=window, softcap=None), (k, v)
+
+            hidden, kept = model.run(tokens, positions, adapter, attention, remat=remat)
+            return jnp.sum(jnp.sin(hidden)), (hidden, kept)
+
+        return jax.value_and_grad(run, argnums=1, has_aux=True)(base, weights)
+
+    (_, (hidden, kept)), gradient = computed(True)
+    (_, (expected, expected_kept)), expected_gradient = computed(False)
+    assert len(kept) == layers
+    assert np.abs(np.asarray(expected)).max() > 0.1
+    for found, wanted in zip(
+        jax.tree.leaves((hidden, kept, gradient)),
+        jax.tree.leaves((expected, expected_kept, expected_gradient)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])  # bfloat16: the copies are converted
+def test_a_backward_pass_keeps_no_copies_of_the_weights(compute_dtype):
+    """What it keeps of a scanned model are activations: no array with the weights of all layers."""
+    config = dataclasses.replace(parse_model_config(TINY), layers=8, windows=(None,) * 8)
+    graphdef, base = build(config, compute_dtype=compute_dtype, scan_layers=True)
+    weights = jax.eval_shape(lambda: init_weights(config, LoraConfig(rank=4), jax.random.key(0)))
+    tokens = jnp.arange(4)[None]
+
+    def loss(weights, base):
+        hidden = nnx.merge(graphdef, base).hidden(tokens, tokens, tokens * 0, Adapter(weights, jnp.float32(1)))
+        return jnp.sum(hidden)
+
+    backward = jax.eval_shape(lambda weights, base: jax.vjp(lambda own: loss(own, base), weights)[1], weights, base)
+    kept = {leaf.shape for leaf in jax.tree.leaves(backward)}
+    assert (8, 1, 4, 32) in kept  # [L, B, T, D], the input of each layer
+    assert not kept & {(8, *shape) for shape in projection_shapes(config).values()}

@@ -30,7 +30,7 @@ def estimated(finished):
         else StageEstimate(own.name, 0, 0, own.train_tokens, 1.0)
         for own in stages_of(config, lengths)
     ]
-    return Plan(config, None, (2,), lengths, (), (), None, {}, tuple(stages), 0.0)
+    return Plan(config, None, (2,), False, lengths, (), (), None, {}, tuple(stages), 0.0)
 
 
 def test_the_tokens_are_those_of_the_run(finished, estimated):

@@ -7,13 +7,12 @@ import sys
 
 import pytest
 
-from mft_jax.config import ModelSource, to_yaml
+from mft_jax.config import FinetuningConfig, ModelSource, to_yaml
 from mft_jax.methods import make_method
 from mft_jax.parallel.mesh import make_mesh
 from mft_jax.plan.cases import Cases, Sizes
 from mft_jax.plan.chips import SLICES
 from mft_jax.plan.figures import measure
-from mft_jax.plan.layers import with_layers
 from mft_jax.plan.models import read_model
 from mft_jax.plan.target import find_target
 from mft_jax.plan.topology import prepare_environment
@@ -38,8 +37,8 @@ def test_the_command(planned_config, tmp_path):
         assert program["collectives"]["all-reduce"] >= least
         assert program["flops"] > 0
         assert program["seconds"] > 0
-    # The gradients of q, k and v, and those of gate and up, are summed before they are moved. Each for itself: 1.09 MB.
-    assert found["programs"]["train"]["sent"]["all-reduce"] < 0.9e6
+    # The gradients of q, k and v, and those of gate and up, are summed before they are moved. Each for itself: 1.18 MB.
+    assert found["programs"]["train"]["sent"]["all-reduce"] < 1.05e6
 
 
 @pytest.fixture
@@ -81,15 +80,37 @@ def test_a_decode_step_of_llama_3_8b(llama):
 
 @pytest.mark.slow
 def test_prefill_of_llama_3_8b(llama):
-    """In each layer two all-reduces and no other collective, and no array of scores, which would have 800 MB."""
+    """In each of 32 layers two all-reduces and no other collective, and no array of scores, which would have 800 MB."""
     cases, model, target = llama
-    few, more = (measure(cases.prefill(with_layers(model, n)), target.speeds, "v5e-8") for n in (2, 4))
-    layer = {kind: (number - few.counts.collectives[kind]) / 2 for kind, number in more.counts.collectives.items()}
-    assert layer == {"all-reduce": 2}
+    found = measure(cases.prefill(model), target.speeds, "v5e-8")
+    assert found.counts.collectives == {"all-reduce": 2 * 32 + 1}  # and that of the embedding
     tokens, parameters = 3 * 4 * 2048 / 8, 32 * (4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 14336)
-    flops = (more.counts.flops - few.counts.flops) / 2 * 32
-    assert flops == pytest.approx(2 * parameters * tokens, rel=0.04)  # the adapters are the rest
-    assert more.memory["temporaries"] < 0.4e9
+    assert found.counts.flops == pytest.approx(2 * parameters * tokens, rel=0.04)  # the adapters are the rest
+    keys_and_values = 32 * 3 * 2 * 2 * 2048 * 2 * 128 * 2
+    assert found.memory["temporaries"] < 3.5 * keys_and_values
+    assert found.counts.step_seconds(target.speeds) < 0.55
+    assert found.compile_seconds < 90  # one layer; all 32, one after the other, take minutes
+
+
+@pytest.mark.slow
+def test_a_training_step_of_llama_3_8b(llama):
+    """Six adapters, two at once, each with two rows of 4,096 tokens. Activations are recomputed in the backward pass."""
+    cases, model, target = llama
+    tuning = FinetuningConfig(batch_rows=2, row_tokens=4096, agents_at_once=2, remat=True)
+    cases = dataclasses.replace(
+        cases,
+        config=dataclasses.replace(cases.config, finetuning=tuning),
+        sizes=dataclasses.replace(cases.sizes, row_targets=2048),
+    )
+    found = measure(cases.train(model), target.speeds, "v5e-8")
+    tokens, parameters = 6 * 2 * 4096 / 8, 32 * (4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 14336)
+    assert found.counts.flops < 1.15 * 6 * parameters * tokens
+    assert sum(found.memory.values()) < 12e9  # of 16.9e9
+    # Three groups of adapters. In each layer two sums of activations forward, two in the backward pass, and one of what is
+    # recomputed, of 2 x 4,096 x 4,096 numbers of two bytes; those of the adapters' gradients are small.
+    activations = 3 * 32 * 5 * 2 * 4096 * 4096 * 2
+    assert found.counts.sent["all-reduce"] == pytest.approx(2 * 3 / 4 * activations, rel=0.03)
+    assert found.counts.sent["all-gather"] < 0.02 * found.counts.sent["all-reduce"]
 
 
 def test_every_slice_can_be_planned_for():

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from mft_jax.config import MeshConfig, SamplingConfig
+from mft_jax.models.decoder import build
 from mft_jax.models.lora import Adapter
 from mft_jax.models.society import Society
 from mft_jax.parallel.mesh import make_mesh
@@ -198,6 +199,17 @@ def test_meshes_sample_the_same_tokens_on_sharded_slots(tiny, programs, requests
     assert slots.values[1].sharding.shard_shape((*shape_of_keys[:3], 48, 8)) == (*parts[:3], 48, 8)
     assert slots.token.sharding.shard_shape((2, 4)) == parts[:2]
     assert view.output.sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 2)])
+def test_scanned_layers_sample_the_same_tokens(tiny, requests, sampled, shape):
+    """As on TPUs, where prefill runs through the layers in a loop."""
+    mesh = make_mesh(MeshConfig(agent=shape[0], data=shape[1], model=shape[2]))
+    graphdef, _ = build(tiny.config, mesh=mesh, scan_layers=True)
+    scanning = Programs(graphdef, tiny.config, mesh)
+    sampler = make_sampler(dataclasses.replace(tiny, base=place_base(mesh, tiny.base)), scanning)
+    placed = dataclasses.replace(tiny.society, mesh=mesh)
+    assert sampler.sample(requests[:9], placed)[0] == sampled[:9]
 
 
 def test_lanes_fill_the_agent_axis_of_a_mesh(tiny, requests, sampled):
