@@ -12,7 +12,7 @@ from mft_jax.finetuning.lesson import Lesson
 from mft_jax.methods import Method, make_method
 from mft_jax.plan.lengths import Lengths
 from mft_jax.programs.slots import bucket
-from mft_jax.sampling.sampler import SHORTEST
+from mft_jax.sampling.lengths import SHORTEST, padded_length
 
 PACKED = 0.9  # share of a packed row that is not padding
 
@@ -166,10 +166,10 @@ def all_texts(stages: list[DebateStage | FinetuningStage]) -> Iterator[Texts]:
 
 def padded_prompt(prompt: float) -> int:
     """The length that prompts of about this many tokens are padded to."""
-    return bucket(math.ceil(prompt), SHORTEST)
+    return padded_length(math.ceil(prompt))
 
 
 def cache_columns(longest: float, config: ExperimentConfig) -> int:
     """S, the cache length of a stage whose longest prompt has this many tokens; as the sampler chooses it."""
     new = config.sampling.max_new_tokens
-    return min(padded_prompt(longest) + bucket(new), bucket(math.ceil(longest) + new, SHORTEST))
+    return min(bucket(math.ceil(longest), SHORTEST) + bucket(new), bucket(math.ceil(longest) + new, SHORTEST))

@@ -20,6 +20,7 @@ from mft_jax.programs import Programs
 from mft_jax.programs.program import BusyClock
 from mft_jax.programs.slots import Prompts, Settings, Slots, View, bucket, empty_slots
 from mft_jax.sampling.completions import Completion, OnTokens, Progress, Request, Usage
+from mft_jax.sampling.lengths import SHORTEST, choose_lengths, most_lengths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +37,6 @@ class _Row:
 
 
 Queue = collections.deque[int]  # indices of rows
-# Prompts are padded to at least this many tokens: a smaller program saves less time than its compilation takes.
-SHORTEST = 32
 
 
 class NonFiniteLogits(UserError):
@@ -203,6 +202,7 @@ class _Grid:
             self.model, self.mesh, agents=lanes, rows=config.rows, columns=columns, new_tokens=new_tokens,
             dtype=self.programs.dtype, log_probs=self.log_probs,
         )  # fmt: skip
+        lengths = choose_lengths((len(row.tokens) for row in rows), most_lengths(self.mesh))
         # The longest first, so that prompts that are prefilled together have similar lengths and need little padding.
         order = sorted(range(len(rows)), key=lambda n: -len(rows[n].tokens))
         queues = [Queue(n for n in order if rows[n].lane == lane) for lane in range(lanes)]
@@ -211,7 +211,7 @@ class _Grid:
         told = [row.new for row in rows]  # how many new tokens of each row `on_tokens` knows
         while any(queues) or (owner >= 0).any():
             while _can_prefill(owner, queues, config.prefill_rows):
-                slots = self._prefill_slots(slots, rows, queues, owner, long)
+                slots = self._prefill_slots(slots, rows, queues, owner, lengths, long)
             settings = self._make_settings(queues, long)
             stop_if_asked()
             self.clock.start()
@@ -229,18 +229,25 @@ class _Grid:
         return completions
 
     def _prefill_slots(
-        self, slots: Slots, rows: Sequence[_Row], queues: Sequence[Queue], owner: np.ndarray, long: bool
+        self,
+        slots: Slots,
+        rows: Sequence[_Row],
+        queues: Sequence[Queue],
+        owner: np.ndarray,
+        lengths: Sequence[int],
+        long: bool,
     ) -> Slots:
         """Prefills up to `prefill_rows` free slots of every lane in one call, with the next rows of its queue.
 
-        Updates `queues` and `owner`. The prompts are padded to the length bucket of the longest.
+        Updates `queues` and `owner`. The prompts are padded to the first of `lengths` that holds the longest.
         """
         config, taken = self.config, []
         for lane, queue in enumerate(queues):
             for place, slot in self._matching(owner[lane] < 0)[: len(queue)]:
                 owner[lane, slot] = number = queue.popleft()
                 taken.append((lane, place, slot, rows[number]))
-        size, length = (len(queues), config.prefill_rows), bucket(max(len(row.tokens) for *_, row in taken), SHORTEST)
+        longest = max(len(row.tokens) for *_, row in taken)
+        size, length = (len(queues), config.prefill_rows), next(own for own in lengths if own >= longest)
         prompts = Prompts(
             tokens=np.zeros((*size, length), np.int32), lengths=np.ones(size, np.int32),
             into=np.full(size, config.rows, np.int32), counts=np.zeros(size, np.int32),
