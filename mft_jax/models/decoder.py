@@ -255,9 +255,9 @@ class Decoder(nnx.Module):
         run_layer = jax.checkpoint(layer, static_argnums=0, policy=policy, prevent_cse=False)
 
         def run_pass(x: Array, scanned: tuple[Array, Sequence[Mapping[str, LowRank]]]) -> tuple[Array, list[Any]]:
-            kept = []
-            for place, lora in enumerate(scanned[1]):
-                x, own = run_layer(place, scanned[0], x, lora)
+            (index, updates), kept = scanned, []
+            for place, lora in enumerate(updates):
+                x, own = run_layer(place, index, x, lora)
                 kept.append(own)
             return x, kept
 
