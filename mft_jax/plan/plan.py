@@ -1,6 +1,7 @@
 """`mft plan`: whether a configuration fits some devices, how long a run takes on them, and what it costs."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 
 from jax.sharding import Mesh
@@ -104,21 +105,12 @@ def make_plan(
     mesh = make_mesh(config.mesh, target.devices)
     sizes = sizes_of(config, method, lengths, mesh)
     cases = Cases(config, method, mesh, stored, sizes)
-
     scans = scans_layers(model, mesh)
-
-    def figures(name: str, make: Callable[[ModelConfig], Case], *, whole: bool = False) -> Figures:
-        def measured(model: ModelConfig) -> Figures:
-            say(f"{name}, {model.layers} layers")
-            try:
-                return measure(make(model), target.speeds, target.name)
-            except DoesNotFit as error:
-                raise DoesNotFit(error.needed, error.available, f"{name} with {model.layers} layers") from error
-
-        return measured(model) if whole else layers.of_all_layers(model, measured, few_layers)
-
-    decode, prefill = figures("decode", cases.decode), figures("prefill", cases.prefill, whole=scans)
-    train = figures("train", cases.train, whole=scans) if method.lessons else None
+    figures = functools.partial(_figures, model=model, target=target, say=say)
+    few_of_others = None if scans else few_layers
+    decode = figures("decode", cases.decode, few_layers=few_layers)
+    prefill = figures("prefill", cases.prefill, few_layers=few_of_others)
+    train = figures("train", cases.train, few_layers=few_of_others) if method.lessons else None
     stages = stages_of(config, lengths)
     clock = Clock(config, lengths, sizes, target.speeds, decode, prefill, train)
     phases = phases_of(method, decode, prefill, train, sizes.lanes, target.memory)
@@ -139,6 +131,27 @@ def make_plan(
         stages=tuple(clock.stage(stage) for stage in stages),
         compile_seconds=_compile_seconds(config, lengths, decode, prefill, train),
     )
+
+
+def _figures(
+    name: str,
+    make: Callable[[ModelConfig], Case],
+    *,
+    model: ModelConfig,
+    target: Target,
+    few_layers: tuple[int, int] | None,
+    say: Callable[[str], None],
+) -> Figures:
+    """The figures of one program, compiled with a few layers of a deep model; `few_layers` None: with all of them."""
+
+    def measured(model: ModelConfig) -> Figures:
+        say(f"{name}, {model.layers} layers")
+        try:
+            return measure(make(model), target.speeds, target.name)
+        except DoesNotFit as error:
+            raise DoesNotFit(error.needed, error.available, f"{name} with {model.layers} layers") from error
+
+    return measured(model) if few_layers is None else layers.of_all_layers(model, measured, few_layers)
 
 
 def sizes_of(config: ExperimentConfig, method: Method, lengths: Lengths, mesh: Mesh) -> Sizes:

@@ -8,6 +8,15 @@ from mft_jax.runs.store import DamagedFile
 from tests.runs.samples import CONFIG, files, own_task, taken
 
 
+def restart(run, refusal):
+    """Reading the configuration is refused; a start restores its bytes. Returns the directory and what the start said."""
+    with pytest.raises(DamagedFile, match=refusal):
+        RunDirectory(run.path).config()
+    heard, again = [], RunDirectory(run.path)
+    assert again.take(CONFIG, heard.append) == "resumed"
+    return again, heard
+
+
 @pytest.mark.parametrize("damage", ["emptied", "truncated", "bit", "edited", "not utf-8"])
 def test_a_damaged_configuration_is_restored_from_the_manifest(tmp_path, damage):
     """An emptied config.yaml would otherwise read as a run with every setting at its default."""
@@ -23,13 +32,7 @@ def test_a_damaged_configuration_is_restored_from_the_manifest(tmp_path, damage)
     }[damage]
     assert damaged != whole
     run.config_file.write_bytes(damaged)
-    with pytest.raises(
-        DamagedFile, match=r"config\.yaml is damaged or was edited .*start the run again, which restores"
-    ):
-        RunDirectory(run.path).config()
-    heard = []
-    again = RunDirectory(run.path)
-    assert again.take(CONFIG, heard.append) == "resumed"
+    again, heard = restart(run, r"config\.yaml is damaged or was edited .*start the run again, which restores")
     assert run.config_file.read_bytes() == whole
     assert (run.path / "damaged" / "config.yaml").read_bytes() == damaged
     assert "restored from run.json" in heard[0]
@@ -42,13 +45,7 @@ def test_a_configuration_that_was_deleted_is_restored_from_the_manifest(tmp_path
     run.release()
     whole = run.config_file.read_bytes()
     run.config_file.unlink()
-    with pytest.raises(
-        DamagedFile, match=r"config\.yaml is missing: start the run again, which restores it from run\.json"
-    ):
-        RunDirectory(run.path).config()
-    heard = []
-    again = RunDirectory(run.path)
-    assert again.take(CONFIG, heard.append) == "resumed"
+    again, heard = restart(run, r"config\.yaml is missing: start the run again, which restores it from run\.json")
     assert run.config_file.read_bytes() == whole
     assert heard == [f"{run.config_file} was missing: it was restored from run.json."]
     again.release()
