@@ -80,13 +80,15 @@ def pytest_terminal_summary(terminalreporter):
 def pytest_collection_modifyitems(config, items):
     """Deselects the tests marked `real` if no model is given, and those marked `tpu` or `browser` without their program.
 
-    So are those marked `gcs` without their server.
+    So are those marked `gcs` without their server. Files with slow tests come first, so that at the end no worker waits
+    for another's.
     """
     missing = {"real": config.getoption("--real-model") is None, "tpu": not LIBTPU, "browser": not CHROMIUM}
     missing["gcs"] = not OBJECT_STORE
     left_out = [item for item in items if any(item.get_closest_marker(name) for name in missing if missing[name])]
     config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
+    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("real")}
+    items[:] = sorted((item for item in items if item not in left_out), key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")

@@ -160,9 +160,9 @@ print(sum(leaf.nbytes for leaf in leaves), int(peak) * 1024)
 
 
 @pytest.mark.slow
-def test_peak_memory_of_loading_is_below_the_weights_plus_two_gigabytes(tmp_path):
-    """The limit is too low for a second copy of these 3 GB."""
-    raw = TINY | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 21, "vocab_size": 32000}
+def test_peak_memory_of_loading_is_below_the_weights_plus_one_gigabyte(tmp_path):
+    """The limit is too low for a second copy of these 1.6 GB."""
+    raw = TINY | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 11, "vocab_size": 32000}
     run = lambda *arguments: (
         subprocess.run(
             [sys.executable, "-c", *arguments],
@@ -174,5 +174,5 @@ def test_peak_memory_of_loading_is_below_the_weights_plus_two_gigabytes(tmp_path
     )
     run(WRITE, str(tmp_path), json.dumps(raw))
     size, peak = map(int, run(READ, str(tmp_path)).split())
-    assert size > 2.5e9
-    assert peak < size + 2e9
+    assert size > 1.5e9
+    assert peak < size + 1e9
