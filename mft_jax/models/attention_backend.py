@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, Int
 
 from mft_jax.models.attention import attend, causal_attention, transposed, visible
 
+Shape = tuple[int, int, int]
+
 
 class AttentionBackend(Hashable, Protocol):
     """The attention of a decoder layer. The queries are already scaled; `window` and `softcap` are as in `attention.py`."""
@@ -37,12 +39,12 @@ class AttentionBackend(Hashable, Protocol):
         k: Float[Array, "B 1 K H"],
         v: Float[Array, "B 1 K H"],
         keys: Float[Array, "B K _ _"],
-        values: Float[Array, "B K S H"],
+        values: Float[Array, "B K S _"],
         position: Int[Array, " B"],
         *,
         window: int | None,
         softcap: float | None,
-    ) -> tuple[Float[Array, "B 1 N*H"], Float[Array, "B K _ _"], Float[Array, "B K S H"]]:
+    ) -> tuple[Float[Array, "B 1 N*H"], Float[Array, "B K _ _"], Float[Array, "B K S _"]]:
         """Writes `k` and `v` into column `position` of each row's cache, and attends to all columns up to this one.
 
         Returns (output, keys, values).
@@ -51,12 +53,15 @@ class AttentionBackend(Hashable, Protocol):
 
     def to_cache(
         self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]
-    ) -> tuple[Float[Array, "B K _ _"], Float[Array, "B K T H"]]:
+    ) -> tuple[Float[Array, "B K _ _"], Float[Array, "B K T _"]]:
         """Keys and values in the layout of the KV cache, with T columns."""
         ...
 
-    def key_shape(self, kv_heads: int, columns: int, head_dim: int) -> tuple[int, int, int]:
-        """The shape of one row's keys in the cache: (K, H, S) or (K, S, H)."""
+    def cache_shapes(self, kv_heads: int, columns: int, head_dim: int) -> tuple[Shape, Shape]:
+        """The shapes of one row's keys and values in the cache: (K, H, S) or (K, S, H), and (K, S, H).
+
+        A backend may put several heads side by side, (K / P, S, P * H), or pad H.
+        """
         ...
 
 
@@ -78,8 +83,8 @@ class XlaAttention:
     def to_cache(self, k, v):
         return transposed(k, v)
 
-    def key_shape(self, kv_heads, columns, head_dim):
-        return kv_heads, head_dim, columns
+    def cache_shapes(self, kv_heads, columns, head_dim):
+        return (kv_heads, head_dim, columns), (kv_heads, columns, head_dim)
 
 
 def attention_backend(mesh: Mesh | None) -> AttentionBackend:

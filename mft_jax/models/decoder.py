@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mft_jax.models.attention_backend import AttentionBackend, attention_backend
 from mft_jax.models.config import ModelConfig
+from mft_jax.models.fused import fused_groups
 from mft_jax.models.lora import Adapter, LowRank, Unstacked, low_rank_product, projection_shapes
 from mft_jax.models.rotary import rotate, rotation
 from mft_jax.parallel.mesh import RULES, constrain
@@ -121,22 +122,25 @@ class Block(nnx.Module):
 
     def _queries_keys_values(self, y: Float[Array, "B T D"], lora: Mapping[str, LowRank]) -> tuple[Array, Array, Array]:
         """Queries [B, T, N, H], keys [B, T, K, H] and values [B, T, K, H]."""
-        config = self.config
-        if config.fused:
-            ends = config.heads * config.head_dim, (config.heads + config.kv_heads) * config.head_dim
-            parts = jnp.split(self.qkv_proj(y, lora.get("qkv_proj")), ends, axis=-1)
+        if self.config.fused:
+            parts = (self.qkv_proj(y, lora.get("qkv_proj")),)
         else:
             parts = self._of_one_input(("q_proj", "k_proj", "v_proj"), y, lora)
         if y.shape[1] == 1:
             parts = _as_computed(*parts)
-        q, k, v = (part.reshape(*y.shape[:2], -1, config.head_dim) for part in parts)
+        if self.config.fused:
+            parts = fused_groups(self.config)["qkv_proj"].split(*parts)
+        q, k, v = (part.reshape(*y.shape[:2], -1, self.config.head_dim) for part in parts)
         return (q, k, v) if self.q_norm is None or self.k_norm is None else (self.q_norm(q), self.k_norm(k), v)
 
     def _gate_up(
         self, y: Float[Array, "B T D"], lora: Mapping[str, LowRank]
     ) -> tuple[Float[Array, "B T F"], Float[Array, "B T F"]]:
         if self.config.fused:
-            gate, up = jnp.split(self.gate_up_proj(y, lora.get("gate_up_proj")), 2, axis=-1)
+            parts = (self.gate_up_proj(y, lora.get("gate_up_proj")),)
+            if y.shape[1] == 1:
+                parts = _as_computed(*parts)
+            gate, up = fused_groups(self.config)["gate_up_proj"].split(*parts)
             return gate, up
         gate, up = self._of_one_input(("gate_proj", "up_proj"), y, lora)
         return gate, up
@@ -210,6 +214,8 @@ class Decoder(nnx.Module):
         of each layer in the backward pass.
         """
         config = self.config
+        if isinstance(adapter, Adapter):
+            adapter = adapter.grouped(config)
         x = self.embedding[...][tokens].astype(self.compute_dtype)
         x = constrain(self.mesh, x, "batch", None, None)
         if config.embedding_scale != 1.0:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from mft_jax.config import FUSED, TARGETS, LoraConfig
 from mft_jax.errors import UserError
 from mft_jax.models.config import ModelConfig
+from mft_jax.models.fused import fused_groups
 
 AdapterWeights = PyTree[Float[Array, "..."]]
 
@@ -88,6 +89,14 @@ class Adapter(NamedTuple):
         own = {name: (pair["a"][first:end:step], pair["b"][first:end:step]) for name, pair in self.weights.items()}
         return {name: LowRank(a, b, jnp.broadcast_to(self.scale, a.shape[:1])) for name, (a, b) in own.items()}
 
+    def grouped(self, config: ModelConfig) -> "Grouped":
+        """The same adapter, or the adapters of a society, in the form that the decoder computes with."""
+        weights = dict(self.weights)
+        for name, groups in fused_groups(config).items():
+            if name in weights:
+                weights[name] = {"a": weights[name]["a"], "b": groups.from_stored(weights[name]["b"])}
+        return Grouped(weights, self.scale)
+
     def unstack(self) -> Unstacked:
         """The same adapter in the form for sampling. For one adapter only."""
         scaled = lambda b: (b.astype(jnp.float32) * self.scale).astype(b.dtype)
@@ -95,6 +104,14 @@ class Adapter(NamedTuple):
         return Unstacked(
             tuple({name: LowRank(own.a, scaled(own.b), None) for name, own in layer.items()} for layer in updates)
         )
+
+
+class Grouped(Adapter):
+    """An adapter whose fused projections have their outputs in the order of the base (`fused.py`)."""
+
+    def grouped(self, config: ModelConfig) -> "Grouped":
+        """The adapter itself."""
+        return self
 
 
 def projection_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from mft_jax.models.decode_kernel import attend_and_write
-from mft_jax.parallel.mesh import sharding
+from mft_jax.parallel.mesh import RULES, sharding
 
 _LANES = 128  # the number of lanes of a TPU's vector unit
 _SPLASH_BLOCKS = (512, 256, 128)
@@ -47,10 +48,23 @@ class TpuAttention:
         return self._on_each_device(function, specs, (out, cache, cache))(*arguments)
 
     def to_cache(self, k, v):
-        return k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+        shared, size = self._in_lanes(*k.shape[2:])
+        return tuple(_pack_heads(x, shared, size).transpose(0, 2, 1, 3) for x in (k, v))
 
-    def key_shape(self, kv_heads, columns, head_dim):
-        return kv_heads, columns, head_dim
+    def cache_shapes(self, kv_heads, columns, head_dim):
+        shared, size = self._in_lanes(kv_heads, head_dim)
+        return ((kv_heads // shared, columns, size),) * 2
+
+    def _in_lanes(self, kv_heads: int, head_dim: int) -> tuple[int, int]:
+        """How many kv heads lie side by side in the last axis of the cache, and the size of this axis.
+
+        It is a multiple of the lanes, so that XLA stores the cache as the kernel reads it; otherwise it would copy all of it in
+        every call. Heads of 64 or 96 elements need no padding if 2 or 4 of them lie side by side on one device.
+        """
+        shared = _LANES // math.gcd(head_dim, _LANES)
+        model = self.mesh.shape[RULES["kv_heads"]]
+        own = kv_heads // model if kv_heads % model == 0 else kv_heads
+        return (shared, shared * head_dim) if own % shared == 0 else (1, -(-head_dim // _LANES) * _LANES)
 
     def _specs(self, k: Float[Array, "B T K H"]) -> tuple[PartitionSpec, PartitionSpec]:
         """The partitions of [B, T, heads, H], the same for queries, keys and values, and of [B, T]."""
@@ -106,15 +120,19 @@ def _decode_rows(
     q: Float[Array, "B 1 N H"],
     k: Float[Array, "B 1 K H"],
     v: Float[Array, "B 1 K H"],
-    keys: Float[Array, "B K S H"],
-    values: Float[Array, "B K S H"],
+    keys: Float[Array, "B J S C"],
+    values: Float[Array, "B J S C"],
     position: Int[Array, " B"],
     *,
     window: int | None,
     softcap: float | None,
     interpret: bool,
 ) -> tuple[Array, Array, Array]:
-    """`attend_and_write`, which under vmap runs once for the rows of all agents."""
+    """`attend_and_write`, which under vmap runs once for the rows of all agents.
+
+    If kv heads lie side by side in the cache, J = K / P in the second axis and P in the last, the kernel takes them for one
+    head with the queries of all. A query is zero but for the elements of its own head, and of its output only these count.
+    """
 
     @jax.custom_batching.custom_vmap
     def of_rows(*arguments: Array) -> tuple[Array, Array, Array]:
@@ -128,6 +146,21 @@ def _decode_rows(
         output, keys, values = of_rows(*map(join, arguments))
         return (split(output), split(keys), split(values)), (True, True, True)
 
-    heads_second = lambda x: x.reshape(x.shape[0], keys.shape[1], -1, x.shape[-1])  # [B, K, G, H]
-    output, keys, values = of_rows(heads_second(q), heads_second(k), heads_second(v), keys, values, position)
-    return output.reshape(*q.shape[:2], -1), keys, values
+    (rows, _, heads, dim), (packed, size) = q.shape, (keys.shape[1], keys.shape[3])
+    shared = k.shape[2] // packed
+    own = jnp.eye(shared, dtype=q.dtype)  # of each head: which of the heads beside each other it is
+    grouped = q.reshape(rows, packed, shared, -1, 1, dim) * own[:, None, :, None]
+    queries = _pad_last(grouped.reshape(rows, packed, heads // packed, shared * dim), size)
+    new = (_pack_heads(x, shared, size).swapaxes(1, 2) for x in (k, v))
+    output, keys, values = of_rows(queries, *new, keys, values, position)
+    parts = output[..., : shared * dim].reshape(rows, packed, shared, -1, shared, dim)
+    return jnp.einsum("rjpgph->rjpgh", parts).reshape(rows, 1, -1), keys, values
+
+
+def _pack_heads(x: Float[Array, "B T K H"], shared: int, size: int) -> Float[Array, "B T J C"]:
+    """`x` with `shared` heads side by side, and zeros after them up to `size` elements."""
+    return _pad_last(x.reshape(*x.shape[:2], x.shape[2] // shared, -1), size)
+
+
+def _pad_last(x: Float[Array, "... H"], size: int) -> Float[Array, "... C"]:
+    return jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, size - x.shape[-1]),))

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from mft_jax.errors import UserError
 from mft_jax.models.config import ModelConfig
 from mft_jax.models.decoder import build
+from mft_jax.models.fused import fused_groups
 from mft_jax.models.tensor_files import FLOAT_TYPES, SINGLE, check_finite, find_tensors, read_headers, read_tensor
 from mft_jax.parallel.placement import place_parts
 
@@ -108,8 +109,10 @@ def load_base(
     for path, shape in wanted:
         name, is_transposed = hugging_face_name(path, config)
 
-        def read(index: tuple[slice, ...], name: str = name, is_transposed: bool = is_transposed) -> np.ndarray:
-            part = read_tensor(files[name], name, index[::-1] if is_transposed else index)
+        def read(
+            index: tuple[slice, ...], path: Path = path, name: str = name, is_transposed: bool = is_transposed
+        ) -> np.ndarray:
+            part = _read_part(files[name], name, index[::-1] if is_transposed else index, _stored_places(path, config))
             part = part if dtype is None else part.astype(dtype, copy=False)
             check_finite(part, files[name], name, "download it again, or give another checkpoint")
             return part.T if is_transposed else part
@@ -125,12 +128,35 @@ def save_base(base: nnx.State, directory: pathlib.Path, config: ModelConfig) -> 
     """Writes model.safetensors into `directory`, with Hugging Face's tensor names, so that transformers can load it."""
     tensors = {}
     for keys, leaf in jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(base))[0]:
-        name, is_transposed = hugging_face_name(tuple(key.key for key in keys), config)
+        path = tuple(key.key for key in keys)
+        name, is_transposed = hugging_face_name(path, config)
         tensor = np.asarray(leaf)
+        if (places := _stored_places(path, config)) is not None:
+            tensor = tensor[..., np.argsort(places)]
         tensors[name] = np.ascontiguousarray(tensor.T if is_transposed else tensor)
-    path = pathlib.Path(directory) / SINGLE
-    save_file(tensors, str(path), metadata={"format": "pt"})
-    path.chmod(0o644)  # safetensors makes it readable by its owner alone
+    file = pathlib.Path(directory) / SINGLE
+    save_file(tensors, str(file), metadata={"format": "pt"})
+    file.chmod(0o644)  # safetensors makes it readable by its owner alone
+
+
+def _stored_places(path: Path, config: ModelConfig) -> np.ndarray | None:
+    """The index in the checkpoint of each output of a base leaf; None if they are in the same order."""
+    groups = fused_groups(config).get(str(path[2])) if len(path) == 4 else None
+    return None if groups is None else groups.stored_places()
+
+
+def _read_part(file: pathlib.Path, name: str, index: tuple[slice, ...], places: np.ndarray | None) -> np.ndarray:
+    """The part of a tensor at `index`, whose first axis is that of the outputs: output i is stored at `places[i]`.
+
+    Only the rows of these outputs are read, in as few pieces as they have in the file.
+    """
+    if places is None:
+        return read_tensor(file, name, index)
+    wanted = places[index[0]]
+    rows = np.sort(wanted)
+    pieces = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+    read = [read_tensor(file, name, (slice(int(own[0]), int(own[-1]) + 1), *index[1:])) for own in pieces]
+    return np.concatenate(read)[np.searchsorted(rows, wanted)]
 
 
 def _check_headers(

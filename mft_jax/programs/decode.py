@@ -96,7 +96,7 @@ def next_logits(
     long: Bool[Array, ""],
     adapter: Adapter | Unstacked | None,
     keys: tuple[Float[Array, "B K _ _"], ...],
-    values: tuple[Float[Array, "B K S H"], ...],
+    values: tuple[Float[Array, "B K S _"], ...],
     token: Int[Array, " B"],
     position: Int[Array, " B"],
 ):

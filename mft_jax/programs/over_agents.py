@@ -28,12 +28,15 @@ def over_agents(
 def for_sampling(model: Decoder, adapters: Adapter | None) -> Adapter | Unstacked | None:
     """All agents' adapters in the form in which sampling reads them fastest. The leading axis of all arrays is the agent axis.
 
-    On CPUs they are unstacked, unless layers are scanned. Other devices slice the stack while they read it, and copying it
-    first would cost more.
+    The outputs of fused projections are in the order of the base. On CPUs they are unstacked, unless layers are scanned.
+    Other devices slice the stack while they read it, and copying it first would cost more.
     """
+    if adapters is None:
+        return None
+    grouped = adapters.grouped(model.config)
     platform = jax.default_backend() if model.mesh is None else model.mesh.devices.flat[0].platform
-    stacked = adapters is None or platform != "cpu" or model.scan_layers
-    return adapters if stacked else jax.vmap(Adapter.unstack)(adapters)
+    stacked = platform != "cpu" or model.scan_layers
+    return grouped if stacked else jax.vmap(Adapter.unstack)(grouped)
 
 
 def map_agents(mesh: Mesh | None, count: int, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,9 +21,9 @@ class Slots(NamedTuple):
     sums over a row's tokens in the same order in every batch.
     """
 
-    # One array per layer, which XLA can update in place. The last axes are H, S or S, H (`AttentionBackend.key_shape`).
+    # One array per layer, which XLA can update in place. For the last axes see `AttentionBackend.cache_shapes`.
     keys: tuple[Float[Array, "A B K _ _"], ...]
-    values: tuple[Float[Array, "A B K S H"], ...]
+    values: tuple[Float[Array, "A B K S _"], ...]
     token: Int[Array, "A B"]  # the newest token; its keys and values are not in the cache yet
     position: Int[Array, "A B"]  # the cache column of the newest token
     active: Bool[Array, "A B"]  # is being decoded
@@ -137,10 +137,10 @@ def zero_slots(
 ) -> Slots:
     """Slots of zeros. Under jax.eval_shape this gives the shapes and dtypes only."""
     zeros = lambda *last, kind=jnp.int32: jnp.zeros((agents, rows, *last), kind)
-    keys = backend.key_shape(config.kv_heads, columns, config.head_dim)
+    keys, values = backend.cache_shapes(config.kv_heads, columns, config.head_dim)
     return Slots(
         keys=tuple(zeros(*keys, kind=dtype) for _ in range(config.layers)),
-        values=tuple(zeros(config.kv_heads, columns, config.head_dim, kind=dtype) for _ in range(config.layers)),
+        values=tuple(zeros(*values, kind=dtype) for _ in range(config.layers)),
         token=zeros(),
         position=zeros(),
         active=zeros(kind=bool),

@@ -46,6 +46,35 @@ def test_decode_kernel_equals_plain_attention(window, softcap):
         np.testing.assert_array_equal(cache, by_hand)
 
 
+@pytest.mark.parametrize(
+    ("dim", "kv_heads", "model", "shape"),
+    [
+        pytest.param(24, 2, 1, (2, 64, 128), id="padded"),
+        pytest.param(64, 3, 1, (3, 64, 128), id="padded, because of an odd number"),
+        pytest.param(64, 2, 2, (2, 64, 128), id="padded, because each device has one head"),
+        pytest.param(64, 4, 1, (2, 64, 128), id="two side by side"),
+        pytest.param(64, 4, 2, (2, 64, 128), id="two side by side on each device"),
+        pytest.param(96, 4, 1, (1, 64, 384), id="four side by side"),
+        pytest.param(128, 2, 1, (2, 64, 128), id="one fills the lanes"),
+    ],
+)
+def test_heads_that_do_not_fill_the_lanes(dim, kv_heads, model, shape):
+    """Two steps after a prompt of 40 columns are the same as without padding."""
+    rng, settings = np.random.default_rng(4), {"window": None, "softcap": None}
+    xla, tpu = XlaAttention(), TpuAttention(make_mesh(MeshConfig(model=model)), interpret=True)
+    assert tpu.cache_shapes(kv_heads, 64, dim) == (shape, shape)
+    prompt = [jnp.pad(normal(rng, 3, 40, kv_heads, dim), ((0, 0), (0, 24), (0, 0), (0, 0))) for _ in "kv"]
+    decode = jax.jit(lambda *given: tpu.decode(*given, **settings))
+    plain, cache = xla.to_cache(*prompt), tpu.to_cache(*prompt)
+    assert cache[0].shape == cache[1].shape == (3, *shape)
+    for step in range(2):
+        q, position = normal(rng, 3, 1, 2 * kv_heads, dim) * dim**-0.5, jnp.asarray([5, 17, 40]) + step
+        k, v = (normal(rng, 3, 1, kv_heads, dim) for _ in "kv")
+        expected, *plain = xla.decode(q, k, v, *plain, position, **settings)
+        output, *cache = decode(q, k, v, *cache, position)
+        np.testing.assert_allclose(output, expected, atol=2e-6)
+
+
 def test_decode_kernel_writes_whole_tiles_only():
     """A cache whose columns do not fill tiles is refused, because the last tile would be written beyond it."""
     rng = np.random.default_rng(1)
