@@ -27,7 +27,7 @@ from mft_jax.parallel.hosts import decide, everywhere
 from mft_jax.parallel.mesh import base_sharding, make_mesh, replicated, society_shardings
 from mft_jax.parallel.placement import to_devices
 from mft_jax.programs import Programs
-from mft_jax.sampling import Sampler
+from mft_jax.sampling import PromptLengths, Sampler
 from mft_jax.seeds import adapter_key, pin_jax
 
 
@@ -58,9 +58,9 @@ class Session:
             "thinking": self.chat.thinking,
         }
 
-    def sampler(self, config: SamplingConfig, lanes: int) -> Sampler:
-        """A sampler with these settings; `lanes` is as in `Sampler`."""
-        return Sampler(self.programs, self.base, config, stop_ids=self.chat.stop_ids, lanes=lanes)
+    def sampler(self, config: SamplingConfig, lanes: int, lengths: PromptLengths | None = None) -> Sampler:
+        """A sampler with these settings; `lanes` and `lengths` are as in `Sampler`."""
+        return Sampler(self.programs, self.base, config, stop_ids=self.chat.stop_ids, lanes=lanes, lengths=lengths)
 
     def fresh_society(self, names: Sequence[str], lora: LoraConfig, seed: int) -> Society:
         """New adapters, initialized from `seed` and sharded over agents. Their update of the base model is zero."""

@@ -15,6 +15,7 @@ from mft_jax.models.config import ModelConfig
 from mft_jax.models.society import Society
 from mft_jax.parallel import hosts
 from mft_jax.parallel.hosts import decide
+from mft_jax.sampling import PromptLengths
 from mft_jax.session import Session, open_session
 from mft_jax.tasks import Task, load_task
 
@@ -42,7 +43,9 @@ class Setup:
             rules = dataclasses.replace(rules, speakers=((None,) * rules.agents,) * rules.rounds)
         return Debate(
             # The same lanes for every method, so that they all share their compiled programs.
-            sampler=self.session.sampler(_sampling_of(rules, self.sampling), self.config.debate.agents),
+            sampler=self.session.sampler(
+                _sampling_of(rules, self.sampling), self.config.debate.agents, self.prompt_lengths
+            ),
             chat=self.session.chat,
             task=self.task,
             protocol=rules,
@@ -50,6 +53,11 @@ class Setup:
             seed=self.config.seed,
             name=name,
         )
+
+    @functools.cached_property
+    def prompt_lengths(self) -> PromptLengths:
+        """The lengths to which the prompts of the run are padded, shared by all its debates."""
+        return PromptLengths(self.session.mesh)
 
     @functools.cached_property
     def equivalent(self) -> Callable[[str, str], bool]:

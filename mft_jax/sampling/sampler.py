@@ -20,7 +20,7 @@ from mft_jax.programs import Programs
 from mft_jax.programs.program import BusyClock
 from mft_jax.programs.slots import Prompts, Settings, Slots, View, bucket, empty_slots
 from mft_jax.sampling.completions import Completion, OnTokens, Progress, Request, Usage
-from mft_jax.sampling.lengths import SHORTEST, choose_lengths, most_lengths
+from mft_jax.sampling.lengths import SHORTEST, PromptLengths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +49,22 @@ class Sampler:
     The grid of slots has a leading axis of lanes with `config.rows` slots each. There are `lanes` lanes, or as many as
     there are adapters if these are more, rounded up to a multiple of the mesh's agent axis. Each lane belongs to one
     adapter. Where there are more lanes than adapters, and for the base model, a speaker has several lanes. The compiled
-    programs are shared with other samplers.
+    programs are shared with other samplers, and so are the `lengths` to which prompts are padded, if given.
     """
 
     def __init__(
-        self, programs: Programs, base: nnx.State, config: SamplingConfig, *, stop_ids: Sequence[int], lanes: int
+        self,
+        programs: Programs,
+        base: nnx.State,
+        config: SamplingConfig,
+        *,
+        stop_ids: Sequence[int],
+        lanes: int,
+        lengths: PromptLengths | None = None,
     ):
         self.programs, self.base, self.config = programs, base, config
         self.stop_ids, self.lanes = tuple(stop_ids), lanes
+        self.lengths = lengths or PromptLengths(programs.mesh)
 
     def sample(
         self,
@@ -121,7 +129,7 @@ class _Grid:
         on_tokens: OnTokens | None,
     ):
         self.programs, self.base, self.config = sampler.programs, sampler.base, config
-        self.stop_ids, self.log_probs = sampler.stop_ids, log_probs
+        self.stop_ids, self.lengths, self.log_probs = sampler.stop_ids, sampler.lengths, log_probs
         self.on_progress, self.on_tokens = on_progress, on_tokens
         self.mesh, self.model = sampler.programs.mesh, sampler.programs.model
         self.adapters, self.speakers = self._stack_lanes(society, [requests[i] for i in own], sampler.lanes)
@@ -198,11 +206,12 @@ class _Grid:
         longest = max(len(row.tokens) - row.new + row.limit for row in rows)
         prompts = bucket(max(len(row.tokens) for row in rows), SHORTEST)
         columns = min(prompts + new_tokens, bucket(longest, SHORTEST))
+        lengths = self.lengths.choose((len(row.tokens) for row in rows), columns)
+        columns = max(columns, lengths[-1])
         slots = empty_slots(
             self.model, self.mesh, agents=lanes, rows=config.rows, columns=columns, new_tokens=new_tokens,
             dtype=self.programs.dtype, log_probs=self.log_probs,
         )  # fmt: skip
-        lengths = choose_lengths((len(row.tokens) for row in rows), most_lengths(self.mesh))
         # The longest first, so that prompts that are prefilled together have similar lengths and need little padding.
         order = sorted(range(len(rows)), key=lambda n: -len(rows[n].tokens))
         queues = [Queue(n for n in order if rows[n].lane == lane) for lane in range(lanes)]
