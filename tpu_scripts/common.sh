@@ -89,17 +89,24 @@ read_settings() {
     fail "there is no gcloud: install the Google Cloud CLI (https://cloud.google.com/sdk/docs/install), then 'gcloud auth login'."
 }
 
-# Google's name of the TPU, the software that its machine starts with, its chips, and dollars per chip-hour on demand.
-# Software: https://cloud.google.com/tpu/docs/runtimes, the same in November 2026. Prices: list prices of US regions of
+# Google's name of the TPU, the software that its machines start with, its chips, cents per chip-hour on demand, and whether
+# it has several hosts. Software: https://cloud.google.com/tpu/docs/runtimes, the same in November 2026. Prices: list prices of US regions of
 # that month; see https://cloud.google.com/tpu/pricing for yours.
 read_tpu_type() {
-  local size=${TPU_TYPE#*-}
+  local size=${TPU_TYPE#*-} most_on_a_host=8
   case $TPU_TYPE in
-    v5e-1 | v5e-4 | v5e-8) ACCELERATOR=v5litepod-$size RUNTIME=v2-alpha-tpuv5-lite CHIPS=$size CENTS=120 ;;
-    v6e-1 | v6e-4 | v6e-8) ACCELERATOR=v6e-$size RUNTIME=v2-alpha-tpuv6e CHIPS=$size CENTS=270 ;;
-    v5p-8) ACCELERATOR=v5p-8 RUNTIME=v2-alpha-tpuv5 CHIPS=4 CENTS=420 ;;
-    *) fail "TPU_TYPE is '$TPU_TYPE', expected v5e-1, v5e-4, v5e-8, v6e-1, v6e-4, v6e-8 or v5p-8, which have one host: edit $ENV_FILE." ;;
+    v5e-1 | v5e-4 | v5e-8 | v5e-16 | v5e-32 | v5e-64 | v5e-128 | v5e-256)
+      ACCELERATOR=v5litepod-$size RUNTIME=v2-alpha-tpuv5-lite CHIPS=$size CENTS=120
+      ;;
+    v6e-1 | v6e-4 | v6e-8 | v6e-16 | v6e-32 | v6e-64 | v6e-128 | v6e-256)
+      ACCELERATOR=v6e-$size RUNTIME=v2-alpha-tpuv6e CHIPS=$size CENTS=270
+      ;;
+    v5p-8 | v5p-16 | v5p-32 | v5p-64 | v5p-128 | v5p-256 | v5p-512 | v5p-1024)
+      ACCELERATOR=v5p-$size RUNTIME=v2-alpha-tpuv5 CHIPS=$((size / 2)) CENTS=420 most_on_a_host=4
+      ;;
+    *) fail "TPU_TYPE is '$TPU_TYPE', expected v5e-N or v6e-N with N = 1, 4, 8, 16, 32, 64, 128 or 256 chips, or v5p-N with N = 8, 16, 32, ..., 1024 cores: edit $ENV_FILE." ;;
   esac
+  if ((CHIPS > most_on_a_host)); then SEVERAL_HOSTS=yes; else SEVERAL_HOSTS=no; fi
 }
 
 price() {

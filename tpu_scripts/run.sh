@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Starts the run of tpu.env on every worker of the TPU, or continues it from the last copy in the bucket. The run goes on
-# when this computer is switched off. The worker copies it to BUCKET/RUN_NAME, with its log. A run that is going on
-# already is not started a second time.
+# when this computer is switched off. The worker copies it to BUCKET/RUN_NAME, with its log; several workers work there, and
+# copy their logs. A run that is going on already is not started a second time.
 #
 # Usage: ./run.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -21,7 +21,7 @@ require_active
 failed="the run was not started on every worker of $NAME (if mft_jax is not installed there, ./setup.sh comes first)"
 settings=$(mktemp -d)
 trap 'rm -rf "$settings" "$ERRORS"' EXIT
-declare -p STORE RUN_NAME SYNC_SECONDS OPTIONS >"$settings/run.env"
+declare -p STORE RUN_NAME SYNC_SECONDS SEVERAL_HOSTS OPTIONS >"$settings/run.env"
 say "starting 0 $(date +%s)" >"$settings/status"
 put "$CONFIG" "$STORE/config.yaml"
 put "$settings/status" "$STORE/status"

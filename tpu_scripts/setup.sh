@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs this copy of mft_jax on every worker of the TPU, and checks that JAX finds the chips. It can be repeated, also
-# with changed code, but not while the run goes on. A Hugging Face token in the environment variable HF_TOKEN, which gated
+# Installs this copy of mft_jax on every worker of the TPU, and checks that JAX finds the chips, if there is one worker. It can
+# be repeated, also with changed code, but not while the run goes on. A Hugging Face token in the environment variable HF_TOKEN, which gated
 # models need, is copied to the workers too.
 #
 # Usage: ./setup.sh
@@ -21,6 +21,6 @@ if [[ -n ${HF_TOKEN:-} ]]; then
 fi
 on_every_worker "$failed" ssh "$NAME" \
   --command='! pgrep -f "[m]ft-venv/bin/mft" || { echo "A run is going on here." >&2; exit 1; }
-rm -rf mft && mkdir mft && tar -xzf mft_jax.tgz -C mft && bash mft/tpu_scripts/worker_setup.sh'
+rm -rf mft && mkdir mft && tar -xzf mft_jax.tgz -C mft && SEVERAL_HOSTS='"$SEVERAL_HOSTS"' bash mft/tpu_scripts/worker_setup.sh'
 say "mft_jax is installed. Next: ./run.sh"
 warn_of_bill

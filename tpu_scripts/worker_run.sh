@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs `mft run` on this worker until it ends, and keeps a copy of the run in the bucket. run.sh calls it on the TPU, with
-# --detach, and SkyPilot without. The exit code is that of `mft run`.
+# --detach, and SkyPilot without. The exit code is that of `mft run`. Several workers run it together, in the bucket itself;
+# then worker 0 reports, and log-1.txt, log-2.txt, ... are the logs of the others.
 #
 # STORE (gs://BUCKET/RUN_NAME) has config.yaml, run/ (the run directory), compiled/ (the compiled programs), log.txt and
 # status. A new worker first fetches run/ and compiled/. The files of a copy may be of different moments, because the run
@@ -17,13 +18,27 @@ RUN=$WORK/run
 COMPILED=$HOME/.cache/mft_jax/compiled
 unset XDG_CACHE_HOME JAX_COMPILATION_CACHE_DIR # so that the compiled programs are there
 mkdir -p "$WORK"
-if ((${SKYPILOT_NUM_NODES:-1} > 1)); then
-  echo "There are $SKYPILOT_NUM_NODES hosts, but this script runs on one: choose a TPU with one host, such as tpu-v5litepod-8, or see \"Several hosts\" in docs/tpu.md." >&2
-  exit 1
+
+# The number of this worker, by the metadata of its machine.
+worker_number() {
+  curl --silent --fail --max-time 10 --header 'Metadata-Flavor: Google' \
+    http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number
+}
+
+WORKER=0 LOG=log.txt WAIT=0
+SEVERAL_HOSTS=${SEVERAL_HOSTS:-no}
+((${SKYPILOT_NUM_NODES:-1} == 1)) || SEVERAL_HOSTS=yes
+if [[ $SEVERAL_HOSTS == yes ]]; then
+  WORKER=$(worker_number) || { echo "The number of this worker is not in the metadata of $(hostname): is it a Cloud TPU?" >&2 && exit 1; }
+  ((WORKER == 0)) || LOG=log-$WORKER.txt
+  RUN=$STORE/run
+  export JAX_COMPILATION_CACHE_DIR=$STORE/compiled
+  OPTIONS=(--distributed ${OPTIONS[@]+"${OPTIONS[@]}"})
+  WAIT=60 # seconds: a worker that ended last may still be copying its log while the first is started again
 fi
 
 if [[ ${1:-} == --detach ]]; then
-  if ! flock --nonblock "$WORK/lock" true; then
+  if ! flock --wait "$WAIT" "$WORK/lock" true; then
     echo "The run $RUN_NAME is running already on $(hostname)."
     exit 0
   fi
@@ -35,12 +50,14 @@ fi
 exec 9>"$WORK/lock"
 flock --nonblock 9 || { echo "The run $RUN_NAME is running already." && exit 1; }
 
-report() { echo "$1 $2 $(date +%s)" | gcloud storage cp --quiet - "$STORE/status"; }
+report() { ((WORKER > 0)) || echo "$1 $2 $(date +%s)" | gcloud storage cp --quiet - "$STORE/status"; }
+
+copy_log() { [[ ! -f $WORK/log.txt ]] || gcloud storage cp --quiet "$WORK/log.txt" "$STORE/$LOG"; }
 
 # Fetches the run once to a new machine. If that fails, nothing is started: an empty run would overwrite the copy.
 fetch_run() {
   gcloud storage cp --quiet "$STORE/config.yaml" "$WORK/config.yaml" || return 1
-  [[ ! -d $RUN ]] || return 0
+  [[ $SEVERAL_HOSTS == no && ! -d $RUN ]] || return 0
   rm -rf "$WORK/fetched"
   mkdir "$WORK/fetched"
   gcloud storage rsync --quiet --recursive "$STORE" "$WORK/fetched" || return 1 # it has config.yaml, so it is not empty
@@ -65,6 +82,10 @@ copy_beginnings() {
 # Copies the run to the bucket. The run replaces its files as a whole, so a hard link to each of them is a copy of what
 # was there. Linking is repeated if a file disappears meanwhile. JAX ignores compiled programs that are not whole.
 copy_run() {
+  if [[ $SEVERAL_HOSTS == yes ]]; then
+    copy_log
+    return
+  fi
   (
     flock 8 # one copy at a time; a killed one keeps the lock until its gcloud has ended
     local attempt
@@ -78,7 +99,7 @@ copy_run() {
     copy_beginnings || exit 1
     gcloud storage rsync --quiet --recursive --delete-unmatched-destination-objects "$WORK/snapshot" "$STORE/run" || exit 1
     [[ ! -d $COMPILED ]] || gcloud storage rsync --quiet --recursive "$COMPILED" "$STORE/compiled" || true
-    [[ ! -f $WORK/log.txt ]] || gcloud storage cp --quiet "$WORK/log.txt" "$STORE/log.txt"
+    copy_log
   ) 8>"$WORK/copying"
 }
 
@@ -107,6 +128,6 @@ while true; do
   [[ -n $signalled ]] || break # a signal interrupts `wait`, which then returns the code of the signal
 done
 kill "$copier" 2>/dev/null || true
-copy_run || { echo "The last copy of the run to $STORE failed; it is complete in $RUN on $(hostname)." && code=$((code ? code : 74)); }
+copy_run || [[ $SEVERAL_HOSTS == yes ]] || { echo "The last copy of the run to $STORE failed; it is complete in $RUN on $(hostname)." && code=$((code ? code : 74)); }
 report stopped "$code" || true
 exit "$code"

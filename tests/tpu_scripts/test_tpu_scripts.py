@@ -63,7 +63,8 @@ def test_a_dry_run_prints_every_command_and_runs_none(cloud, name, printed):
     [
         ("PROJECT=my-project", "PROJECT=", "PROJECT is not set: edit"),
         ("gs://my-bucket", "my-bucket", "BUCKET is 'my-bucket', expected gs:// and the name of a bucket"),
-        ("v5e-8", "v5e-16", "TPU_TYPE is 'v5e-16', expected v5e-1, v5e-4, v5e-8, v6e-1"),
+        ("v5e-8", "v5e-12", "TPU_TYPE is 'v5e-12', expected v5e-N or v6e-N with N = 1, 4, 8, 16"),
+        ("v5e-8", "v5p-4", "TPU_TYPE is 'v5p-4', expected v5e-N"),
         ("SPOT=yes", "SPOT=1", "SPOT is '1', expected yes or no"),
         ("RUN_NAME=mine", "RUN_NAME=../mine", "RUN_NAME is '../mine', expected letters"),
         ("OPTIONS=(--iterations 2)", "OPTIONS='--iterations 2'", "OPTIONS is not a list: write it in parentheses"),
@@ -108,7 +109,13 @@ def test_create(cloud):
 
 @pytest.mark.parametrize(
     ("kind", "accelerator", "runtime", "dollars"),
-    [("v6e-4", "v6e-4", "v2-alpha-tpuv6e", "10.80"), ("v5p-8", "v5p-8", "v2-alpha-tpuv5", "16.80")],
+    [
+        ("v6e-4", "v6e-4", "v2-alpha-tpuv6e", "10.80"),
+        ("v5p-8", "v5p-8", "v2-alpha-tpuv5", "16.80"),
+        ("v5e-16", "v5litepod-16", "v2-alpha-tpuv5-lite", "19.20"),
+        ("v6e-256", "v6e-256", "v2-alpha-tpuv6e", "691.20"),
+        ("v5p-32", "v5p-32", "v2-alpha-tpuv5", "67.20"),
+    ],
 )
 def test_other_tpus_on_demand(cloud, kind, accelerator, runtime, dollars):
     cloud.settings.write_text(SETTINGS.replace("v5e-8", kind).replace("SPOT=yes", "SPOT=no"))

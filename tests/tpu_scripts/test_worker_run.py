@@ -86,12 +86,77 @@ def test_a_stopped_run_is_continued_on_another_machine(cloud, worker):
     assert (cloud.run / "compiled" / "program").read_text() == "compiledcompiled\n"  # the second had that of the first
 
 
-def test_several_hosts_are_refused(cloud, worker):
-    cloud.environment["SKYPILOT_NUM_NODES"] = "4"
-    process = worker()
-    said, _ = process.communicate(timeout=60)
-    assert (process.returncode, cloud.calls()) == (1, [])
-    assert said.startswith("There are 4 hosts, but this script runs on one: choose a TPU with one host")
+# The part of one host, which tells the machine what it was given, and waits for SIGTERM.
+OF_SEVERAL = f"""#!/usr/bin/env bash
+trap 'exit {START_AGAIN}' TERM
+echo "$*, $JAX_COMPILATION_CACHE_DIR" >"$HOME/given"
+while true; do sleep 0.01; done
+"""
+# The metadata of a machine, whose number is in its home directory.
+CURL = """#!/usr/bin/env bash
+[[ ${*: -1} == */instance/attributes/agent-worker-number && -f $HOME/number ]] && cat "$HOME/number"
+"""
+
+
+@pytest.fixture
+def several(cloud, worker, tmp_path):
+    """A function that starts the worker's script on machine 0, 1, ... of a TPU with several hosts."""
+    (tmp_path / "mft").write_text(OF_SEVERAL)
+    (tmp_path / "curl").write_text(CURL)
+    (tmp_path / "curl").chmod(0o755)
+    cloud.environment |= {"PATH": f"{tmp_path}:{cloud.environment['PATH']}", "SEVERAL_HOSTS": "yes"}
+
+    def start(number):
+        log = tmp_path / f"machine {number}" / "mft-runs" / "mine" / "log.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(f"log of {number}\n")
+        (tmp_path / f"machine {number}" / "number").write_text(str(number))
+        return worker(f"machine {number}")
+
+    return start
+
+
+def test_several_hosts_work_in_the_bucket_and_the_first_reports(cloud, several, tmp_path):
+    hosts = [several(number) for number in (0, 1)]
+    for number, host in enumerate(hosts):
+        given = tmp_path / f"machine {number}" / "given"
+        wait_for(host, given.exists)
+        options = "--run-dir gs://my-bucket/mine/run --distributed --iterations 2, gs://my-bucket/mine/compiled\n"
+        wait_for(host, lambda given=given, options=options: given.read_text().endswith(options))
+    wait_for(hosts[0], lambda: status_of(cloud) == ["running", "0"])
+    for host, status in ((hosts[1], "running 0"), (hosts[0], f"stopped {START_AGAIN}")):
+        os.kill(host.pid, signal.SIGTERM)
+        assert (host.communicate(timeout=60)[0], host.returncode) == ("", START_AGAIN)
+        assert " ".join(status_of(cloud)) == status
+    assert sorted(path.name for path in cloud.run.iterdir()) == ["config.yaml", "log-1.txt", "log.txt", "status"]
+    assert [(cloud.run / name).read_text() for name in ("log.txt", "log-1.txt")] == ["log of 0\n", "log of 1\n"]
+
+
+def test_a_host_that_ends_last_is_waited_for(cloud, several, tmp_path):
+    """It is started again with the others, although its old process still has the lock."""
+    host = several(1)
+    wait_for(host, (tmp_path / "machine 1" / "given").exists)
+    (tmp_path / "machine 1" / "given").unlink()
+    again = subprocess.Popen(
+        ["bash", SCRIPTS / "worker_run.sh", "--detach"],
+        env=cloud.environment | {"HOME": str(tmp_path / "machine 1"), "MFT": str(tmp_path / "mft")},
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    time.sleep(0.3)
+    os.kill(host.pid, signal.SIGTERM)
+    assert "The run mine is starting on " in again.communicate(timeout=60)[0]
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "machine 1" / "given").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    subprocess.run(["pkill", "-TERM", "-f", f"{tmp_path}/mft run"], check=True)
+
+
+def test_a_host_without_a_number(several, tmp_path):
+    (tmp_path / "curl").write_text("#!/usr/bin/env bash\nexit 22\n")
+    host = several(0)
+    assert host.communicate(timeout=60)[0].startswith("The number of this worker is not in the metadata of ")
+    assert host.returncode == 1
 
 
 def test_the_exit_code_of_a_failed_run(cloud, worker):
