@@ -44,6 +44,7 @@ _PUBLIC = {
     "mft_jax.report.progress": ("SilentReporter", "TerminalReporter"),
     "mft_jax.report.status": ("render_status",),
     "mft_jax.report.table": ("render_results", "results_table"),
+    "mft_jax.plan.fit": ("choose_mesh",),
     "mft_jax.runs.directory": ("RunDirectory",),
     "mft_jax.runs.results": ("Result", "read_results"),
     "mft_jax.runs.status": ("StageStatus", "Status", "read_status"),

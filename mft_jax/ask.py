@@ -4,7 +4,6 @@ The debate is that of an evaluation: the same session, sampler, rules and method
 """
 
 import dataclasses
-import math
 import os
 import pathlib
 import time
@@ -194,7 +193,7 @@ def _config_of(source: str | None, options: AskOptions, run: RunDirectory | None
     """The configuration of the run, or a default one, with the options."""
     if run is not None:
         config = dataclasses.replace(run.config(), run_dir=str(run.path))
-        if math.prod(dataclasses.astuple(config.mesh)) > len(jax.devices()):  # another mesh gives the same texts
+        if config.mesh.devices > len(jax.devices()):  # another mesh gives the same texts
             config = dataclasses.replace(config, mesh=MeshConfig())
     else:
         config = ExperimentConfig(method="debate", model=ModelSource(path=source))

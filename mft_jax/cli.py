@@ -292,12 +292,13 @@ def bench_command(options: Bench, console: Console) -> None:
     from mft_jax.bench import run_bench
     from mft_jax.bench.measurement import read_report, write_report
     from mft_jax.bench.table import render_bench, render_measurement
+    from mft_jax.plan.fit import choose_mesh
 
     before = read_report(options.compare) if options.compare else None  # before minutes of work
     say = lambda text: console.print(literal(f"measuring {text}"), soft_wrap=True)
     show = lambda found: console.print(render_measurement(found))
     with signals.raising():
-        report = run_bench(options.settings, repeats=options.repeats, say=say, show=show)
+        report = run_bench(choose_mesh(options.settings), repeats=options.repeats, say=say, show=show)
     if options.json:
         write_report(report, options.json)
     console.print(render_bench(report, before))

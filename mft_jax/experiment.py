@@ -20,6 +20,7 @@ from mft_jax.finetuning import Example, Ruling, make_plan
 from mft_jax.methods import Method, make_method, with_own_evaluation
 from mft_jax.models.society import Society
 from mft_jax.parallel.hosts import decide, same_config
+from mft_jax.plan.fit import choose_mesh
 from mft_jax.report.page import write_own_report
 from mft_jax.report.progress import Reporter, SilentReporter
 from mft_jax.runs import layout
@@ -234,6 +235,7 @@ def run(
     """
     config = same_config(config)
     validate(config)
+    config = choose_mesh(config)
     config = with_own_evaluation(config)
     check_baselines(config)
     method = make_method(config.method, config)

@@ -16,6 +16,7 @@ from mft_jax.experiment import evaluate, run
 from mft_jax.methods import make_method
 from mft_jax.parallel import hosts
 from mft_jax.parallel.hosts import decide
+from mft_jax.plan.fit import choose_mesh
 from mft_jax.report.page import write_grid_report
 from mft_jax.report.progress import Reporter, SilentReporter
 from mft_jax.runs import layout
@@ -42,6 +43,7 @@ def run_grid(
     """
     reporter = reporter or SilentReporter()
     cells = decide(lambda: plan_cells(grid))
+    cells = tuple(dataclasses.replace(cell, config=choose_mesh(cell.config)) for cell in cells)
     directory = GridDirectory(grid.shared.run_dir)
     directory.take(cells)
     try:

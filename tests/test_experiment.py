@@ -187,6 +187,16 @@ def test_agents_on_word_problems_are_asked_in_the_words_of_that_task(finished, t
             assert asked[1].endswith(GSM8K.check)
 
 
+def test_a_mesh_that_is_chosen_at_the_start(tmp_path):
+    """The run records its axes, which are the same when it is started again."""
+    config = dataclasses.replace(SMALL, run_dir=str(tmp_path / "auto"), method="base", mesh=MeshConfig(auto=True))
+    results = run(config)
+    directory = RunDirectory(config.run_dir)
+    assert (directory.config().mesh.auto, directory.config().mesh.devices) == (False, 4)
+    assert run(config) == results
+    assert json.loads((tmp_path / "auto" / "run.json").read_text())["changes"] == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 2, 1), (1, 2, 2)])
 def test_a_mesh_of_four_devices_makes_the_same_run(finished, tmp_path, shape):

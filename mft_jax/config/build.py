@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import yaml
 
-from mft_jax.config.fields import ExperimentConfig
+from mft_jax.config.fields import ExperimentConfig, MeshConfig
 from mft_jax.config.limits import Limit
 from mft_jax.errors import UserError
 
@@ -84,6 +84,8 @@ def _build(kind: Any, raw: Any, source: str, prefix: str) -> Any:
 
 def _convert(hint: Any, value: Any, source: str, name: str) -> Any:
     """Converts `value` to the type `hint`. Raises UserError if that is impossible, or if a limit is not satisfied."""
+    if hint is MeshConfig and value == "auto":
+        return MeshConfig(auto=True)
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, source, name + ".")
     origin, args = typing.get_origin(hint), typing.get_args(hint)

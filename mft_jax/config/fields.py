@@ -262,6 +262,13 @@ class MeshConfig:
     """Number of devices over which rows are split; must divide rows, prefill_rows and batch_rows."""
     model: Annotated[Count, Change.ANY_TIME] = 1
     """Number of devices over which the weights are split."""
+    auto: Annotated[bool, Change.ANY_TIME] = False
+    """Choose the axes when a run starts: the fastest mesh of all devices that fits them, as `mft plan` estimates it."""
+
+    @property
+    def devices(self) -> int:
+        """The number of devices."""
+        return self.agent * self.data * self.model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -40,8 +41,13 @@ _LINEAR = {
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with the axes ("agent", "data", "model") over the first of `devices` (default: all devices).
 
-    Raises UserError if there are too few devices, or if a run on several hosts does not use all of them.
+    On a TPU, neighbours along an axis are neighbours in the slice, as far as JAX finds such an order. Raises UserError if
+    there are too few devices, if a run on several hosts does not use all of them, and for sizes that are not chosen yet.
     """
+    if config.auto:
+        raise UserError(
+            "The axes of the mesh are not chosen yet (mesh.auto): choose them with mft_jax.choose_mesh(config)."
+        )
     shape = (config.agent, config.data, config.model)
     devices = list(jax.devices() if devices is None else devices)
     needed = math.prod(shape)
@@ -55,7 +61,18 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"The mesh {'x'.join(map(str, shape))} (agent x data x model) has {needed} devices, but the {hosts.count()} "
             f"hosts have {len(devices)}: use all of them."
         )
-    return Mesh(np.array(devices[:needed]).reshape(shape), ("agent", "data", "model"), axis_types=(AxisType.Auto,) * 3)
+    arranged = _arrange(shape, devices[:needed])
+    return Mesh(arranged, ("agent", "data", "model"), axis_types=(AxisType.Auto,) * 3)
+
+
+def _arrange(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices in an array of this shape."""
+    if devices[0].platform == "tpu":
+        try:
+            return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        except (NotImplementedError, ValueError, AssertionError):  # some of the chips of a slice, for example
+            pass
+    return np.array(devices).reshape(shape)
 
 
 def sharding(mesh: Mesh, *axes: str | None, shape: Sequence[int] | None = None) -> NamedSharding:

@@ -16,6 +16,7 @@ class Chip:
     """
 
     name: str
+    kind: str  # as JAX names it
     speeds: Speeds
     memory: int  # bytes
     on_demand: float  # dollars for a chip and hour
@@ -36,15 +37,15 @@ _HOP = 1e-6  # seconds from a chip to its neighbour
 
 CHIPS = (
     Chip(
-        name="v5e", memory=int(15.75 * _GIB), on_demand=1.20, slices=_FLAT,
+        name="v5e", kind="TPU v5 lite", memory=int(15.75 * _GIB), on_demand=1.20, slices=_FLAT,
         speeds=Speeds(flops=197e12, memory_bytes=819e9, link_bytes=90e9, cycles=1.5e9, hop_seconds=_HOP),
     ),
     Chip(
-        name="v5p", memory=int(95.74 * _GIB), on_demand=4.20, slices=_DEEP, name_counts=2,
+        name="v5p", kind="TPU v5", memory=int(95.74 * _GIB), on_demand=4.20, slices=_DEEP, name_counts=2,
         speeds=Speeds(flops=459e12, memory_bytes=2765e9, link_bytes=180e9, cycles=1.75e9, hop_seconds=_HOP),
     ),
     Chip(
-        name="v6e", memory=int(31.25 * _GIB), on_demand=2.70, slices=_FLAT,
+        name="v6e", kind="TPU v6 lite", memory=int(31.25 * _GIB), on_demand=2.70, slices=_FLAT,
         speeds=Speeds(flops=918e12, memory_bytes=1640e9, link_bytes=180e9, cycles=1.75e9, hop_seconds=_HOP),
     ),
 )  # fmt: skip

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 
 from mft_jax.config import ExperimentConfig
 from mft_jax.plan.against import as_dict, compare, render_differences
-from mft_jax.plan.fit import changes, fit_plan
+from mft_jax.plan.fit import changes, choose_mesh, fit_plan
 from mft_jax.plan.lengths import measured_lengths
 from mft_jax.plan.plan import make_plan
 from mft_jax.plan.table import plan_as_dict, render_plan
@@ -35,6 +35,7 @@ def run_plan(
     config = config if directory is None else directory.config()
     lengths = measured_lengths(lengths_from) if lengths_from else None
     target = find_target(topology, price)
+    config = choose_mesh(config, target)
     make = fit_plan if fit else make_plan
     made = make(config, target, lengths=lengths, few_layers=few_layers, say=say)
     values, parts = plan_as_dict(made), [render_plan(made)]

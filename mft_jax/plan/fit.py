@@ -16,6 +16,8 @@ from mft_jax.methods import Method, make_method
 from mft_jax.metrics.flops import matmul_parameters
 from mft_jax.models.config import ModelConfig
 from mft_jax.models.lora import resolve_targets
+from mft_jax.parallel import hosts
+from mft_jax.parallel.hosts import decide
 from mft_jax.parallel.mesh import make_mesh
 from mft_jax.plan import layers
 from mft_jax.plan.compiled import DoesNotFit
@@ -26,7 +28,7 @@ from mft_jax.plan.memory import phases_of
 from mft_jax.plan.models import read_model
 from mft_jax.plan.plan import Plan, make_plan, sizes_of
 from mft_jax.plan.rough import Rough, Shares
-from mft_jax.plan.target import Target
+from mft_jax.plan.target import Target, devices_to_compare, meshes
 from mft_jax.plan.workload import stages_of
 from mft_jax.programs import abstract
 from mft_jax.session import dtypes
@@ -110,6 +112,43 @@ def possible_meshes(config: ExperimentConfig, model: ModelConfig, devices: int) 
         divides = not rest and split and model.heads % split == 0
         if divides and config.debate.agents % agent == 0 and config.finetuning.batch_rows % data == 0:
             yield MeshConfig(agent=agent, data=data, model=split)
+
+
+def choose_mesh(config: ExperimentConfig, target: Target | None = None) -> ExperimentConfig:
+    """With `mesh.auto`, the configuration with the fastest mesh of the target that fits, by rough figures.
+
+    Without it, the configuration itself. The target is by default the present devices. Only meshes that divide the agents,
+    rows and heads are compared: those of all devices, or, if there are none, of fewer present devices on one host. On several
+    hosts, all must call this. Raises UserError if no mesh fits.
+    """
+    if not config.mesh.auto:
+        return config
+    some = target is None and hosts.count() == 1
+    return dataclasses.replace(config, mesh=decide(lambda: _fastest_mesh(config, target or devices_to_compare(), some)))
+
+
+def _fastest_mesh(config: ExperimentConfig, target: Target, some: bool) -> MeshConfig:
+    """`some`: whether the mesh may leave devices out."""
+    count = len(target.devices)
+    model, stored = read_model(config.model)
+    lora = dataclasses.replace(config.lora, targets=resolve_targets(model, config.lora.targets))
+    config = dataclasses.replace(config, lora=lora)
+    method, lengths = make_method(config.method, config), assumed_lengths(config)
+    for devices in range(count, 0, -1) if some else [count]:
+        seconds = {}
+        for mesh in meshes(config, model, devices):
+            placed = make_mesh(mesh, target.devices)
+            own, rough = dataclasses.replace(config, mesh=mesh), _rough(config, model, stored, placed, target)
+            seconds[mesh] = _seconds(own, method, placed, rough, target, lengths)
+        fitting = {mesh: time for mesh, time in seconds.items() if time is not None}
+        if fitting:
+            return min(fitting, key=lambda mesh: fitting[mesh])
+        if seconds:
+            break
+    raise UserError(
+        f"mesh.auto: no mesh of the {count} devices that divides the agents, rows and heads fits their memory: give smaller "
+        "sampling.rows, finetuning.agents_at_once or finetuning.batch_rows, or the axes of a mesh."
+    )
 
 
 def _settings(config: ExperimentConfig, mesh: MeshConfig, method: Method) -> Iterator[ExperimentConfig]:

@@ -12,7 +12,7 @@ from mft_jax.config import ExperimentConfig, MeshConfig
 from mft_jax.errors import UserError
 from mft_jax.models.config import ModelConfig
 from mft_jax.parallel.mesh import make_mesh
-from mft_jax.plan.chips import SPOT_SHARE
+from mft_jax.plan.chips import CHIPS, SPOT_SHARE
 from mft_jax.plan.counting import Speeds
 from mft_jax.plan.topology import HERE, find_slice, slice_devices
 
@@ -49,14 +49,34 @@ def _present_devices(price: float) -> Target:
 
     devices = jax.devices()
     limits = measure_limits(make_mesh(MeshConfig(), devices), "float32" if devices[0].platform == "cpu" else "bfloat16")
-    stats = devices[0].memory_stats() if devices[0].platform != "cpu" else None
     share = 1 / len(devices) if devices[0].platform == "cpu" else 1.0  # devices of a CPU share its cores and memory
-    memory = stats["bytes_limit"] if stats else share * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     bandwidth = share * limits.bytes_per_second
     speeds = Speeds(
         flops=share * limits.flops_per_second, memory_bytes=bandwidth, link_bytes=bandwidth, cycles=1e9, hop_seconds=0.0
     )
-    return Target(HERE, devices, speeds, memory, price, SPOT_SHARE * price, is_listed=False)
+    return Target(HERE, devices, speeds, _present_memory(devices), price, SPOT_SHARE * price, is_listed=False)
+
+
+def devices_to_compare() -> Target:
+    """The present devices, with speeds that are good enough to compare meshes, and the same whenever they are asked for.
+
+    Those of TPUs are from the table. Of others only the ratios mean something.
+    """
+    devices = jax.devices()
+    chip = next((own for own in CHIPS if own.kind == devices[0].device_kind), None)
+    if chip is not None:
+        return Target(HERE, devices, chip.speeds, chip.memory, 0.0, 0.0, is_listed=False)
+    link = 4e11 if devices[0].platform == "gpu" else 2e12  # devices of a CPU share its memory
+    speeds = Speeds(flops=5e14, memory_bytes=2e12, link_bytes=link, cycles=1e9, hop_seconds=1e-6)
+    return Target(HERE, devices, speeds, _present_memory(devices), 0.0, 0.0, is_listed=False)
+
+
+def _present_memory(devices: Sequence[Any]) -> float:
+    """The bytes of one of the present devices. Those of a CPU share its memory."""
+    if devices[0].platform == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
+    stats = devices[0].memory_stats()
+    return stats["bytes_limit"] if stats else math.inf
 
 
 def check_mesh(config: ExperimentConfig, model: ModelConfig, target: Target) -> None:

@@ -2,8 +2,9 @@
 
 import pytest
 
-from mft_jax.config import ExperimentConfig, from_dict, to_dict
+from mft_jax.config import ExperimentConfig, MeshConfig, from_dict, to_dict
 from mft_jax.errors import UserError
+from mft_jax.parallel.mesh import make_mesh
 
 
 @pytest.mark.parametrize(
@@ -76,3 +77,12 @@ def test_plain_values_are_plain():
     assert raw["lora"]["targets"][0] == "q_proj"
     assert isinstance(raw["lora"]["targets"], list)
     assert list(raw)[:5] == ["run_dir", "seed", "iterations", "method", "baselines"]
+
+
+def test_a_mesh_that_is_chosen_later():
+    """In a file, `mesh: auto` is short for `mesh: {auto: true}`."""
+    assert from_dict({"mesh": "auto"}).mesh == from_dict({"mesh": {"auto": True}}).mesh == MeshConfig(auto=True)
+    with pytest.raises(UserError, match=r"mesh is 'all', expected a mapping of fields"):
+        from_dict({"mesh": "all"})
+    with pytest.raises(UserError, match=r"not chosen yet \(mesh.auto\): choose them with mft_jax.choose_mesh"):
+        make_mesh(MeshConfig(auto=True))

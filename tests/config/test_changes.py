@@ -8,7 +8,7 @@ from tests.config.settings import FIELDS, nested
 PLACES = {"run_dir", "task.data_dir", "task.cache_dir"}
 ANY_TIME = {
     "sampling.rows", "sampling.prefill_rows", "sampling.steps_per_dispatch", "sampling.chunk_questions", "mesh.agent",
-    "mesh.data", "mesh.model", "finetuning.remat", "finetuning.agents_at_once", "finetuning.save_every",
+    "mesh.data", "mesh.model", "mesh.auto", "finetuning.remat", "finetuning.agents_at_once", "finetuning.save_every",
     "logging.tensorboard", "logging.wandb", "logging.wandb_project",
 }  # fmt: skip
 NEXT_STEP = {

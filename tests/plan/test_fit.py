@@ -5,14 +5,14 @@ import dataclasses
 import jax
 import pytest
 
-from mft_jax.config import FinetuningConfig, MeshConfig
+from mft_jax.config import FinetuningConfig, MeshConfig, ModelSource
 from mft_jax.errors import UserError
 from mft_jax.metrics.flops import matmul_parameters
 from mft_jax.models.config import read_model_config
 from mft_jax.plan import fit
 from mft_jax.plan.chips import CHIPS
 from mft_jax.plan.compiled import DoesNotFit
-from mft_jax.plan.fit import candidates, changes, fit_plan, possible_meshes
+from mft_jax.plan.fit import candidates, changes, choose_mesh, fit_plan, possible_meshes
 from mft_jax.plan.lengths import assumed_lengths
 from mft_jax.plan.models import SHIPPED, read_model
 from mft_jax.plan.rough import Rough, Shares
@@ -104,3 +104,42 @@ def test_rough_figures_by_hand():
     assert 3e9 < train.memory["temporaries"] < 5e9  # the compiler: 1.5 GB with 2 layers, and 0.08 GB for each more
     kept = rough.train(6, dataclasses.replace(tuning, remat=False), 2048).memory["temporaries"]
     assert 25e9 < kept < 35e9  # the compiler: 0.96 GB for each layer
+
+
+def test_a_mesh_is_chosen_when_it_is_asked_for(planned_config):
+    """Llama-3-8B on four devices, 3 agents, 4 rows and 2 in a batch: the axes (1, 2, 2) and (1, 1, 4) divide them."""
+    assert choose_mesh(planned_config) is planned_config
+    source = ModelSource(path="meta-llama/Meta-Llama-3-8B-Instruct", param_dtype="bfloat16", compute_dtype="bfloat16")
+    asked = dataclasses.replace(planned_config, model=source, mesh=MeshConfig(auto=True))
+    four = Target("x", jax.devices("cpu")[:4], CHIPS[0].speeds, 32e9, 1.0, 0.5)
+    chosen = lambda **changes: choose_mesh(asked, dataclasses.replace(four, **changes)).mesh
+    assert chosen() == MeshConfig(model=4)  # few rows: reading the weights takes longest
+    slow = dataclasses.replace(CHIPS[0].speeds, link_bytes=1e6)
+    assert chosen(speeds=slow) == MeshConfig(data=2, model=2)
+    assert chosen(speeds=slow, memory=16e9) == MeshConfig(model=4)  # half of the weights and an optimizer do not fit
+    assert chosen(devices=four.devices[:2]) in (MeshConfig(data=2), MeshConfig(model=2))
+    with pytest.raises(
+        UserError, match=r"^mesh\.auto: no mesh of the 4 devices that divides .* fits their memory: give"
+    ):
+        chosen(memory=8e9)
+
+
+def test_the_mesh_of_the_present_devices(planned_config):
+    """Four of a CPU; always the same one."""
+    asked = dataclasses.replace(planned_config, mesh=MeshConfig(auto=True))
+    assert choose_mesh(asked) == choose_mesh(asked)
+    assert choose_mesh(asked).mesh.devices == 4
+
+
+def test_devices_that_no_mesh_can_use_stay_idle(planned_config):
+    """Three of four, because neither the agents nor the rows nor the heads can be split in four or two."""
+    odd = dataclasses.replace(
+        planned_config,
+        mesh=MeshConfig(auto=True),
+        sampling=dataclasses.replace(planned_config.sampling, rows=3, prefill_rows=3),
+        finetuning=dataclasses.replace(planned_config.finetuning, batch_rows=3),
+    )
+    one_head = dataclasses.replace(read_model(planned_config.model)[0], heads=1, kv_heads=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "read_model", lambda source: (one_head, jax.numpy.float32))
+        assert choose_mesh(odd).mesh.devices == 3

@@ -2,16 +2,19 @@
 
 import dataclasses
 import json
+import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from mft_jax.config import FinetuningConfig, ModelSource, to_yaml
+from mft_jax.config import FinetuningConfig, MeshConfig, ModelSource, load_config, to_yaml
 from mft_jax.methods import make_method
+from mft_jax.models.lora import resolve_targets
 from mft_jax.parallel.mesh import make_mesh
 from mft_jax.plan.cases import Cases, Sizes
-from mft_jax.plan.chips import SLICES
+from mft_jax.plan.chips import CHIPS, SLICES
 from mft_jax.plan.figures import measure
 from mft_jax.plan.models import read_model
 from mft_jax.plan.target import find_target
@@ -19,6 +22,7 @@ from mft_jax.plan.topology import prepare_environment
 from tests.plan.conftest import on_mesh
 
 pytestmark = pytest.mark.tpu
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
 def test_the_command(planned_config, tmp_path):
@@ -111,6 +115,73 @@ def test_a_training_step_of_llama_3_8b(llama):
     activations = 3 * 32 * 5 * 2 * 4096 * 4096 * 2
     assert found.counts.sent["all-reduce"] == pytest.approx(2 * 3 / 4 * activations, rel=0.03)
     assert found.counts.sent["all-gather"] < 0.02 * found.counts.sent["all-reduce"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "topology", "mesh", "written"),
+    [
+        # In these two the compiler keeps activations in HBM too: all of 96 rows on v5p, some in a program of few layers on v6e.
+        ("llama3_math", "v6e-8", (1, 2, 4), 6e6),
+        ("mistral_gsm8k", "v5p-8", (1, 1, 4), 13e6),
+        ("phi3_math", "v5e-8", (1, 2, 4), 2e6),
+        ("phi3_math", "v6e-8", (1, 2, 4), 2e6),
+    ],
+)
+def test_a_layer_of_a_decode_step(name, topology, mesh, written):
+    """The difference of four and two layers, with the rows of the configurations and 2,048 columns.
+
+    Phi-3 has fused projections, and heads that fill the lanes of a TPU only side by side.
+    """
+    prepare_environment(topology)
+    config = on_mesh(load_config(CONFIGS / f"{name}.yaml"), *mesh)
+    model, stored = read_model(config.model)
+    lora = dataclasses.replace(config.lora, targets=resolve_targets(model, config.lora.targets))
+    config, target = dataclasses.replace(config, lora=lora), find_target(topology)
+    sizes = Sizes(lanes=3, rows=config.sampling.rows, prefill_rows=4, columns=2048, prompt_tokens=1024, row_targets=64)
+    cases = Cases(config, make_method("multiagent_ft", config), make_mesh(config.mesh, target.devices), stored, sizes)
+    few = lambda layers: dataclasses.replace(model, layers=layers, windows=model.windows[:layers])
+    two, four = (measure(cases.decode(few(layers)), target.speeds, topology) for layers in (2, 4))
+    layer = lambda figure: (figure(four) - figure(two)) / 2
+    stored_bytes = sum(layer(lambda found, kind=kind: found.memory[kind]) for kind in ("weights", "cache", "adapters"))
+    # As many bytes as without padding: of both keys and values, for the rows and kv heads of a chip.
+    rows, kv_heads = 3 * config.sampling.rows / mesh[1], model.kv_heads / mesh[2]
+    cache = 2 * rows * kv_heads * 2048 * model.head_dim * 2
+    assert layer(lambda found: found.memory["cache"]) == pytest.approx(cache, rel=0.001)
+    assert layer(lambda found: found.counts.bytes_read) < 1.15 * stored_bytes
+    assert layer(lambda found: found.counts.bytes_written) < written
+    assert layer(lambda found: found.memory["temporaries"]) < 0.03 * stored_bytes
+    assert layer(lambda found: found.counts.collectives["all-reduce"]) == 2
+    others = lambda found: sum(found.counts.collectives.values()) - found.counts.collectives["all-reduce"]
+    assert layer(others) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("topology", ["v5e-8", "v5e-16", "v6e-16", "v5p-32"])
+def test_the_mesh_follows_the_slice(topology):
+    """The chips that share the sums of the model axis are connected, and in larger slices those of the data axis too."""
+    prepare_environment(topology)
+    count = SLICES[topology].count
+    mesh = make_mesh(MeshConfig(data=count // 4, model=4), find_target(topology).devices)
+    coords = np.array([device.coords for device in mesh.devices.flat]).reshape(count // 4, 4, 3)
+    assert all(connected(group) for group in coords)
+    assert count == 8 or all(connected(group) for group in coords.swapaxes(0, 1))
+
+
+def connected(coords):
+    """Whether each chip can be reached from the first one by links between neighbours."""
+    reached, others = [coords[0]], list(coords[1:])
+    while near := [place for place in others if any(np.abs(place - own).sum() == 1 for own in reached)]:
+        reached += near
+        others = [place for place in others if not any((place == own).all() for own in near)]
+    return not others
+
+
+def test_the_present_devices_are_known_by_their_kind():
+    """As JAX names the chips of a slice."""
+    for chip in CHIPS:
+        prepare_environment("v5e-8")
+        device = find_target(f"{chip.name}-8").devices[0]
+        assert device.device_kind == chip.kind
 
 
 def test_every_slice_can_be_planned_for():

@@ -1,7 +1,5 @@
 """What the page shows of one run, apart from its debates: results, costs, curves, configuration and versions."""
 
-import dataclasses
-import math
 import pathlib
 import shlex
 from typing import Any
@@ -47,7 +45,7 @@ def read_run(path: str | pathlib.Path, name: str, debates: Debates) -> Json:
         "model": config.model.path or "the base model of the package",
         "method": config.method,
         "results": [result_row(result) for result in status.results],
-        "work": stage_costs(status.stages, math.prod(dataclasses.astuple(config.mesh))),
+        "work": stage_costs(status.stages, config.mesh.devices),
         "feedback": feedback,
         "curves": training_curves(directory.store),
         "stages": [stage for stage in stages if stage is not None],
