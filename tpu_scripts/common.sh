@@ -90,8 +90,8 @@ read_settings() {
 }
 
 # Google's name of the TPU, the software that its machines start with, its chips, cents per chip-hour on demand, and whether
-# it has several hosts. Software: https://cloud.google.com/tpu/docs/runtimes, the same in November 2026. Prices: list prices of US regions of
-# that month; see https://cloud.google.com/tpu/pricing for yours.
+# it has several hosts. Software: https://cloud.google.com/tpu/docs/runtimes, the same in November 2026. Prices: list prices of
+# US regions of that month; see https://cloud.google.com/tpu/pricing for yours.
 read_tpu_type() {
   local size=${TPU_TYPE#*-} most_on_a_host=8
   case $TPU_TYPE in
