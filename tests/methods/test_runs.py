@@ -72,7 +72,7 @@ CONFIG = ExperimentConfig(
 class ScriptedSession(Session):
     """A session whose answers are two letters that depend on the random key, and whose other parts are real."""
 
-    def sampler(self, config, lanes):
+    def sampler(self, config, lanes, lengths=None):
         return self
 
     def sample(self, requests, society=None, **told):
