@@ -121,10 +121,7 @@ def test_a_training_step_of_llama_3_8b(llama):
 @pytest.mark.parametrize(
     ("name", "topology", "mesh", "written"),
     [
-        # In these two the compiler keeps activations in HBM too: all of 96 rows on v5p, some in a program of few layers on v6e.
-        ("llama3_math", "v6e-8", (1, 2, 4), 6e6),
-        ("mistral_gsm8k", "v5p-8", (1, 1, 4), 13e6),
-        ("phi3_math", "v5e-8", (1, 2, 4), 2e6),
+        ("mistral_gsm8k", "v5p-8", (1, 1, 4), 13e6),  # there the compiler keeps the activations of 96 rows in HBM
         ("phi3_math", "v6e-8", (1, 2, 4), 2e6),
     ],
 )
