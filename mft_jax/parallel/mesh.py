@@ -41,8 +41,8 @@ _LINEAR = {
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with the axes ("agent", "data", "model") over the first of `devices` (default: all devices).
 
-    On a TPU, neighbours along an axis are neighbours in the slice, as far as JAX finds such an order. Raises UserError if
-    there are too few devices, if a run on several hosts does not use all of them, and for sizes that are not chosen yet.
+    On a TPU, JAX arranges the devices by their places in the slice, if it knows an order for them. Raises UserError if there
+    are too few devices, if a run on several hosts does not use all of them, and for sizes that are not chosen yet.
     """
     if config.auto:
         raise UserError(
