@@ -1,6 +1,8 @@
 """The device mesh, and the table that maps the logical axes of arrays to the axes of the mesh."""
 
+import contextlib
 import math
+import os
 from collections.abc import Sequence
 
 import jax
@@ -12,6 +14,8 @@ from jaxtyping import PyTree
 from mft_jax.config import MeshConfig
 from mft_jax.errors import UserError
 from mft_jax.parallel import hosts
+
+AUTO_CPU_DEVICES = 2  # of mesh.auto; more were not measured: docs/performance.md
 
 # Logical axis -> mesh axis. Axes that are not listed are not sharded.
 RULES = {
@@ -41,14 +45,17 @@ _LINEAR = {
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with the axes ("agent", "data", "model") over the first of `devices` (default: all devices).
 
-    On a TPU, JAX arranges the devices by their places in the slice, if it knows an order for them. Raises UserError if there
-    are too few devices, if a run on several hosts does not use all of them, and for sizes that are not chosen yet.
+    On a TPU, JAX arranges the devices by their places in the slice, if it knows an order for them. A CPU counts as as many
+    devices as are needed, unless JAX has counted its devices before. Raises UserError if there are too few devices, if a
+    run on several hosts does not use all of them, and for sizes that are not chosen yet.
     """
     if config.auto:
         raise UserError(
             "The axes of the mesh are not chosen yet (mesh.auto): choose them with mft_jax.choose_mesh(config)."
         )
     shape = (config.agent, config.data, config.model)
+    if devices is None:
+        split_cpu(config)
     devices = list(jax.devices() if devices is None else devices)
     needed = math.prod(shape)
     if needed > len(devices):
@@ -63,6 +70,25 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         )
     arranged = _arrange(shape, devices[:needed])
     return Mesh(arranged, ("agent", "data", "model"), axis_types=(AxisType.Auto,) * 3)
+
+
+def split_cpu(config: MeshConfig) -> None:
+    """Lets JAX count this host's CPU as the devices that a mesh needs; they share its cores and its memory.
+
+    A mesh whose axes are chosen later gets two, if there are as many cores: one device does not keep two cores busy with a
+    small model. Does nothing if JAX has counted its devices, if it was told a number of them, or on several hosts, whose
+    devices are those of the mesh together.
+    """
+    devices = min(AUTO_CPU_DEVICES, _cores()) if config.auto else config.devices
+    told = jax.config.values["jax_num_cpu_devices"] >= 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if devices > 1 and not told and hosts.count() == 1:
+        with contextlib.suppress(RuntimeError):  # JAX has counted them
+            jax.config.update("jax_num_cpu_devices", devices)
+
+
+def _cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _arrange(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from rich.console import Group, RenderableType
 
 from mft_jax.config import ExperimentConfig
+from mft_jax.parallel.mesh import split_cpu
 from mft_jax.plan.against import as_dict, compare, render_differences
 from mft_jax.plan.fit import changes, choose_mesh, fit_plan
 from mft_jax.plan.lengths import measured_lengths
 from mft_jax.plan.plan import make_plan
 from mft_jax.plan.table import plan_as_dict, render_plan
 from mft_jax.plan.target import find_target
+from mft_jax.plan.topology import HERE
 from mft_jax.report.text import literal
 from mft_jax.runs.directory import RunDirectory
 
@@ -34,6 +36,8 @@ def run_plan(
     directory = None if against is None else RunDirectory(against)
     config = config if directory is None else directory.config()
     lengths = measured_lengths(lengths_from) if lengths_from else None
+    if topology == HERE:
+        split_cpu(config.mesh)
     target = find_target(topology, price)
     config = choose_mesh(config, target)
     make = fit_plan if fit else make_plan

@@ -18,7 +18,7 @@ from mft_jax.models.config import ModelConfig
 from mft_jax.models.lora import resolve_targets
 from mft_jax.parallel import hosts
 from mft_jax.parallel.hosts import decide
-from mft_jax.parallel.mesh import make_mesh
+from mft_jax.parallel.mesh import make_mesh, split_cpu
 from mft_jax.plan import layers
 from mft_jax.plan.compiled import DoesNotFit
 from mft_jax.plan.estimate import Clock
@@ -117,12 +117,15 @@ def possible_meshes(config: ExperimentConfig, model: ModelConfig, devices: int) 
 def choose_mesh(config: ExperimentConfig, target: Target | None = None) -> ExperimentConfig:
     """With `mesh.auto`, the configuration with the fastest mesh of the target that fits, by rough figures.
 
-    Without it, the configuration itself. The target is by default the present devices. Only meshes that divide the agents,
-    rows and heads are compared: those of all devices, or, if there are none, of fewer present devices on one host. On several
-    hosts, all must call this. Raises UserError if no mesh fits.
+    Without it, the configuration itself. The target is by default the present devices; a CPU with at least two cores counts as
+    two, unless JAX has counted its devices before. Only meshes that divide the agents, rows and heads are compared: those of
+    all devices, or, if there are none, of fewer present devices on one host. On several hosts, all must call this. Raises
+    UserError if no mesh fits.
     """
     if not config.mesh.auto:
         return config
+    if target is None:
+        split_cpu(config.mesh)
     some = target is None and hosts.count() == 1
     return dataclasses.replace(config, mesh=decide(lambda: _fastest_mesh(config, target or devices_to_compare(), some)))
 
