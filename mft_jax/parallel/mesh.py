@@ -80,7 +80,8 @@ def split_cpu(config: MeshConfig) -> None:
     devices are those of the mesh together.
     """
     devices = min(AUTO_CPU_DEVICES, _cores()) if config.auto else config.devices
-    told = jax.config.values["jax_num_cpu_devices"] >= 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    flags = os.environ.get("XLA_FLAGS", "")
+    told = jax.config.values["jax_num_cpu_devices"] >= 0 or "host_platform_device_count" in flags
     if devices > 1 and not told and hosts.count() == 1:
         with contextlib.suppress(RuntimeError):  # JAX has counted them
             jax.config.update("jax_num_cpu_devices", devices)

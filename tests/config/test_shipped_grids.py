@@ -13,9 +13,9 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 CELLS = {
     "paper/main": 6 * 3 * 3 * 3, "paper/iterations": 4 * 3, "paper/ablations": 7 * 3 + 3, "paper/agents": 3 * 4,
     "paper/rounds": 2 * 3, "paper/appendix": 5 * 2, "paper/zero_shot": 5 * 2, "paper/fast": 12,
-    "field/methods": 20 * 3 + 2 * 3, "field/sizes": 5, "field/iterations": 6 * 3, "field/untuned": 6 * 3 + 2 * 3,
-    "field/fast": 10, "field/critics": 10, "field/rates": 4 * 4, "field/validation": 6 * 2,
-    "field/smollm2": 16,
+    "field/methods": 20 * 3 + 2 * 3, "field/sizes": 5, "field/weights": 4 * 3, "field/iterations": 6 * 3,
+    "field/untuned": 6 * 3 + 2 * 3, "field/fast": 10, "field/critics": 10, "field/rates": 4 * 4,
+    "field/validation": 6 * 2, "field/smollm2": 16,
 }  # fmt: skip
 
 
@@ -78,6 +78,11 @@ def test_numbers_of_agents_and_rounds():
     assert sizes == [(2, 2), (5, 2), (8, 2), (3, 1), (3, 3)]
 
 
+def test_shares_of_corrected_dialogues():
+    mixes = [(c.config.finetuning.critic_rule, c.config.finetuning.critic_mix) for c in cells("field/weights")]
+    assert sorted(set(mixes)) == [("share", 0), ("share", 0.5), ("share", 0.6667), ("share", 1)]
+
+
 def critics_of(cell):
     """How the critics of a cell learn."""
     tuning = cell.config.finetuning
@@ -86,7 +91,11 @@ def critics_of(cell):
 
 def test_only_the_paper_grids_train_critics_as_in_the_paper():
     for name in CELLS:
-        own = {critics_of(cell) for cell in cells(name) if name not in ("field/critics", "field/validation")}
+        own = {
+            critics_of(cell)
+            for cell in cells(name)
+            if name not in ("field/critics", "field/validation", "field/weights")
+        }
         expected = {("share", "all", 0)} if name.startswith("paper/") else {("all", "last", 0.5)}
         assert own <= expected | ({("share", "all", 0)} if name == "field/methods" else set())
 
