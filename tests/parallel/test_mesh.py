@@ -1,5 +1,6 @@
 """Devices of a CPU: as many as the mesh needs, counted once in a process."""
 
+import json
 import os
 import subprocess
 import sys
@@ -27,11 +28,15 @@ else:
 """
 
 
+def in_new_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    kept = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=120)
+
+
 def asked(*arguments: str, **environment: str) -> str:
-    """What a new process prints that was not told how many devices its CPU has."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
-    command = [sys.executable, "-c", ASK, *arguments]
-    done = subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=120)
+    """What ASK prints in a process that was not told how many devices its CPU has."""
+    done = in_new_process("-c", ASK, *arguments, **environment)
     return done.stdout.strip() or done.stderr
 
 
@@ -49,6 +54,19 @@ def test_a_number_of_devices_that_jax_was_told():
 def test_a_mesh_that_is_chosen_later_gets_two_devices_for_two_cores():
     assert asked("auto") == str(min(2, len(os.sched_getaffinity(0))))
     assert asked("auto", "one core") == "1"
+
+
+def test_a_run_splits_the_cpu_before_it_counts_its_devices(tmp_path):
+    """Its manifest records the devices."""
+    options = {
+        "method": "base", "baselines": [], "mesh": {"data": 2}, "task": {"train_questions": 1, "eval_questions": 2},
+        "sampling": {"rows": 2, "prefill_rows": 2, "max_new_tokens": 2, "chunk_questions": 2},
+        "run_dir": str(tmp_path / "run"),
+    }  # fmt: skip
+    (tmp_path / "run.yaml").write_text(json.dumps(options))  # which is YAML
+    done = in_new_process("-m", "mft_jax", "run", str(tmp_path / "run.yaml"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["starts"][0]["devices"]["kinds"] == {"cpu": 2}
 
 
 def test_devices_that_jax_has_counted_stay():
