@@ -45,9 +45,9 @@ _LINEAR = {
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with the axes ("agent", "data", "model") over the first of `devices` (default: all devices).
 
-    On a TPU, JAX arranges the devices by their places in the slice, if it knows an order for them. A CPU counts as as many
-    devices as are needed, unless JAX has counted its devices before. Raises UserError if there are too few devices, if a
-    run on several hosts does not use all of them, and for sizes that are not chosen yet.
+    On a TPU, JAX arranges the devices by their places in the slice, if it knows an order for them. A CPU is split into
+    the devices that the mesh needs (`split_cpu`). Raises UserError if there are too few devices, if a run on several hosts
+    does not use all of them, and for sizes that are not chosen yet.
     """
     if config.auto:
         raise UserError(
