@@ -42,13 +42,15 @@ def measure_debate(setup: Setup, society: Society, repeats: int) -> tuple[dict[s
 def debate_shares(usages: Sequence[Usage], seconds: float, devices: int) -> dict[str, float]:
     """The speed of a debate, and how much of its time, slots and prefilled tokens was of use."""
     prompt, new = (sum(pair[part] for usage in usages for pair in usage.lengths) for part in (0, 1))
+    read, prefilled = (sum(getattr(usage, name) for usage in usages) for name in ("read_tokens", "prefilled_tokens"))
     busy = sum(usage.device_seconds for usage in usages) / devices
     return {
         "seconds": seconds,
         "new_tokens_per_second": new / seconds,
         "time_in_programs": busy / seconds,
         "live_slots": new / sum(usage.slot_steps for usage in usages),
-        "prefilled_tokens_without_padding": prompt / sum(usage.prefilled_tokens for usage in usages),
+        "prefilled_tokens_without_padding": read / prefilled,
+        "prompt_tokens_read": read / prompt,
     }
 
 

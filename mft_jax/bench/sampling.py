@@ -24,7 +24,8 @@ def measure_sampling(
 ) -> list[Measurement]:
     """Samples `rows` answers of every speaker, all together. Measures prefill, decode, and both with the host's work.
 
-    The prompts are those of the task's questions in the first round. None is the base model as a speaker.
+    The prompts are those of the task's questions in the first round, so many that no speaker is asked one twice if the task
+    has them. None is the base model as a speaker.
     """
     new_tokens = min(NEW_TOKENS, setup.config.sampling.max_new_tokens)
     data = setup.session.mesh.shape["data"]
@@ -37,31 +38,33 @@ def measure_sampling(
         steps_per_dispatch=new_tokens,
     )
     questions = itertools.cycle((*setup.task.train, *setup.task.eval))
-    prompts = [setup.session.chat.prompt([setup.task.prompts.first(next(questions).text)]) for _ in range(rows)]
+    ask = lambda: setup.session.chat.prompt([setup.task.prompts.first(next(questions).text)])
+    same = len(set(speakers)) == len(speakers)  # agents are asked the same questions, lanes of the base model others
+    prompts = [[ask()] * len(speakers) if same else [ask() for _ in speakers] for _ in range(rows)]
     requests = [
         Request(speaker, prompt, row_key("bench", number, place))
-        for number, prompt in enumerate(prompts)
-        for place, speaker in enumerate(speakers)
+        for number, own in enumerate(prompts)
+        for place, (speaker, prompt) in enumerate(zip(speakers, own, strict=True))
     ]
     # Without stop ids, every row samples `new_tokens` tokens.
     sampler = Sampler(setup.session.programs, setup.session.base, config, stop_ids=(), lanes=len(speakers))
     sampler.sample(requests, society)  # the warm-up: compiles, which the session's programs count
     prefill, decode, whole = [], [], []
-    calls = 0
+    calls = read = 0
     for _ in range(repeats):
         sampler.programs, reads, writes = timed(setup.session.programs)
         started = time.perf_counter()
-        completions, _ = sampler.sample(requests, society)
+        completions, (usage,) = sampler.sample(requests, society)
         elapsed = time.perf_counter() - started
         if any(completion.new_tokens != new_tokens for completion in completions):
             raise RuntimeError("a row ended early, so the number of sampled tokens is not as planned")
-        prefill.append(reads.seconds)
+        prefill.append(sum(program.seconds for program in reads))
         decode.append(writes.seconds)
         whole.append(elapsed)
-        calls = reads.calls
+        calls, read = sum(program.calls for program in reads), usage.read_tokens
     adapted = any(speaker is not None for speaker in speakers)
     lengths = [len(request.prompt) for request in requests]
-    reading = prefill_work(setup, lengths, calls, adapted)
+    reading = prefill_work(setup, lengths, calls, adapted, read)
     writing = decode_work(setup, society, lengths, new_tokens, adapted)
     both = Work(tokens=writing.tokens, flops=reading.flops + writing.flops, bytes=reading.bytes + writing.bytes)
     return [
@@ -71,12 +74,17 @@ def measure_sampling(
     ]
 
 
-def prefill_work(setup: Setup, lengths: Sequence[int], calls: int, adapted: bool) -> Work:
-    """The work of computing the KV cache of prompts in `calls` calls. The last token of each is left to `decode`."""
+def prefill_work(setup: Setup, lengths: Sequence[int], calls: int, adapted: bool, read: int | None = None) -> Work:
+    """The work of computing the KV cache of prompts in `calls` calls. The last token of each is left to `decode`.
+
+    `read` of their tokens are computed (None: all), because prompts share some; FLOPs are in proportion to them.
+    """
     model, lora = setup.session.model, setup.config.lora if adapted else None
     tokens = sum(length - 1 for length in lengths)
     context = sum(context_of(model, length - 1) for length in lengths)
     flops = forward_flops(model, lora, tokens=tokens, context=context, logits=0)
+    if read is not None:
+        flops = flops * (read - len(lengths)) // tokens
     return Work(tokens=sum(lengths), flops=flops, bytes=calls * size_of(setup.session.base))
 
 

@@ -29,8 +29,9 @@ class TimedProgram(Program):
         return result
 
 
-def timed(programs: Programs) -> tuple[Programs, TimedProgram, TimedProgram]:
-    """A copy of the programs that times prefill and decode: (the copy, its prefill, its decode)."""
+def timed(programs: Programs) -> tuple[Programs, list[TimedProgram], TimedProgram]:
+    """A copy of the programs that times prefill and decode: (the copy, its programs that read prompts, its decode)."""
     own = copy.copy(programs)
-    own.prefill, own.decode = prefill, decode = TimedProgram(programs.prefill), TimedProgram(programs.decode)
-    return own, prefill, decode
+    prefix, prefill, decode = map(TimedProgram, (programs.read_prefix, programs.prefill, programs.decode))
+    own.read_prefix, own.prefill, own.decode = prefix, prefill, decode
+    return own, [prefill, prefix], decode

@@ -61,7 +61,8 @@ def _debate_lines(report: Report) -> list[Text]:
             f"A debate on {debate['questions']:.0f} questions: {debate['seconds']:.3g} s, "
             f"{short_rate(debate['new_tokens_per_second']).strip()} new tokens/s; {percent(debate['time_in_programs'])} of "
             f"the time in compiled programs, {percent(debate['live_slots'])} of the slots live, "
-            f"{percent(debate['prefilled_tokens_without_padding'])} of the prefilled tokens no padding."
+            f"{percent(debate['prefilled_tokens_without_padding'])} of the prefilled tokens no padding, "
+            f"{percent(debate['prompt_tokens_read'])} of the prompts' tokens read (what prompts share is read once)."
         )
     ]
 

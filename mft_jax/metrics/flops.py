@@ -12,7 +12,9 @@ The base is frozen in finetuning, so its matmuls have no weight gradient. Forwar
   4 D V               only for targets: forward, and gradient of the hidden state
 Not counted: padding, recomputation (remat) and masked attention scores, which the algorithm does not need; and norms,
 rotary embedding, softmax, activation functions and the optimizer, which take less than one percent in models of
-realistic size. All counts are Python ints, so they are exact and sums do not depend on the order.
+realistic size. Counted for every text, although the sampler may compute it once for several: prompts, and prefixes that
+prompts share. So the cost of a method does not depend on what is sampled together.
+All counts are Python ints, so they are exact and sums do not depend on the order.
 """
 
 from collections.abc import Iterable

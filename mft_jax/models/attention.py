@@ -43,9 +43,9 @@ def attend(
 
 def causal_attention(
     q: Float[Array, "B T N H"],
-    keys: Float[Array, "B K H T"],
-    values: Float[Array, "B K T H"],
-    segment_ids: Int[Array, "B T"],
+    keys: Float[Array, "B K H S"],
+    values: Float[Array, "B K S H"],
+    segment_ids: Int[Array, "B S"],
     *,
     window: int | None = None,
     softcap: float | None = None,
@@ -53,6 +53,7 @@ def causal_attention(
 ) -> Float[Array, "B T N H"]:
     """Each token attends to itself and to the earlier tokens of its own segment, never to another packed dialogue.
 
+    The queries are those of the last T of the S tokens: of all tokens, or of those after a prefix that has been read before.
     With `window`, it attends only to the last `window` of these tokens, itself included. `chunk` is the number of queries
     per chunk (None: chosen by T).
 
@@ -60,15 +61,15 @@ def causal_attention(
     skips almost half of the T x T scores, or more with a window, and a chunk fits a CPU's cache. On CPUs a training step
     takes less than half of the time that it takes with all scores.
     """
-    time = q.shape[1]
+    time, before = q.shape[1], keys.shape[3] - q.shape[1]
     chunk = chunk or max(CHUNK, -(-time // MOST_CHUNKS))
     outputs = []
     for start in range(0, time, chunk):
-        end = min(start + chunk, time)
-        first = 0 if window is None else max(0, start - window + 1)
-        same = segment_ids[:, start:end, None] == segment_ids[:, None, first:end]
-        mask = same & visible(jnp.arange(start, end)[:, None], jnp.arange(first, end), window)
-        outputs.append(attend(q[:, start:end], keys[..., first:end], values[:, :, first:end], mask, softcap))
+        own, end = slice(start, min(start + chunk, time)), before + min(start + chunk, time)
+        first = 0 if window is None else max(0, before + start - window + 1)
+        same = segment_ids[:, before + start : end, None] == segment_ids[:, None, first:end]
+        mask = same & visible(jnp.arange(before + start, end)[:, None], jnp.arange(first, end), window)
+        outputs.append(attend(q[:, own], keys[..., first:end], values[:, :, first:end], mask, softcap))
     return jnp.concatenate(outputs, axis=1)
 
 

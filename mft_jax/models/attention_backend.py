@@ -23,14 +23,14 @@ class AttentionBackend(Hashable, Protocol):
     def causal(
         self,
         q: Float[Array, "B T N H"],
-        k: Float[Array, "B T K H"],
-        v: Float[Array, "B T K H"],
-        segment_ids: Int[Array, "B T"] | None,
+        k: Float[Array, "B S K H"],
+        v: Float[Array, "B S K H"],
+        segment_ids: Int[Array, "B S"] | None,
         *,
         window: int | None,
         softcap: float | None,
     ) -> Float[Array, "B T N*H"]:
-        """Attention of complete rows, causal within each segment; without `segment_ids` a row is one segment."""
+        """Attention of the last T of S tokens to all, causal within each segment; without `segment_ids` a row is one segment."""
         ...
 
     def decode(
@@ -70,7 +70,7 @@ class XlaAttention:
     """The functions of `attention.py`. The cache has transposed keys, [B, K, H, S]."""
 
     def causal(self, q, k, v, segment_ids, *, window, softcap):
-        segments = jnp.zeros(q.shape[:2], jnp.int32) if segment_ids is None else segment_ids
+        segments = jnp.zeros(k.shape[:2], jnp.int32) if segment_ids is None else segment_ids
         return _join_heads(causal_attention(q, *transposed(k, v), segments, window=window, softcap=softcap))
 
     def decode(self, q, k, v, keys, values, position, *, window, softcap):

@@ -22,9 +22,10 @@ from mft_jax.models.lora import Adapter, LowRank, Unstacked, low_rank_product, p
 from mft_jax.models.rotary import rotate, rotation
 from mft_jax.parallel.mesh import RULES, constrain
 
-# Called by every layer with (index of a layer with the same window, q, k, v). Returns the attention output, and what the
-# caller of `Decoder.run` wants of this layer, such as its keys and values.
-Attention = Callable[[int, Array, Array, Array], tuple[Float[Array, "B T N*H"], Any]]
+# Called by every layer with (index of a layer with the same window, q, k, v), and with what `Decoder.run` got as `earlier`
+# for this layer, if it did. Returns the attention output, and what the caller of `run` wants of this layer, such as its keys
+# and values.
+Attention = Callable[..., tuple[Float[Array, "B T N*H"], Any]]
 
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": partial(jax.nn.gelu, approximate=True)}
 
@@ -205,11 +206,13 @@ class Decoder(nnx.Module):
         adapter: Adapter | Unstacked | None,
         attention: Attention,
         *,
+        earlier: Sequence[Any] | None = None,
         long: Bool[Array, "..."] | None = None,
         remat: bool = False,
     ) -> tuple[Float[Array, "B T D"], list[Any]]:
         """The hidden states after the last norm, and the second results of `attention`, one for each layer.
 
+        `earlier` is what `attention` takes of each layer besides, such as the keys and values of the tokens before these.
         `long` is as in `rotary.rotation`; only models with `config.long_after` use it. `remat` recomputes the activations
         of each layer in the backward pass.
         """
@@ -227,10 +230,11 @@ class Decoder(nnx.Module):
         # A decode step is not looped: its matmuls take as long as reading their weights, so a copy would double it.
         if self.scan_layers and tokens.shape[1] > 1:
             assert not isinstance(adapter, Unstacked), "a loop needs stacked layers"
-            x, kept = self._scan(x, adapter, angles, attention, remat)
+            x, kept = self._scan(x, adapter, angles, attention, earlier, remat)
         for index in range(len(kept), config.layers):
             lora = {} if adapter is None else adapter.layer(index)
-            layer = lambda x, lora, i=index: self.blocks[i](x, angles[i], partial(attention, i), lora)
+            attend = partial(attention, index) if earlier is None else partial(attention, index, earlier=earlier[index])
+            layer = lambda x, lora, i=index, attend=attend: self.blocks[i](x, angles[i], attend, lora)
             x, own = (jax.checkpoint(layer) if remat else layer)(x, lora)
             kept.append(own)
         return constrain(self.mesh, self.norm(x), "batch", None, None), kept
@@ -241,6 +245,7 @@ class Decoder(nnx.Module):
         adapter: Adapter | None,
         angles: Sequence[tuple[Array, Array]],
         attention: Attention,
+        earlier: Sequence[Any] | None,
         remat: bool,
     ) -> tuple[Float[Array, "B T D"], list[Any]]:
         """Runs the layers in a loop, as far as its passes divide them. A pass runs as many as the windows of attention repeat.
@@ -252,23 +257,28 @@ class Decoder(nnx.Module):
         passes = config.layers // period
         graph, states = nnx.split(self.blocks[0])[0], [nnx.split(block)[1] for block in self.blocks]
 
-        def layer(place: int, index: Array, x: Array, lora: Mapping[str, LowRank]) -> tuple[Array, Any]:
+        def layer(place: int, index: Array, x: Array, lora: Mapping[str, LowRank], known: Any) -> tuple[Array, Any]:
+            attend = partial(attention, place) if earlier is None else partial(attention, place, earlier=known)
             own = [partial(lambda state: state, state) for state in states[place : passes * period : period]]
             block = nnx.merge(graph, jax.lax.switch(index, own))
-            return block(x, angles[place], partial(attention, place), lora)
+            return block(x, angles[place], attend, lora)
 
         policy = None if remat else _is_no_copy
         run_layer = jax.checkpoint(layer, static_argnums=0, policy=policy, prevent_cse=False)
 
-        def run_pass(x: Array, scanned: tuple[Array, Sequence[Mapping[str, LowRank]]]) -> tuple[Array, list[Any]]:
-            (index, updates), kept = scanned, []
-            for place, lora in enumerate(updates):
-                x, own = run_layer(place, index, x, lora)
+        def run_pass(x: Array, scanned: tuple[Array, Sequence[Any], Sequence[Any]]) -> tuple[Array, list[Any]]:
+            (index, updates, known), kept = scanned, []
+            for place in range(period):
+                x, own = run_layer(place, index, x, updates[place], known[place])
                 kept.append(own)
             return x, kept
 
         lora = [{} if adapter is None else adapter.layers(place, passes * period, period) for place in range(period)]
-        x, kept = jax.lax.scan(run_pass, x, (jnp.arange(passes), lora))
+        of_place = lambda layers, place: jax.tree.map(
+            lambda *own: jnp.stack(own), *layers[place : passes * period : period]
+        )
+        known = [None if earlier is None else of_place(earlier, place) for place in range(period)]
+        x, kept = jax.lax.scan(run_pass, x, (jnp.arange(passes), lora, known))
         return x, [jax.tree.map(lambda leaf, i=i: leaf[i], own) for i in range(passes) for own in kept]
 
     def hidden(

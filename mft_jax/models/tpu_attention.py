@@ -20,7 +20,7 @@ _SPLASH_BLOCKS = (512, 256, 128)
 
 @dataclasses.dataclass(frozen=True)
 class TpuAttention:
-    """Splash attention (JAX's flash attention for TPUs) for complete rows, and `decode_kernel` for decoding.
+    """Splash attention (JAX's flash attention for TPUs) for prompts and dialogues, and `decode_kernel` for decoding.
 
     XLA cannot partition a kernel, so each device runs it on its own rows and heads. Heads that the mesh's model axis does
     not divide are not split; then every device of this axis computes all of them. `interpret` runs the kernels on any
@@ -77,39 +77,44 @@ class TpuAttention:
 
 def _splash_rows(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
-    segment_ids: Int[Array, "B T"] | None = None,
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    segment_ids: Int[Array, "B S"] | None = None,
     *,
     window: int | None,
     softcap: float | None,
     interpret: bool,
 ) -> Float[Array, "B T N*H"]:
-    """Splash attention of rows, padded to a multiple of its block size. Padding comes last, so no real token sees it.
+    """Splash attention of the last T of S tokens, padded to multiples of its block sizes.
+
+    Padding comes last, so no real token sees it.
 
     The heads are joined here, on each device. If that were left to XLA, it would copy the weights of the output
     projection to another layout instead, in each step.
     """
-    time = q.shape[1]
-    padded = -(-time // _LANES) * _LANES
-    heads_first = lambda x: jnp.pad(x, ((0, 0), (0, padded - time), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
-    kernel = _splash_kernel(q.shape[2], padded, window, softcap, interpret)
+    time, before = q.shape[1], k.shape[1] - q.shape[1]
+    pad = lambda x: jnp.pad(x, ((0, 0), (0, -x.shape[1] % _LANES), *((0, 0),) * (x.ndim - 2)))
+    arrays = [pad(x).transpose(0, 2, 1, 3) for x in (q, k, v)]
+    kernel = _splash_kernel(q.shape[2], arrays[0].shape[2], arrays[1].shape[2], before, window, softcap, interpret)
     if segment_ids is None:
-        output = jax.vmap(kernel)(heads_first(q), heads_first(k), heads_first(v))
+        output = jax.vmap(kernel)(*arrays)
     else:
-        ids = jnp.pad(segment_ids, ((0, 0), (0, padded - time)))
-        output = jax.vmap(kernel)(heads_first(q), heads_first(k), heads_first(v), splash.SegmentIds(ids, ids))
+        output = jax.vmap(kernel)(*arrays, splash.SegmentIds(pad(segment_ids[:, before:]), pad(segment_ids)))
     return output.transpose(0, 2, 1, 3)[:, :time].reshape(*q.shape[:2], -1)
 
 
-def _splash_kernel(heads: int, time: int, window: int | None, softcap: float | None, interpret: bool) -> Any:
-    """The kernel for one row. Its mask is computed inside the kernel, and blocks that are masked completely are skipped."""
-    causal = splash.CausalMask((time, time))
-    mask = causal if window is None else causal & splash.LocalMask((time, time), (window - 1, 0), 0)
-    block = next(size for size in _SPLASH_BLOCKS if time % size == 0)
-    sizes = splash.BlockSizes(
-        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
-    )
+def _splash_kernel(
+    heads: int, queries: int, keys: int, before: int, window: int | None, softcap: float | None, interpret: bool
+) -> Any:
+    """The kernel for one row, whose first query is that of token `before`.
+
+    Its mask is computed inside the kernel, and blocks that are masked completely are skipped.
+    """
+    shape = (queries, keys)
+    causal = splash.CausalMask(shape, before)
+    mask = causal if window is None else causal & splash.LocalMask(shape, (window - 1, 0), before)
+    q, kv = (next(size for size in _SPLASH_BLOCKS if tokens % size == 0) for tokens in shape)
+    sizes = splash.BlockSizes(block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv)
     return splash.make_splash_mha(
         splash.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1,
         attn_logits_soft_cap=softcap, interpret=interpret,

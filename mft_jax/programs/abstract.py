@@ -59,9 +59,9 @@ def abstract_slots(
 
 
 def abstract_prompts(mesh: Mesh, *, agents: int, prompts: int, tokens: int) -> Prompts:
-    """The prompts of `prefill`: P = `prompts` for each agent, padded to T = `tokens`."""
+    """The prompts of `prefill`: C = P = `prompts` for each agent, padded to T = `tokens`."""
     per_row, per_token = _struct((agents, prompts), np.int32), _struct((agents, prompts, tokens), np.int32)
-    given = Prompts(per_token, per_row, per_row, per_row, per_row, _struct((agents, prompts, 2), np.uint32))
+    given = Prompts(per_token, *(per_row,) * 5, _struct((agents, prompts, 2), np.uint32))
     return _with_shardings(sharding(mesh, "agent", "batch"), given)
 
 

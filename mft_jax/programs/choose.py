@@ -59,11 +59,21 @@ def choose(
         floor = jnp.where(accepted | ~real, floor, probability)
         return attempt + 1, floor, token, accepted | accept
 
-    likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    likeliest = _argmax(logits)
     settled = (temperature <= 0) | ~active | ~finite
     start = (jnp.int32(0), jnp.zeros(likeliest.shape), likeliest, settled)
     unsettled = lambda carry: (carry[0] < MAX_DRAWS) & ~jnp.all(carry[3])
     return Choice(jax.lax.while_loop(unsettled, draw, start)[2], finite)
+
+
+def _argmax(logits: Float[Array, "B V"]) -> Int[Array, " B"]:
+    """The first index of the largest logit; any index if there is a NaN.
+
+    On CPUs two plain reductions take a tenth of the time of jnp.argmax, which keeps track of pairs of value and index.
+    """
+    size = logits.shape[-1]
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(logits == largest, jnp.arange(size, dtype=jnp.int32), size - 1), axis=-1)
 
 
 def inverse_cdf(weights: Float[Array, "B V"], uniform: Float[Array, " B"]) -> Int[Array, " B"]:

@@ -1,6 +1,8 @@
-"""The program that prefills free slots with prompts."""
+"""The programs that read prompts: `prefill` into free slots, and before it `read_prefix` what they have in common."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from mft_jax.models.lora import Adapter, Unstacked
 from mft_jax.parallel.mesh import RULES, sharding
 from mft_jax.programs.arrays import AnyArray
 from mft_jax.programs.over_agents import for_sampling, over_agents
-from mft_jax.programs.slots import Prompts, Slots
+from mft_jax.programs.slots import Prefix, Prompts, Slots
 
 
 def prefill(
@@ -23,21 +25,27 @@ def prefill(
     slots: Slots,
     prompts: Prompts,
     long: Bool[Array, ""],
+    prefix: Prefix | None = None,
 ) -> Slots:
     """Computes the KV cache of `prompts` and writes it, with their limits and keys, into their slots.
 
-    The other slots are unchanged. `long` is as in `Settings`.
+    The other slots are unchanged. `long` is as in `Settings`. `prefix` is what all prompts of an agent begin with.
     """
     model = nnx.merge(graphdef, base)
     cache_of = functools.partial(prompt_cache, model, long)
-    keys, values = over_agents(model.mesh, cache_of, for_sampling(model, adapters), prompts.tokens)
+    adapters = for_sampling(model, adapters)
+    keys, values = over_agents(model.mesh, cache_of, adapters, prompts.tokens, *(() if prefix is None else (prefix,)))
     prompts = Prompts(*map(jnp.asarray, prompts))
-    put, last = functools.partial(write_rows, model.mesh, prompts.into), jnp.maximum(prompts.lengths - 1, 0)
+    put, before = (
+        functools.partial(write_rows, model.mesh, prompts.into),
+        0 if prefix is None else prefix[0][0].shape[1],
+    )
+    copy, last = functools.partial(put, source=prompts.source), prompts.lengths - 1
     return slots._replace(
-        keys=tuple(map(put, slots.keys, keys)),
-        values=tuple(map(put, slots.values, values)),
-        token=put(slots.token, jnp.take_along_axis(prompts.tokens, last[..., None], axis=-1)[..., 0]),
-        position=put(slots.position, last),
+        keys=tuple(map(copy, slots.keys, keys)),
+        values=tuple(map(copy, slots.values, values)),
+        token=copy(slots.token, jnp.take_along_axis(prompts.tokens, last[..., None], axis=-1)[..., 0]),
+        position=copy(slots.position, before + last),
         active=put(slots.active, prompts.limits > prompts.counts),
         count=put(slots.count, prompts.counts),
         limit=put(slots.limit, prompts.limits),
@@ -46,45 +54,98 @@ def prefill(
     )
 
 
-def write_rows(
-    mesh: Mesh | None, into: Int[AnyArray, "A P"], old: Shaped[Array, "A B ..."], new: Shaped[AnyArray, "A P ..."]
-) -> Shaped[Array, "A B ..."]:
-    """Writes each row of `new` into row `into` of `old`; an index past the last row is dropped.
+def read_prefix(
+    graphdef: nnx.GraphDef,
+    base: nnx.State,
+    adapters: Adapter | None,
+    tokens: Int[AnyArray, "A S"],
+    long: Bool[Array, ""],
+) -> Prefix:
+    """The keys and values of the tokens that all prompts of an agent begin with. `long` is as in `Settings`."""
+    model = nnx.merge(graphdef, base)
 
-    Where `new` is shorter than `old` along other axes, only the first elements are written. On a mesh, a row must be
-    written on the device that holds it: `into` of the first P / D rows must be in the first B / D rows, and so on, for the
-    D devices of the data axis. So the keys and values of prompts never move between devices.
+    def of_agent(adapter: Adapter | Unstacked | None, tokens: Int[Array, " S"]) -> Any:
+        keep = lambda k, v: (k, v)
+        _, kept = _run_prompts(model, long, adapter, tokens[None], None, keep)
+        return tuple((k[0], v[0]) for k, v in kept)
+
+    return over_agents(model.mesh, of_agent, for_sampling(model, adapters), jnp.asarray(tokens))
+
+
+def write_rows(
+    mesh: Mesh | None,
+    into: Int[AnyArray, "A P"],
+    old: Shaped[Array, "A B ..."],
+    new: Shaped[AnyArray, "A C ..."],
+    source: Int[AnyArray, "A P"] | None = None,
+) -> Shaped[Array, "A B ..."]:
+    """Writes rows of `new` into the rows `into` of `old`: each one, C = P, or those at `source`.
+
+    An index past the last row is dropped. Where `new` is shorter than `old` along other axes, only the first elements are
+    written. On a mesh, a row must be written on the device that holds it: `into` of the first P / D rows must be in the
+    first B / D rows, `source` in the first C / D, and so on, for the D devices of the data axis. So the keys and values of
+    prompts never move between devices.
     """
 
-    def write(into: Array, old: Array, new: Array) -> Array:
+    def write(into: Array, source: Array | None, old: Array, new: Array) -> Array:
         first = tuple(slice(0, size) for size in new.shape[2:])
+        new = (
+            new if source is None or source.shape[1] == new.shape[1] else jax.vmap(lambda new, at: new[at])(new, source)
+        )
         return jax.vmap(lambda old, rows, new: old.at[rows, *first].set(new, mode="drop"))(old, into, new)
 
     into, new = jnp.asarray(into), jnp.asarray(new)
     if mesh is None or mesh.size == 1:
-        return write(into, old, new)
+        return write(into, source, old, new)
 
-    def write_own(into: Array, old: Array, new: Array) -> Array:
-        own = into - jax.lax.axis_index(RULES["batch"]) * old.shape[1]
-        return write(jnp.where((own >= 0) & (own < old.shape[1]), own, old.shape[1]), old, new)
+    def write_own(into: Array, source: Array | None, old: Array, new: Array) -> Array:
+        device = jax.lax.axis_index(RULES["batch"])
+        own = into - device * old.shape[1]
+        within = jnp.where((own >= 0) & (own < old.shape[1]), own, old.shape[1])
+        return write(within, None if source is None else source - device * new.shape[1], old, new)
 
     heads = "kv_heads" if old.ndim == 5 else None  # the KV cache [A, B, K, _, _]
     rest = (heads, None, None)[: old.ndim - 2]
     at = sharding(mesh, "agent", "batch", *rest, shape=old.shape).spec
     rows = PartitionSpec(*at[:2])
-    return jax.shard_map(write_own, mesh=mesh, in_specs=(rows, at, at), out_specs=at, check_vma=False)(into, old, new)
+    return jax.shard_map(write_own, mesh=mesh, in_specs=(rows, rows, at, at), out_specs=at, check_vma=False)(
+        into, source, old, new
+    )
 
 
-def prompt_cache(model: Decoder, long: Bool[Array, ""], adapter: Adapter | Unstacked | None, tokens: Int[Array, "P T"]):
-    """The keys and values of one agent's prompts in the layout of the cache, with T columns, one array per layer."""
-    config = model.config
-
-    def attention(layer, q, k, v):
-        output = model.backend.causal(q, k, v, None, window=config.windows[layer], softcap=config.attention_softcap)
-        return output, model.backend.to_cache(k, v)
-
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    with jax.named_scope("prefill"):
-        _, cache = model.run(tokens, positions, adapter, attention, long=long)
-    keys, values = zip(*cache, strict=True)
+def prompt_cache(
+    model: Decoder,
+    long: Bool[Array, ""],
+    adapter: Adapter | Unstacked | None,
+    tokens: Int[Array, "C T"],
+    prefix: Prefix | None = None,
+):
+    """The keys and values of one agent's prompts in the layout of the cache, one array per layer, the prefix's included."""
+    keys, values = zip(*_run_prompts(model, long, adapter, tokens, prefix, model.backend.to_cache)[1], strict=True)
     return keys, values
+
+
+def _run_prompts(
+    model: Decoder,
+    long: Bool[Array, ""],
+    adapter: Adapter | Unstacked | None,
+    tokens: Int[Array, "C T"],
+    prefix: Any,
+    keep: Callable[[Array, Array], Any],
+):
+    """Runs one agent's tokens that follow its prefix, if any, through the model. Returns as `Decoder.run`.
+
+    `keep` gets the keys and values of each layer, [C, S + T, K, H], those of the prefix first.
+    """
+    config, before = model.config, 0 if prefix is None else prefix[0][0].shape[0]
+
+    def attention(layer, q, k, v, earlier=None):
+        if earlier is not None:
+            shared = (jnp.broadcast_to(x, (tokens.shape[0], *x.shape)) for x in earlier)
+            k, v = (jnp.concatenate(pair, axis=1) for pair in zip(shared, (k, v), strict=True))
+        output = model.backend.causal(q, k, v, None, window=config.windows[layer], softcap=config.attention_softcap)
+        return output, keep(k, v)
+
+    positions = jnp.broadcast_to(before + jnp.arange(tokens.shape[1]), tokens.shape)
+    with jax.named_scope("prefill"):
+        return model.run(tokens, positions, adapter, attention, earlier=prefix, long=long)

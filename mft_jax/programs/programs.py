@@ -10,15 +10,15 @@ from jax.sharding import Mesh
 from mft_jax.models.config import ModelConfig
 from mft_jax.parallel.mesh import replicated, society_shardings
 from mft_jax.programs.decode import decode
-from mft_jax.programs.prefill import prefill
+from mft_jax.programs.prefill import prefill, read_prefix
 from mft_jax.programs.program import Program
 from mft_jax.programs.score import divergence, score
-from mft_jax.programs.slots import slot_shardings, view_shardings
+from mft_jax.programs.slots import prefix_shardings, slot_shardings, view_shardings
 from mft_jax.programs.train import Objective, TrainState, train_step
 
 
 class Programs:
-    """prefill, decode, score and divergence for any adapters, and train for any objective.
+    """read_prefix, prefill, decode, score and divergence for any adapters, and train for any objective.
 
     `dtype` is the dtype of the KV cache.
     """
@@ -27,6 +27,7 @@ class Programs:
         self.graphdef, self.model, self.mesh, self.dtype = graphdef, model, mesh, dtype
         slots, rows = slot_shardings(mesh, model), replicated(mesh)
         bind = lambda function: functools.partial(function, graphdef)
+        self.read_prefix = Program("read_prefix", bind(read_prefix), out_shardings=prefix_shardings(mesh, model))
         self.prefill = Program("prefill", bind(prefill), donate=[2], out_shardings=slots)
         self.decode = Program("decode", bind(decode), donate=[2], out_shardings=(slots, view_shardings(mesh)))
         self.score = Program("score", bind(score), out_shardings=rows)
@@ -64,5 +65,5 @@ class Programs:
         return counts
 
     def _all_programs(self) -> Iterator[Program]:
-        yield from (self.prefill, self.decode, self.score, self.divergence)
+        yield from (self.read_prefix, self.prefill, self.decode, self.score, self.divergence)
         yield from self._train.values()

@@ -59,14 +59,22 @@ class View(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """Prompts for free slots: up to P for each agent, padded on the right to T tokens."""
+    """Prompts for up to P free slots of each agent: C different ones, padded on the right to T tokens.
 
-    tokens: Int[AnyArray, "A P T"]
-    lengths: Int[AnyArray, "A P"]  # number of tokens without padding
+    If all prompts of an agent begin with the same prefix, `tokens` are those after it.
+    """
+
+    tokens: Int[AnyArray, "A C T"]
+    lengths: Int[AnyArray, "A C"]  # number of tokens without padding, at least 1
+    source: Int[AnyArray, "A P"]  # index of the slot's prompt in `tokens`; not used if C = P
     into: Int[AnyArray, "A P"]  # index of the slot; B, one past the last slot: no prompt in this place
     counts: Int[AnyArray, "A P"]  # how many of the last tokens are already part of the answer (resumed rows)
     limits: Int[AnyArray, "A P"]  # maximum number of new tokens, those in `counts` included
     keys: UInt32[AnyArray, "A P 2"]  # random keys
+
+
+# The keys and values of each layer, [A, S, K, H], for a prefix of S tokens that all prompts of an agent share.
+Prefix = tuple[tuple[Float[Array, "A S K H"], Float[Array, "A S K H"]], ...]
 
 
 def bucket(size: int, smallest: int = 16) -> int:
@@ -92,6 +100,12 @@ def slot_shardings(mesh: Mesh, config: ModelConfig) -> Any:
         keys=layers, values=layers, token=rows, position=rows, active=rows, count=rows, limit=rows, key=last,
         output=last, log_probs=last, failed=rows,
     )  # fmt: skip
+
+
+def prefix_shardings(mesh: Mesh, config: ModelConfig) -> Any:
+    """Shardings of `Prefix`: over agents, and over kv heads like the cache."""
+    kv_heads = "kv_heads" if config.kv_heads % mesh.shape[RULES["kv_heads"]] == 0 else None
+    return ((sharding(mesh, "agent", None, kv_heads),) * 2,) * config.layers
 
 
 def view_shardings(mesh: Mesh) -> Any:

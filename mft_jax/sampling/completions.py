@@ -48,7 +48,10 @@ class Usage:
     lengths: tuple[tuple[int, int], ...]  # (prompt tokens, new tokens) of every row
     # Time from the dispatch of the compiled programs to their results, without compilation, times the number of devices.
     device_seconds: float
-    prefilled_tokens: int = 0  # tokens that `prefill` computed, padding and empty places included
+    # Tokens of prompts that were computed: once for a prefix that all prompts of a speaker share, and for a prompt of several
+    # rows that start together.
+    read_tokens: int = 0
+    prefilled_tokens: int = 0  # the same with padding and empty places
     slot_steps: int = 0  # tokens that `decode` computed, those of free slots included
 
 

@@ -11,29 +11,34 @@ from mft_jax.programs.slots import bucket
 # Prompts are padded to at least this many tokens: a smaller program saves less time than its compilation takes.
 SHORTEST = 32
 MOST_IN_RUN = 6  # lengths in all passes of a run, unless a prompt is longer than all of them
+_PREFIX_STEP = 128  # on other devices than CPUs, where attention works on blocks of this many tokens
+_CPU_STEPS = 8  # of `padded_length`
+_WORTH_A_LENGTH = 1.03  # how many times as many tokens, padding included, there must be without a length
 _TOLERANCE = 1.1  # how many times as many tokens, padding included, the lengths of earlier passes may need
 
 
-def padded_length(tokens: int) -> int:
-    """Rounds up to one of 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, ...: four lengths for every power of two."""
+def padded_length(tokens: int, steps: int = 4) -> int:
+    """Rounds up to one of 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, ...: `steps` lengths for every power of two."""
     power = SHORTEST
     while 2 * power < tokens:
         power *= 2
-    quarter = power // 4
-    return max(power, -(-tokens // quarter) * quarter)
+    step = power // steps
+    return max(power, -(-tokens // step) * step)
 
 
-def choose_lengths(prompts: Iterable[int], most: int) -> list[int]:
-    """At most `most` lengths, ascending, that need the least padding if each prompt gets the shortest that holds it.
+def choose_lengths(prompts: Iterable[int], most: int, steps: int = 4) -> list[int]:
+    """At most `most` lengths, ascending, with little padding if each prompt gets the shortest that holds it.
 
-    `prompts` are their numbers of tokens.
+    They are some of those of `padded_length`: as few as need almost as few tokens, padding included, as the best choice.
+    `prompts` are numbers of tokens.
     """
-    counts = collections.Counter(map(padded_length, prompts))
+    counts = collections.Counter(padded_length(tokens, steps) for tokens in prompts)
     longest = max(counts)
     padded = lambda chosen: _count_padded(counts, chosen)
     shorter = [length for length in counts if length < longest]
     choices = [(*some, longest) for size in range(most) for some in itertools.combinations(shorter, size)]
-    return sorted(min(choices, key=lambda chosen: (padded(chosen), len(chosen))))
+    enough = _WORTH_A_LENGTH * min(map(padded, choices))
+    return sorted(min((own for own in choices if padded(own) <= enough), key=lambda own: (len(own), padded(own))))
 
 
 def _count_padded(counts: collections.Counter[int], lengths: Sequence[int]) -> int:
@@ -47,14 +52,18 @@ def _count_padded(counts: collections.Counter[int], lengths: Sequence[int]) -> i
 class PromptLengths:
     """The lengths to which the prompts of a run are padded.
 
-    CPUs choose up to three for each pass. On other devices programs take longer to compile there, so there are two for each
-    pass, and those of earlier passes are used again: `MOST_IN_RUN` in all. A run has three kinds of passes, for questions,
-    summaries and later rounds, each with other lengths.
+    CPUs choose up to three for each pass, from finer steps. On other devices programs take longer to compile, so there are
+    two for each pass, and those of earlier passes are used again: `MOST_IN_RUN` in all. A run has three kinds of passes, for
+    questions, summaries and later rounds, each with other lengths.
     """
 
     def __init__(self, mesh: Mesh):
         self.few = mesh.devices.flat[0].platform != "cpu"
         self.known: set[int] = set()  # of all passes so far
+
+    def choose_prefix(self, shared: int) -> int:
+        """How many of the `shared` tokens that all prompts of a speaker begin with can be read by a program of their own."""
+        return shared // _PREFIX_STEP * _PREFIX_STEP if self.few else shared
 
     def choose(self, prompts: Iterable[int], columns: int) -> list[int]:
         """The lengths of a pass, ascending, for prompts of these numbers of tokens.
@@ -62,7 +71,7 @@ class PromptLengths:
         They fit a cache of `columns` columns if a new one is allowed; the longest may be longer if not.
         """
         prompts = list(prompts)
-        lengths = self._few_more(prompts, columns) if self.few else choose_lengths(prompts, 3)
+        lengths = self._few_more(prompts, columns) if self.few else choose_lengths(prompts, 3, _CPU_STEPS)
         self.known.update(lengths)
         return lengths
 

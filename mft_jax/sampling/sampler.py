@@ -18,9 +18,10 @@ from mft_jax.parallel.mesh import replicated, sharding
 from mft_jax.parallel.placement import to_devices
 from mft_jax.programs import Programs
 from mft_jax.programs.program import BusyClock
-from mft_jax.programs.slots import Prompts, Settings, Slots, View, bucket, empty_slots
+from mft_jax.programs.slots import Prefix, Prompts, Settings, Slots, View, bucket, empty_slots
 from mft_jax.sampling.completions import Completion, OnTokens, Progress, Request, Usage
 from mft_jax.sampling.lengths import SHORTEST, PromptLengths
+from mft_jax.sampling.sharing import deal_out, is_worth_a_program, places_for, shared_prefix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +30,22 @@ class _Row:
 
     index: int  # of the request
     lane: int  # index on the grid's leading axis, that of the speakers
-    tokens: Sequence[int]  # the prompt and the new tokens so far
+    tokens: tuple[int, ...]  # the prompt and the new tokens so far
     log_probs: tuple[float, ...]  # of the new tokens so far, in nats
     new: int  # how many of `tokens` are new
     limit: int  # maximum number of new tokens
     key: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reading:
+    """How the prompts of a pass are prefilled."""
+
+    lengths: Sequence[int]  # to which the tokens after the prefix are padded, ascending
+    before: int  # tokens of the prefix that all prompts of a lane share
+    prefix: Prefix | None  # their keys and values
+    places: int  # different prompts of each lane that one call can prefill
+    long: bool  # with the frequencies of long sequences, as in `Settings`
 
 
 Queue = collections.deque[int]  # indices of rows
@@ -110,7 +122,8 @@ class Sampler:
                 completions.update(grid.run())
                 lengths = tuple((len(requests[i].prompt), completions[i].new_tokens) for i in own)
                 seconds = grid.clock.seconds * self.programs.mesh.size
-                usages.append(Usage(adapted, lengths, seconds, grid.prefilled_tokens, grid.slot_steps))
+                read, prefilled = grid.read_tokens, grid.prefilled_tokens
+                usages.append(Usage(adapted, lengths, seconds, read, prefilled, grid.slot_steps))
         return [completions[index] for index in range(len(requests))], usages
 
 
@@ -135,7 +148,7 @@ class _Grid:
         self.adapters, self.speakers = self._stack_lanes(society, [requests[i] for i in own], sampler.lanes)
         self.rows = self._make_rows(requests, own)
         self.clock = BusyClock(self.programs)
-        self.prefilled_tokens = self.slot_steps = 0  # as in Usage
+        self.read_tokens = self.prefilled_tokens = self.slot_steps = 0  # as in Usage
 
     def run(self) -> dict[int, Completion]:
         """Samples all requests and returns their completions by the index of the request.
@@ -156,7 +169,7 @@ class _Grid:
             so_far = completions[row.index]
             if not so_far.complete and so_far.new_tokens < row.limit:
                 del completions[row.index]
-                tokens = [*row.tokens, *so_far.ids]
+                tokens = (*row.tokens, *so_far.ids)
                 grown.append(
                     dataclasses.replace(row, tokens=tokens, new=so_far.new_tokens, log_probs=so_far.log_probs or ())
                 )
@@ -184,17 +197,22 @@ class _Grid:
 
     def _make_rows(self, requests: Sequence[Request], own: Sequence[int]) -> list[_Row]:
         """The rows of the requests `own`, those of each speaker spread evenly over its lanes."""
-        lanes: dict[str, list[int]] = {}
-        for lane, name in enumerate(self.speakers):
-            lanes.setdefault(name, []).append(lane)
-        turns = {name: itertools.cycle(own) for name, own in lanes.items()}
-        rows = []
+        prompts = {index: tuple(map(int, requests[index].prompt)) for index in own}
+        asked: dict[str, list[int]] = {}
         for index in own:
-            request = requests[index]
-            lane = next(turns[self.speakers[0] if self.adapters is None else str(request.speaker)])
-            limit = min(self.config.max_new_tokens, self.model.max_positions - len(request.prompt))
-            rows.append(_Row(index, lane, request.prompt, (), 0, limit, request.key))
-        return rows
+            asked.setdefault(self.speakers[0] if self.adapters is None else str(requests[index].speaker), []).append(
+                index
+            )
+        lane_of = {}
+        for name, indices in asked.items():
+            lanes = [lane for lane, speaker in enumerate(self.speakers) if speaker == name]
+            dealt = deal_out([prompts[index] for index in indices], len(lanes))
+            lane_of.update((index, lanes[turn]) for index, turn in zip(indices, dealt, strict=True))
+        limit = lambda prompt: min(self.config.max_new_tokens, self.model.max_positions - len(prompt))
+        return [
+            _Row(index, lane_of[index], prompt, (), 0, limit(prompt), requests[index].key)
+            for index, prompt in prompts.items()
+        ]
 
     def _sample_rows(self, rows: Sequence[_Row], *, long: bool) -> dict[int, Completion]:
         """Samples rows in the grid of slots until each has stopped or reached its limit. Returns completions by index."""
@@ -206,21 +224,22 @@ class _Grid:
         longest = max(len(row.tokens) - row.new + row.limit for row in rows)
         prompts = bucket(max(len(row.tokens) for row in rows), SHORTEST)
         columns = min(prompts + new_tokens, bucket(longest, SHORTEST))
-        lengths = self.lengths.choose((len(row.tokens) for row in rows), columns)
-        columns = max(columns, lengths[-1])
+        # The longest first, so that prompts that are prefilled together have similar lengths and need little padding. Equal
+        # ones follow each other.
+        order = sorted(range(len(rows)), key=lambda n: (-len(rows[n].tokens), rows[n].tokens))
+        queues = [Queue(n for n in order if rows[n].lane == lane) for lane in range(lanes)]
+        reading = self._plan_reading(rows, queues, columns, long)
+        columns = max(columns, reading.before + reading.lengths[-1])
         slots = empty_slots(
             self.model, self.mesh, agents=lanes, rows=config.rows, columns=columns, new_tokens=new_tokens,
             dtype=self.programs.dtype, log_probs=self.log_probs,
         )  # fmt: skip
-        # The longest first, so that prompts that are prefilled together have similar lengths and need little padding.
-        order = sorted(range(len(rows)), key=lambda n: -len(rows[n].tokens))
-        queues = [Queue(n for n in order if rows[n].lane == lane) for lane in range(lanes)]
         owner = np.full((lanes, config.rows), -1)  # index of the row in each slot; -1: free
         completions: dict[int, Completion] = {}
         told = [row.new for row in rows]  # how many new tokens of each row `on_tokens` knows
         while any(queues) or (owner >= 0).any():
             while _can_prefill(owner, queues, config.prefill_rows):
-                slots = self._prefill_slots(slots, rows, queues, owner, lengths, long)
+                slots = self._prefill_slots(slots, rows, queues, owner, reading)
             settings = self._make_settings(queues, long)
             stop_if_asked()
             self.clock.start()
@@ -237,54 +256,86 @@ class _Grid:
                 self.on_progress(begun, sum(completion.new_tokens - row.new for row, completion in finished))
         return completions
 
+    def _plan_reading(self, rows: Sequence[_Row], queues: Sequence[Queue], columns: int, long: bool) -> _Reading:
+        """How to prefill the rows, in the order of the queues of their lanes, into slots of `columns` columns."""
+        asked: dict[str, list[tuple[int, ...]]] = {}
+        for row in rows:
+            asked.setdefault(self.speakers[row.lane], []).append(row.tokens)
+        pays = lambda saved: is_worth_a_program(saved, self.model, self.mesh.devices.flat[0].platform)
+        before = self.lengths.choose_prefix(min(map(shared_prefix, asked.values())))
+        if not pays(before * (len(rows) - len(self.speakers))):
+            before = 0
+        lengths = self.lengths.choose((len(row.tokens) - before for row in rows), columns - before)
+        devices, slots = self.mesh.shape["data"], self.config.prefill_rows
+        places = devices * places_for([[rows[n].tokens for n in queue] for queue in queues], slots // devices)
+        if not pays((1 - places / slots) * sum(len(row.tokens) - before for row in rows)):
+            places = slots
+        if not before:
+            return _Reading(lengths, 0, None, places, long)
+        tokens = np.array([asked.get(name, [rows[0].tokens])[0][:before] for name in self.speakers], np.int32)
+        self.read_tokens += before * len(asked)
+        self.prefilled_tokens += tokens.size
+        self.clock.start()
+        tokens = to_devices(tokens, sharding(self.mesh, "agent", None))
+        prefix = self.programs.read_prefix(self.base, self.adapters, tokens, np.bool_(long))
+        return _Reading(lengths, before, prefix, places, long)
+
     def _prefill_slots(
-        self,
-        slots: Slots,
-        rows: Sequence[_Row],
-        queues: Sequence[Queue],
-        owner: np.ndarray,
-        lengths: Sequence[int],
-        long: bool,
+        self, slots: Slots, rows: Sequence[_Row], queues: Sequence[Queue], owner: np.ndarray, reading: _Reading
     ) -> Slots:
         """Prefills up to `prefill_rows` free slots of every lane in one call, with the next rows of its queue.
 
-        Updates `queues` and `owner`. The prompts are padded to the first of `lengths` that holds the longest.
+        Updates `queues` and `owner`. The prompts are padded to the first of the lengths that holds the longest.
         """
-        config, taken = self.config, []
-        for lane, queue in enumerate(queues):
-            for place, slot in self._matching(owner[lane] < 0)[: len(queue)]:
-                owner[lane, slot] = number = queue.popleft()
-                taken.append((lane, place, slot, rows[number]))
-        longest = max(len(row.tokens) for *_, row in taken)
-        size, length = (len(queues), config.prefill_rows), next(own for own in lengths if own >= longest)
+        taken = [
+            (lane, *own)
+            for lane, queue in enumerate(queues)
+            for own in self._take(queue, rows, owner[lane], reading.places)
+        ]
+        longest = max(len(row.tokens) for *_, row in taken) - reading.before
+        slot_count, places = (len(queues), self.config.prefill_rows), (len(queues), reading.places)
+        length = next(own for own in reading.lengths if own >= longest)
         prompts = Prompts(
-            tokens=np.zeros((*size, length), np.int32), lengths=np.ones(size, np.int32),
-            into=np.full(size, config.rows, np.int32), counts=np.zeros(size, np.int32),
-            limits=np.zeros(size, np.int32), keys=np.zeros((*size, 2), np.uint32),
+            tokens=np.zeros((*places, length), np.int32), lengths=np.ones(places, np.int32),
+            source=np.zeros(slot_count, np.int32), into=np.full(slot_count, self.config.rows, np.int32),
+            counts=np.zeros(slot_count, np.int32), limits=np.zeros(slot_count, np.int32),
+            keys=np.zeros((*slot_count, 2), np.uint32),
         )  # fmt: skip
-        for lane, place, slot, row in taken:
-            prompts.tokens[lane, place, : len(row.tokens)] = row.tokens
-            values = (len(row.tokens), slot, row.new, row.limit, row.key)
-            for array, value in zip(prompts[1:], values, strict=True):
+        for lane, place, slot, source, row in taken:
+            tokens = row.tokens[reading.before :]
+            prompts.tokens[lane, source, : len(tokens)] = tokens
+            prompts.lengths[lane, source] = len(tokens)
+            for array, value in zip(prompts[2:], (source, slot, row.new, row.limit, row.key), strict=True):
                 array[lane, place] = value
+        self.read_tokens += sum(prompts.lengths[own] for own in {(lane, source) for lane, *_, source, _ in taken})
         self.prefilled_tokens += prompts.tokens.size
         prompts = to_devices(prompts, sharding(self.mesh, "agent", "batch"))
         self.clock.start()
-        return self.programs.prefill(self.base, self.adapters, slots, prompts, np.bool_(long))
+        return self.programs.prefill(self.base, self.adapters, slots, prompts, np.bool_(reading.long), reading.prefix)
 
-    def _matching(self, free: np.ndarray) -> list[tuple[int, int]]:
-        """(place among the prompts, slot) of the free slots of a lane that one call of `prefill` can fill.
+    def _take(
+        self, queue: Queue, rows: Sequence[_Row], owner: np.ndarray, places: int
+    ) -> list[tuple[int, int, int, _Row]]:
+        """Takes the rows from the queue of a lane that one call of `prefill` can put into its free slots, and sets `owner`.
 
-        The places and the slots are both split evenly over the devices of the data axis. A place goes with a slot of the
-        same device, so that keys and values do not move between devices.
+        Returns (place among the slots of `Prompts`, slot, place among its prompts, row) for each. Slots and both kinds of
+        places are split evenly over the devices of the data axis. Those that go together are of the same device, so that keys
+        and values do not move between devices.
         """
-        devices = self.mesh.shape["data"]
-        places, slots = self.config.prefill_rows // devices, len(free) // devices
-        return [
-            (device * places + place, device * slots + slot)
-            for device in range(devices)
-            for place, slot in enumerate(np.flatnonzero(free[device * slots : (device + 1) * slots])[:places])
-        ]
+        devices, taken = self.mesh.shape["data"], []
+        own_slots, slots, prompts = (size // devices for size in (self.config.prefill_rows, len(owner), places))
+        for device in range(devices):
+            free = np.flatnonzero(owner[device * slots : (device + 1) * slots] < 0)[:own_slots]
+            source = -1
+            for place, slot in enumerate(free[: len(queue)]):
+                row = rows[queue[0]]
+                if prompts == own_slots or not place or row.tokens != taken[-1][-1].tokens:
+                    source += 1
+                if source == prompts:
+                    break
+                owner[device * slots + slot] = queue.popleft()
+                taken.append((device * own_slots + place, device * slots + slot, device * prompts + source, row))
+        return taken
 
     def _make_settings(self, queues: Sequence[Queue], long: bool) -> Settings:
         stop_ids = np.full(max(8, bucket(len(self.stop_ids), 8)), -1, np.int32)

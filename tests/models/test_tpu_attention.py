@@ -1,5 +1,7 @@
 """The kernels of TPUs, in interpret mode, against the plain functions."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,6 +106,21 @@ def test_splash_attention_equals_plain_attention(window, softcap):
     np.testing.assert_allclose(jnp.where(real, output, 0), jnp.where(real, expected, 0), atol=3e-6)
     for got, plain in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(got, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize(("window", "softcap"), MASKS)
+@pytest.mark.parametrize("kind", ["xla", "tpu"])
+def test_attention_after_a_prefix_is_that_of_the_last_tokens(kind, window, softcap):
+    """160 tokens after 70, more than one chunk of queries and one block; also of two segments."""
+    rng, (before, time) = np.random.default_rng(6), (70, 160)
+    q = normal(rng, 2, before + time, 4, 16) * 16**-0.5
+    k, v = (normal(rng, 2, before + time, 2, 16) for _ in "kv")
+    segments = jnp.asarray(np.repeat([[1, 2], [1, 1]], [90, 140], axis=1))
+    backend = XlaAttention() if kind == "xla" else TpuAttention(make_mesh(MeshConfig()), interpret=True)
+    attend = jax.jit(partial(backend.causal, window=window, softcap=softcap))
+    whole = jax.jit(partial(XlaAttention().causal, window=window, softcap=softcap))
+    for ids in (None, segments):
+        np.testing.assert_allclose(attend(q[:, before:], k, v, ids), whole(q, k, v, ids)[:, before:], atol=3e-6)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 2), (1, 2, 2)])

@@ -14,6 +14,9 @@ def test_padded_lengths():
         assert tokens <= padded <= bucket(tokens, 32)  # the cache, whose columns follow `bucket`, holds a padded prompt
         assert padded == 32 or padded - tokens < tokens / 4
         assert padded_length(padded) == padded
+        finer = padded_length(tokens, 8)
+        assert tokens <= finer <= padded
+        assert finer == 32 or finer - tokens < tokens / 8
 
 
 def padding(prompts, lengths):
@@ -35,6 +38,7 @@ def test_no_more_lengths_than_save_padding():
     assert choose_lengths([100] * 5, 3) == [112]
     assert choose_lengths([100, 105, 112], 3) == [112]
     assert choose_lengths(iter([33, 200]), 3) == [40, 224]
+    assert choose_lengths(iter([33, 200]), 3, 8) == [36, 208]
 
 
 def lengths_on(platform):
@@ -50,7 +54,7 @@ def columns_for(prompts, new=64):
 def test_a_cpu_chooses_three_lengths_for_every_pass():
     lengths = lengths_on("cpu")
     for prompts in ([33, 50, 80, 200], [34, 60, 90, 210, 230]):
-        assert lengths.choose(prompts, columns_for(prompts)) == choose_lengths(prompts, 3)
+        assert lengths.choose(prompts, columns_for(prompts)) == choose_lengths(prompts, 3, 8)
 
 
 def test_an_accelerator_uses_the_lengths_of_earlier_passes_again():
