@@ -94,7 +94,9 @@ class Experiment:
         method, file = self.setup.method, layout.debate(iteration)
         name, title = f"train/{iteration}", f"iteration {iteration}: debate"
         with self._remedy_for_broken_weights(iteration - 1):
-            return self._run_debate_stage(method.protocol, society, name, self.setup.task.train, file, title)
+            return read_transcripts(
+                self._run_debate_stage(method.protocol, society, name, self.setup.task.train, file, title)
+            )
 
     def select(
         self, iteration: int, transcripts: Sequence[Transcript], *, sampled: Society, start: Society
@@ -150,16 +152,16 @@ class Experiment:
         spent = training_sets_cost(self.directory.store, iteration)
         return Finetuning(setup, plan, checkpoints, logger, self.reporter, spent).run(society)
 
-    def evaluate(self, method: Method, iteration: int, society: Society) -> list[Transcript]:
+    def evaluate(self, method: Method, iteration: int, society: Society) -> None:
         """Evaluates a method on the held-out questions, with the society after `iteration` (0: before finetuning)."""
         file = layout.evaluation(method.name, iteration)
         title = f"iteration {iteration}: evaluation" if iteration else f"{method.name} (untuned)"
         with self._remedy_for_broken_weights(iteration):
-            transcripts = self._run_debate_stage(method.evaluation, society, "eval", self.setup.task.eval, file, title)
-        self.measure_diversity(method, iteration, society, transcripts)
+            stage = self._run_debate_stage(method.evaluation, society, "eval", self.setup.task.eval, file, title)
+        if self.config.metrics.diversity:
+            self.measure_diversity(method, iteration, society, read_transcripts(stage))
         # Silent: each stage reports and repairs its own damage.
         self.trackers.results(self.directory.publish(self.config, self.setup.task))
-        return transcripts
 
     def ends_after(self, iteration: int) -> bool:
         """Reports to the user whether the society still improves. Returns whether the run ends.
@@ -196,11 +198,12 @@ class Experiment:
 
     def _run_debate_stage(
         self, rules: Protocol, society: Society, name: str, questions: Sequence[Question], file: str, title: str
-    ) -> list[Transcript]:
+    ) -> StageFile:
         # The base model says the same as an adapter without effect, at less cost and with the same inputs in all methods.
         debate = self.setup.debate(society, name, rules.with_base_for(society.without_effect))
         stage = StageFile(self.directory.store, file, self.reporter.say)
-        return run_debate(debate, questions, stage, self.setup, self.reporter, title, self.siblings)
+        run_debate(debate, questions, stage, self.setup, self.reporter, title, self.siblings)
+        return stage
 
     @contextlib.contextmanager
     def _remedy_for_broken_weights(self, iteration: int) -> Generator[None]:
@@ -218,6 +221,11 @@ class Experiment:
                 f"{error} To finetune iteration {iteration} again, delete {checkpoint} and run the same command with a "
                 "lower learning_rate of these adapters."
             ) from error
+
+
+def read_transcripts(file: StageFile) -> list[Transcript]:
+    """The transcripts of a debate stage, in the order of its questions."""
+    return [Transcript.from_dict(line) for line in file.each_line()]
 
 
 def run(

@@ -41,8 +41,8 @@ def run_debate(
     reporter: Reporter,
     title: str,
     siblings: Sequence[Store] = (),
-) -> list[Transcript]:
-    """Runs the debates on all questions and returns their transcripts.
+) -> None:
+    """Runs the debates on all questions. Their transcripts are then in `file`; no more than a chunk of them is kept.
 
     Chunks committed by an earlier start are read from disk and not computed again. If this run or one of `siblings`
     has a finished stage with equal inputs, its transcripts are copied.
@@ -54,7 +54,7 @@ def run_debate(
             reporter.say(f"{title}: copied from {source}, which has equal inputs.")
     missing = file.missing(len(questions), size)
     if missing:
-        correct = [line["correct"] for line in file.lines()]
+        correct = [line["correct"] for line in file.each_line()]
         with reporter.stage(title, debate.samples(len(questions)), "samples", done=debate.samples(file.done)) as stage:
             for part in missing:
                 started, late = time.perf_counter(), grader.timeouts()
@@ -70,7 +70,6 @@ def run_debate(
     remark = describe_counts(file.counts)
     if missing and remark:
         reporter.say(f"{title}: {remark}")
-    return [Transcript.from_dict(line) for line in file.lines()]
 
 
 def _run_chunk(

@@ -78,7 +78,7 @@ def collect_results(
     equivalent = functools.cache(equivalent)
     for evaluation in evaluations:
         try:
-            lines, cost, counts = read_stage(store, evaluation.stage)
+            lines, cost, counts = read_stage(store, evaluation.stage, _without_texts)
             if len(lines) == questions:
                 ledger = make_ledger(costs, evaluation.iteration, cost)
                 spent = cost if trained_in else ledger.debate + ledger.finetuning + cost
@@ -98,6 +98,14 @@ def collect_results(
     return results if trained_in else with_monitors(store, evaluations, results, equivalent)
 
 
+def _without_texts(line: dict[str, Any]) -> dict[str, Any]:
+    """A transcript as JSON without what was said, which is most of it and in no metric: hosts then need little memory."""
+    for agent in line["agents"]:
+        agent.pop("messages", None)
+    line.pop("summaries", None)
+    return line
+
+
 def with_monitors(
     store: Store, evaluations: Sequence[Evaluation], results: Sequence[Result], equivalent: Equivalent
 ) -> list[Result]:
@@ -107,7 +115,7 @@ def with_monitors(
     count = next(k for k in itertools.count() if k + 1 not in found)
     if not count:
         return list(results)
-    read = lambda stage: read_stage(store, stage)[0]
+    read = lambda stage: read_stage(store, stage, _without_texts)[0]
     untuned = read(layout.debate(1))
     verdicts = watch(untuned, [read(stages[k]) for k in range(1, count + 1)], equivalent) if untuned else []
     by_iteration = dict(enumerate(verdicts, start=1))
@@ -137,7 +145,7 @@ def training_costs(store: Store, iteration: int) -> tuple[Cost, Cost]:
 
 def read_vote_quality(store: Store, iteration: int) -> VoteQuality | None:
     """The quality of the votes that an iteration was trained on; None for iteration 0, which has no training."""
-    lines, _, counts = read_stage(store, layout.debate(iteration)) if iteration else ([], Cost(), {})
+    lines, _, counts = read_stage(store, layout.debate(iteration), _without_texts) if iteration else ([], Cost(), {})
     return vote_quality(lines, counts.get("cut", 0)) if lines else None
 
 

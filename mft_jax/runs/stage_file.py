@@ -12,7 +12,7 @@ import dataclasses
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mft_jax.metrics.ledger import Cost
@@ -58,6 +58,10 @@ class StageFile:
 
     def lines(self) -> list[dict[str, Any]]:
         """All committed lines, parsed, in order."""
+        return list(self.each_line())
+
+    def each_line(self) -> Iterator[dict[str, Any]]:
+        """The same, one at a time."""
         return _parse_lines(self._in_order())
 
     def missing(self, total: int, size: int) -> list[range]:
@@ -126,13 +130,17 @@ class StageFile:
                 self.store.write(name, encode_chunk(chunk))
 
 
-def read_stage(store: Store, name: str) -> tuple[list[dict[str, Any]], Cost, dict[str, int]]:
+def read_stage(
+    store: Store, name: str, keep: Callable[[dict[str, Any]], dict[str, Any]] = lambda line: line
+) -> tuple[list[dict[str, Any]], Cost, dict[str, int]]:
     """(committed lines, cost, counts) of a stage. Changes nothing; another process may be working on the stage.
+
+    `keep` is applied to each line once it is parsed, for example to keep a part of it only.
 
     Raises DamagedFile, which names the damaged file.
     """
     chunks = read_committed(store, name)
-    return _parse_lines(chunks), add_costs(chunk.cost for chunk in chunks), _sum_counts(chunks)
+    return list(map(keep, _parse_lines(chunks))), add_costs(chunk.cost for chunk in chunks), _sum_counts(chunks)
 
 
 def read_committed(store: Store, name: str) -> tuple[Chunk, ...]:
@@ -245,8 +253,8 @@ def _describe(store: Store, name: str, reason: str, aside: str) -> str:
     return f"{path} is damaged ({reason}): it was moved to {aside_path}; its lines are computed again."
 
 
-def _parse_lines(chunks: Sequence[Chunk]) -> list[dict[str, Any]]:
-    return [json.loads(line) for chunk in chunks for line in chunk.body.split(b"\n")[:-1]]
+def _parse_lines(chunks: Sequence[Chunk]) -> Iterator[dict[str, Any]]:
+    return (json.loads(line) for chunk in chunks for line in chunk.body.split(b"\n")[:-1])
 
 
 def _sum_counts(chunks: Sequence[Chunk]) -> dict[str, int]:

@@ -307,7 +307,7 @@ class _Grid:
             prompts.lengths[lane, source] = len(tokens)
             for array, value in zip(prompts[2:], (source, slot, row.new, row.limit, row.key), strict=True):
                 array[lane, place] = value
-        self.read_tokens += sum(prompts.lengths[own] for own in {(lane, source) for lane, *_, source, _ in taken})
+        self.read_tokens += sum(int(prompts.lengths[own]) for own in {(lane, source) for lane, *_, source, _ in taken})
         self.prefilled_tokens += prompts.tokens.size
         prompts = to_devices(prompts, sharding(self.mesh, "agent", "batch"))
         self.clock.start()

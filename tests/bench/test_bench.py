@@ -101,6 +101,8 @@ def test_the_work_of_sampling_is_that_of_the_ledger(session):
         expected = sum(sampling_flops(session.model, lora, prompt_tokens=p, new_tokens=9) for p in lengths)
         assert sum(own.flops for own in both) == expected
         assert [own.tokens for own in both] == [52, 27]
+        half = prefill_work(setup, lengths, 1, adapted, read=26)  # what the prompts share is computed once
+        assert (half.tokens, half.flops) == (52, both[0].flops // 2)
     weights = 4 * sum(leaf.size for leaf in jax.tree.leaves(session.base))
     column = 2 * 4 * session.model.layers * session.model.kv_heads * session.model.head_dim
     context = sum(range(17, 26)) + sum(range(30, 39)) + sum(range(5, 14))
@@ -115,8 +117,8 @@ def test_compilation_is_counted_by_the_session(session, monkeypatch):
     setup, before = prepare(CONFIG, session), session.programs.compile_seconds
     sampling.measure_sampling(setup, setup.fresh_society(), (None,), 2, LIMITS, 1, "x")
     assert session.programs.compile_seconds > before
-    ((programs, prefill, decode),) = copies
-    assert (prefill.calls, decode.calls) == (1, 1)
+    ((programs, (prefill, prefix), decode),) = copies
+    assert (prefill.calls, prefix.calls, decode.calls) == (1, 0, 1)
     assert programs.compile_seconds == session.programs.compile_seconds
 
 

@@ -13,7 +13,7 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 CELLS = {
     "paper/main": 6 * 3 * 3 * 3, "paper/iterations": 4 * 3, "paper/ablations": 7 * 3 + 3, "paper/agents": 3 * 4,
     "paper/rounds": 2 * 3, "paper/appendix": 5 * 2, "paper/zero_shot": 5 * 2, "paper/fast": 12,
-    "field/methods": 20 * 3 + 2 * 3, "field/sizes": 5, "field/weights": 4 * 3, "field/iterations": 6 * 3,
+    "field/methods": 20 * 3 + 2 * 3, "field/sizes": 5 * 3, "field/weights": 4 * 3, "field/iterations": 6 * 3,
     "field/untuned": 6 * 3 + 2 * 3, "field/fast": 10, "field/critics": 10, "field/rates": 4 * 4,
     "field/validation": 6 * 2, "field/smollm2": 16,
 }  # fmt: skip
@@ -75,7 +75,7 @@ def test_numbers_of_agents_and_rounds():
     assert {cell.config.debate.agents for cell in cells("paper/agents")} == {2, 3, 5, 8}
     assert {cell.config.debate.rounds for cell in cells("paper/rounds")} == {1, 2, 3}
     sizes = [(cell.config.debate.agents, cell.config.debate.rounds) for cell in cells("field/sizes")]
-    assert sizes == [(2, 2), (5, 2), (8, 2), (3, 1), (3, 3)]
+    assert sorted(set(sizes)) == [(2, 2), (3, 1), (3, 3), (5, 2), (8, 2)]
 
 
 def test_shares_of_corrected_dialogues():
