@@ -33,14 +33,12 @@ def prefill(
     """
     model = nnx.merge(graphdef, base)
     cache_of = functools.partial(prompt_cache, model, long)
-    adapters = for_sampling(model, adapters)
-    keys, values = over_agents(model.mesh, cache_of, adapters, prompts.tokens, *(() if prefix is None else (prefix,)))
+    read = (prompts.tokens,) if prefix is None else (prompts.tokens, prefix)
+    keys, values = over_agents(model.mesh, cache_of, for_sampling(model, adapters), *read)
     prompts = Prompts(*map(jnp.asarray, prompts))
-    put, before = (
-        functools.partial(write_rows, model.mesh, prompts.into),
-        0 if prefix is None else prefix[0][0].shape[1],
-    )
-    copy, last = functools.partial(put, source=prompts.source), prompts.lengths - 1
+    before, last = 0 if prefix is None else prefix[0][0].shape[1], prompts.lengths - 1
+    put = functools.partial(write_rows, model.mesh, prompts.into)
+    copy = functools.partial(put, source=prompts.source)
     return slots._replace(
         keys=tuple(map(copy, slots.keys, keys)),
         values=tuple(map(copy, slots.values, values)),
@@ -89,12 +87,11 @@ def write_rows(
 
     def write(into: Array, source: Array | None, old: Array, new: Array) -> Array:
         first = tuple(slice(0, size) for size in new.shape[2:])
-        new = (
-            new if source is None or source.shape[1] == new.shape[1] else jax.vmap(lambda new, at: new[at])(new, source)
-        )
+        if source is not None and source.shape[1] != new.shape[1]:
+            new = jax.vmap(lambda new, at: new[at])(new, source)
         return jax.vmap(lambda old, rows, new: old.at[rows, *first].set(new, mode="drop"))(old, into, new)
 
-    into, new = jnp.asarray(into), jnp.asarray(new)
+    into, new, source = jnp.asarray(into), jnp.asarray(new), None if source is None else jnp.asarray(source)
     if mesh is None or mesh.size == 1:
         return write(into, source, old, new)
 

@@ -200,9 +200,8 @@ class _Grid:
         prompts = {index: tuple(map(int, requests[index].prompt)) for index in own}
         asked: dict[str, list[int]] = {}
         for index in own:
-            asked.setdefault(self.speakers[0] if self.adapters is None else str(requests[index].speaker), []).append(
-                index
-            )
+            name = self.speakers[0] if self.adapters is None else str(requests[index].speaker)
+            asked.setdefault(name, []).append(index)
         lane_of = {}
         for name, indices in asked.items():
             lanes = [lane for lane, speaker in enumerate(self.speakers) if speaker == name]
