@@ -42,7 +42,7 @@ def run_debate(
     title: str,
     siblings: Sequence[Store] = (),
 ) -> None:
-    """Runs the debates on all questions. Their transcripts are then in `file`; no more than a chunk of them is kept.
+    """Runs the debates on all questions. Their transcripts are then in `file`; no more than a chunk of them is held here.
 
     Chunks committed by an earlier start are read from disk and not computed again. If this run or one of `siblings`
     has a finished stage with equal inputs, its transcripts are copied.

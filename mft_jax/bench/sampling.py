@@ -84,7 +84,7 @@ def prefill_work(setup: Setup, lengths: Sequence[int], calls: int, adapted: bool
     context = sum(context_of(model, length - 1) for length in lengths)
     flops = forward_flops(model, lora, tokens=tokens, context=context, logits=0)
     if read is not None:
-        flops = flops * int(read) // sum(lengths)
+        flops = flops * read // sum(lengths)
     return Work(tokens=sum(lengths), flops=flops, bytes=calls * size_of(setup.session.base))
 
 
