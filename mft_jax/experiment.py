@@ -65,9 +65,8 @@ class Experiment:
         method = self.setup.method
         start = society = self.initial_society()
         for iteration in range(1, self.config.iterations + 1 if method.lessons else 1):
-            transcripts = self.debate(iteration, society)
             begin = society.with_adapters_of(start, method.restarted)
-            examples = self.select(iteration, transcripts, sampled=society, start=begin)
+            examples = self.select(iteration, self.debate(iteration, society), sampled=society, start=begin)
             society = self.finetune(iteration, begin, examples)
             self.evaluate(method, iteration, society)
             self.evaluate_baselines(iteration)
@@ -89,17 +88,15 @@ class Experiment:
             return fresh
         return restore_society(self.directory.store, layout.INITIAL, fresh)
 
-    def debate(self, iteration: int, society: Society) -> list[Transcript]:
+    def debate(self, iteration: int, society: Society) -> StageFile:
         """Runs the debate on the training questions; its transcripts are the training data of this iteration."""
         method, file = self.setup.method, layout.debate(iteration)
         name, title = f"train/{iteration}", f"iteration {iteration}: debate"
         with self._remedy_for_broken_weights(iteration - 1):
-            return read_transcripts(
-                self._run_debate_stage(method.protocol, society, name, self.setup.task.train, file, title)
-            )
+            return self._run_debate_stage(method.protocol, society, name, self.setup.task.train, file, title)
 
     def select(
-        self, iteration: int, transcripts: Sequence[Transcript], *, sampled: Society, start: Society
+        self, iteration: int, debates: StageFile, *, sampled: Society, start: Society
     ) -> Mapping[str, list[Example]]:
         """The training examples of each adapter. They are made once, written to disk, and read from there later.
 
@@ -112,7 +109,7 @@ class Experiment:
         rulings, weight = self.feedback(iteration)
         data = TrainingData(self.setup)
         examples = data.make(
-            transcripts, iteration, sampled=sampled, start=start, rulings=rulings, weight=weight
+            read_transcripts(debates), iteration, sampled=sampled, start=start, rulings=rulings, weight=weight
         )  # fmt: skip
         write_training_sets(store, iteration, examples, data.cost)
         return examples

@@ -62,7 +62,7 @@ class StageFile:
 
     def each_line(self) -> Iterator[dict[str, Any]]:
         """The same, one at a time."""
-        return _parse_lines(self._in_order())
+        return parse_lines(self._in_order())
 
     def missing(self, total: int, size: int) -> list[range]:
         """The missing lines of `total`, in order, as ranges of at most `size` lines."""
@@ -140,7 +140,12 @@ def read_stage(
     Raises DamagedFile, which names the damaged file.
     """
     chunks = read_committed(store, name)
-    return list(map(keep, _parse_lines(chunks))), add_costs(chunk.cost for chunk in chunks), _sum_counts(chunks)
+    return list(map(keep, parse_lines(chunks))), add_costs(chunk.cost for chunk in chunks), _sum_counts(chunks)
+
+
+def parse_lines(chunks: Sequence[Chunk]) -> Iterator[dict[str, Any]]:
+    """The lines of chunks, parsed one at a time."""
+    return (json.loads(line) for chunk in chunks for line in chunk.body.split(b"\n")[:-1])
 
 
 def read_committed(store: Store, name: str) -> tuple[Chunk, ...]:
@@ -251,10 +256,6 @@ def _start_from_name(name: str, path: str) -> int:
 def _describe(store: Store, name: str, reason: str, aside: str) -> str:
     path, aside_path = store.path(name), store.path(aside)
     return f"{path} is damaged ({reason}): it was moved to {aside_path}; its lines are computed again."
-
-
-def _parse_lines(chunks: Sequence[Chunk]) -> Iterator[dict[str, Any]]:
-    return (json.loads(line) for chunk in chunks for line in chunk.body.split(b"\n")[:-1])
 
 
 def _sum_counts(chunks: Sequence[Chunk]) -> dict[str, int]:

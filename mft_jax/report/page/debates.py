@@ -8,17 +8,19 @@ opens a debate waits for one chunk only.
 
 import base64
 import dataclasses
+import itertools
 import json
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from mft_jax.config import ExperimentConfig
 from mft_jax.debate import AgentTranscript, Transcript, Turn
 from mft_jax.metrics.diversity import Equivalent
 from mft_jax.report.page.judge import FLAGS, Verdict, count_transitions, count_votes, judge
-from mft_jax.report.page.sources import Lesson, Say, Source, read_lessons, read_transcripts
+from mft_jax.report.page.sources import Lesson, Say, Source, each_transcript, read_lessons
 from mft_jax.report.page.work import MessageCost
+from mft_jax.runs.store import DamagedFile
 
 CHUNK_DEBATES = 50
 
@@ -36,20 +38,32 @@ class Debates:
     def add(
         self, source: Source, config: ExperimentConfig, equivalent: Equivalent, cost: MessageCost, say: Say
     ) -> Json | None:
-        """Adds the debates of a stage. Returns its entry in the page, or None if there are no debates."""
-        transcripts = read_transcripts(source, say)
-        if not transcripts:
-            return None
+        """Adds the debates of a stage. Returns its entry in the page, or None if there are no debates.
+
+        `say` reports a stage that cannot be read, of which nothing is added. The texts of no more than a chunk of debates
+        are in memory uncompressed.
+        """
         lessons = read_lessons(source, config, say)
-        verdicts = [judge(transcript, equivalent) for transcript in transcripts]
-        rows, bodies = [], []
-        for transcript, verdict in zip(transcripts, verdicts, strict=True):
-            body = _body(transcript, verdict, lessons.get(transcript.id, ()), source, cost)
-            rows.append(self._row(transcript, verdict, body))
-            bodies.append(body)
+        read: list[_Debate] = []
+        chunks = []
+        try:
+            transcripts = each_transcript(source)
+            while part := list(itertools.islice(transcripts, CHUNK_DEBATES)):
+                verdicts = [judge(transcript, equivalent) for transcript in part]
+                bodies = [
+                    _body(transcript, verdict, lessons.get(transcript.id, ()), source, cost)
+                    for transcript, verdict in zip(part, verdicts, strict=True)
+                ]
+                chunks.append(deflate(bodies))
+                read += map(_Debate.of, part, verdicts, bodies)
+        except DamagedFile as error:
+            say(str(error))
+            return None
+        if not read:
+            return None
         first = len(self.chunks)
-        for start in range(0, len(bodies), CHUNK_DEBATES):
-            self.chunks.append(deflate(bodies[start : start + CHUNK_DEBATES]))
+        self.chunks += chunks
+        verdicts = [debate.verdict for debate in read]
         return {
             "stage": source.name,
             "method": source.method,
@@ -59,18 +73,34 @@ class Debates:
             "speakers": source.speakers,
             "first_chunk": first,
             "chunk_debates": CHUNK_DEBATES,
-            "rows": rows,
+            "rows": [[self._index(debate.question), *debate.row] for debate in read],
             "transitions": count_transitions(verdicts),
             "votes": count_votes(verdicts),
         }
 
-    def _row(self, transcript: Transcript, verdict: Verdict, body: Json) -> list[Any]:
+    def _index(self, question: tuple[str, str, str | None]) -> int:
+        """The index of a question. The same id with another text, of another run, is another question."""
+        id, text, gold = question
+        if (id, text) not in self._known:
+            self._known[id, text] = len(self.questions)
+            self.questions.append({"id": id, "text": text, "gold": gold})
+        return self._known[id, text]
+
+
+class _Debate(NamedTuple):
+    """What the index of the page says of a debate."""
+
+    question: tuple[str, str, str | None]  # id, text, reference answer
+    verdict: Verdict
+    row: list[Any]  # see above, without the index of the question
+
+    @classmethod
+    def of(cls, transcript: Transcript, verdict: Verdict, body: Json) -> "_Debate":
         turns = [turn for own in body["agents"] for turn in own]
         flags = verdict.flags | ({"trained"} if any(turn.get("for") for turn in turns) else set())
         sampled = [part for turn in turns for part in (turn, turn.get("summary")) if part]
         final = [own[-1] for own in verdict.agrees]
-        return [
-            self._question(transcript),
+        row = [
             sum(1 << bit for bit, name in enumerate(FLAGS) if name in flags),
             list(verdict.marks),
             transcript.vote,
@@ -78,14 +108,7 @@ class Debates:
             round(sum(final) / len(final), 3),
             sum(part["in"] + part["out"] for part in sampled),
         ]
-
-    def _question(self, transcript: Transcript) -> int:
-        """The index of the question. The same id with another text, of another run, is another question."""
-        key = (transcript.id, transcript.question)
-        if key not in self._known:
-            self._known[key] = len(self.questions)
-            self.questions.append({"id": transcript.id, "text": transcript.question, "gold": transcript.gold})
-        return self._known[key]
+        return cls((transcript.id, transcript.question, transcript.gold), verdict, row)
 
 
 def deflate(value: Any) -> bytes:

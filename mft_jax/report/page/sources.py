@@ -11,7 +11,7 @@ from mft_jax.errors import UserError
 from mft_jax.methods import make_method
 from mft_jax.runs import layout
 from mft_jax.runs.directory import RunDirectory
-from mft_jax.runs.stage_file import read_stage
+from mft_jax.runs.stage_file import parse_lines, read_committed
 from mft_jax.runs.store import DamagedFile, Store
 from mft_jax.runs.training_sets import list_training_sets, read_training_set
 
@@ -46,18 +46,20 @@ def list_sources(directory: RunDirectory, config: ExperimentConfig) -> list[Sour
     return [*_own_sources(directory.store, config), *_evaluations(directory, config)]
 
 
-def read_transcripts(source: Source, say: Say) -> list[Transcript]:
-    """The committed transcripts of a stage. If they cannot be read, there are none, and `say` gives the reason."""
-    path = source.store.path(source.file)
+def each_transcript(source: Source) -> Iterator[Transcript]:
+    """The committed transcripts of a stage, one at a time, so that few of them are in memory.
+
+    Raises DamagedFile, at any of them, if the stage is damaged or was written by another version of mft_jax.
+    """
+    lines = parse_lines(read_committed(source.store, source.file))
     try:
-        lines, _, _ = read_stage(source.store, source.file)
-        return [Transcript.from_dict(line) for line in lines]
-    except DamagedFile as error:
-        say(str(error))
+        yield from map(Transcript.from_dict, lines)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         reason = f"{type(error).__name__}: {str(error)[:80]}"
-        say(f"The debates of {path} are left out: they were written by another version of mft_jax ({reason}).")
-    return []
+        raise DamagedFile(
+            f"The debates of {source.store.path(source.file)} are left out: they were written by another version of "
+            f"mft_jax ({reason})."
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
