@@ -248,6 +248,23 @@ def test_run(cloud):
     assert BILLED in err
 
 
+def test_a_run_that_is_going_on_keeps_its_configuration(cloud):
+    """As long as its worker reports. Workers that do not run it are started."""
+    cloud.has(state="ACTIVE")
+    cloud.has_status("running", seconds_ago=900)
+    (cloud.run / "config.yaml").write_text("iterations: 7\n")
+    code, out, err = cloud.script("run.sh")
+    assert code == 0, err
+    assert "The run mine is going on. Changes to" in out
+    assert (cloud.run / "config.yaml").read_text() == "iterations: 7\n"
+    assert (cloud.run / "status").read_text().startswith("running 0 ")
+    assert "worker_run.sh --detach" in cloud.calls("tpu-vm ssh")[-1]
+    cloud.has_status("running", seconds_ago=1100)  # silent for longer than SILENT_SECONDS
+    cloud.script("run.sh")
+    assert (cloud.run / "config.yaml").read_text() != "iterations: 7\n"
+    assert (cloud.run / "status").read_text().startswith("starting 0 ")
+
+
 def test_the_run_does_not_start_on_one_worker(cloud):
     cloud.has(state="ACTIVE")
     cloud.fails("tpu-vm ssh", "##### Command execution on worker 1 failed with exit status 127")
