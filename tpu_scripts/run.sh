@@ -25,12 +25,13 @@ declare -p STORE RUN_NAME SYNC_SECONDS SEVERAL_HOSTS OPTIONS >"$settings/run.env
 say "starting 0 $(date +%s)" >"$settings/status"
 read_status
 if [[ $STATUS == running ]] && (($(date +%s) - REPORTED <= SILENT_SECONDS)); then
-  say "The run $RUN_NAME is going on. Changes to $CONFIG count when it is started again."
+  said="The run $RUN_NAME is going on; changes to $CONFIG count when it is started again."
 else
+  said="The run $RUN_NAME has been started."
   put "$CONFIG" "$STORE/config.yaml"
   put "$settings/status" "$STORE/status"
 fi
 on_every_worker "$failed" scp "$settings/run.env" "$NAME:mft-run.env"
 on_every_worker "$failed" ssh "$NAME" --command='bash mft/tpu_scripts/worker_run.sh --detach'
-say "The run $RUN_NAME has been started. Next: ./watch.sh, which also starts it again when the TPU was taken back."
+say "$said Next: ./watch.sh, which also starts it again when the TPU was taken back."
 warn_of_bill

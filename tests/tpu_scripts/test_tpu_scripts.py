@@ -255,7 +255,7 @@ def test_a_run_that_is_going_on_keeps_its_configuration(cloud):
     (cloud.run / "config.yaml").write_text("iterations: 7\n")
     code, out, err = cloud.script("run.sh")
     assert code == 0, err
-    assert "The run mine is going on. Changes to" in out
+    assert "The run mine is going on; changes to" in out
     assert (cloud.run / "config.yaml").read_text() == "iterations: 7\n"
     assert (cloud.run / "status").read_text().startswith("running 0 ")
     assert "worker_run.sh --detach" in cloud.calls("tpu-vm ssh")[-1]
