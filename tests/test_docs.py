@@ -144,7 +144,7 @@ def check_values(options, arguments):
 
 def test_pytest_accepts_the_command(pytestconfig):
     found = commands("pytest")
-    assert len(found) == 4
+    assert len(found) == 5
     markers = [marker.split(":")[0] for marker in pytestconfig.getini("markers")]
     for words in found:
         for word, following in zip(words[1:], [*words, None][2:], strict=True):

@@ -50,8 +50,8 @@ def test_the_first_training_debate_of_all_methods_is_sampled_once(finished, answ
     methods = ("multiagent_ft", "multiagent_ft_no_critic", "single_agent_ft", "single_agent_ft_no_debate")
     for method in methods:
         experiment = open_experiment(tmp_path / method, answering, [finished[0].path], method=method)
-        transcripts = experiment.debate(1, experiment.initial_society())
-        assert len(transcripts) == 12
+        debates = experiment.debate(1, experiment.initial_society())
+        assert debates.done == 12
         assert experiment.directory.debate_file(1).read_bytes() == finished[0].debate_file(1).read_bytes()
         assert "iteration 1: debate: copied from" in experiment.reporter.said[0]
         experiment.directory.release()
