@@ -121,7 +121,7 @@ def test_a_training_step_of_llama_3_8b(llama):
 @pytest.mark.parametrize(
     ("name", "topology", "mesh", "written"),
     [
-        # On v5p the compiler passes activations through HBM: of 96 rows, and of 36.
+        # On v5p more is written, probably activations: here of 96 rows, and of 36.
         ("mistral_gsm8k", "v5p-8", (1, 1, 4), 13e6),
         ("llama3_math", "v5p-16", (1, 2, 4), 4.5e6),
         ("phi3_math", "v6e-8", (1, 2, 4), 2e6),

@@ -10,6 +10,7 @@ import pytest
 
 SCRIPTS = pathlib.Path(__file__).parents[2] / "tpu_scripts"
 STAND_IN = pathlib.Path(__file__).parent / "stand_in"
+COMMANDS = ("create.sh", "setup.sh", "run.sh", "watch.sh", "fetch.sh", "delete.sh")
 SETTINGS = """\
 PROJECT=my-project
 ZONE=us-west4-a

@@ -40,8 +40,7 @@ class Debates:
     ) -> Json | None:
         """Adds the debates of a stage. Returns its entry in the page, or None if there are no debates.
 
-        `say` reports a stage that cannot be read, of which nothing is added. The texts of no more than a chunk of debates
-        are in memory uncompressed.
+        `say` reports a stage that cannot be read, of which nothing is added. Only a chunk of debates is parsed at a time.
         """
         lessons = read_lessons(source, config, say)
         read: list[_Debate] = []
