@@ -191,7 +191,10 @@ class _Counter:
         written = sum(main(kind) for kind in own.types)
         known = own.attribute(r'"bytes_accessed":"?(\d+)') if own.opcode == "custom-call" else None
         if known is not None:  # a kernel that says so: of arrays that it updates in place it touches only a part
-            return float(min(read, int(known))), float(max(0, int(known) - read))
+            arrays = [*(kind for operand in operands for kind in operand.types), *own.types]
+            on_chip = sum(kind.bytes for kind in arrays if kind.memory != 0)
+            touched = max(0, int(known) - on_chip)
+            return float(min(read, touched)), float(min(written, max(0, touched - read)))
         return float(read), float(written)
 
     def _used(self, inside: Computation, own: Instruction) -> float:

@@ -104,6 +104,32 @@ def test_the_time_and_the_bound():
     assert slower.bound(slow_memory) == "memory"
 
 
+# A kernel that changes a few of 4,096 rows of the cache, and one that reduces logits. `known` is what they say they touch.
+KERNELS = """
+HloModule jit_g
+
+ENTRY %main (cache: bf16[4096,128], query: bf16[8,128], logits: f32[8,1024]) -> (bf16[4096,128], f32[8,1]) {
+  %cache = bf16[4096,128]{1,0} parameter(0)
+  %query = bf16[8,128]{1,0QUERY} parameter(1)
+  %logits = f32[8,1024]{1,0LOGITS} parameter(2)
+  %attend = bf16[4096,128]{1,0} custom-call(%cache, %query), backend_config={"bytes_accessed":"1052672","flops":"5"}
+  %reduce = f32[8,1]{1,0} custom-call(%logits), backend_config={"bytes_accessed":"32768"}
+  ROOT %both = (bf16[4096,128]{1,0}, f32[8,1]{1,0}) tuple(%attend, %reduce)
+}
+"""
+
+
+@pytest.mark.parametrize("query", ["", "S(1)"])
+@pytest.mark.parametrize("logits", ["", "S(1)"])
+def test_what_kernels_touch_in_main_memory(query, logits):
+    """What they read on the chip is no traffic of the memory, and no write either."""
+    counts = count(parse_module(KERNELS.replace("QUERY", query).replace("LOGITS", logits)), SPEEDS)
+    cache, queries, known = 4096 * 128 * 2, 8 * 128 * 2, 1052672
+    assert counts.flops == 5
+    assert counts.bytes_read == cache + (0 if query else queries) + (0 if logits else 32768)
+    assert counts.bytes_written == known - cache - queries
+
+
 def test_loops_whose_passes_depend_on_the_data():
     module = parse_module(PROGRAM.replace("constant(5)", "add(%counter.1, %counter.1)"))
     with pytest.raises(ValueError, match=r"the number of passes of the loop while\.1 is not known"):
