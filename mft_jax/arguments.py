@@ -259,6 +259,8 @@ class Table:
     """Only the last iteration of each method."""
     equal_cost: bool = False
     """Adds the vote over as many answers of the base model as cost as much as the row, training included."""
+    diversity: bool = False
+    """Adds how much the agents differ: one minus the consensus, and the measures of metrics.diversity."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

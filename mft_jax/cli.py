@@ -192,7 +192,7 @@ def table_command(options: Table, console: Console) -> None:
 
     text = markdown_table(
         read_outcomes(options.run_dirs), against=options.against, answers=options.answers, last=options.last,
-        equal_cost=options.equal_cost,
+        equal_cost=options.equal_cost, diversity=options.diversity,
     )  # fmt: skip
     for line in text.splitlines():
         console.print(literal(line), soft_wrap=True)

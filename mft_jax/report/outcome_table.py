@@ -41,6 +41,7 @@ def markdown_table(
     answers: bool = False,
     last: bool = False,
     equal_cost: bool = False,
+    diversity: bool = False,
 ) -> str:
     """A table with one row per method, iteration and label, averaged over seeds, in the order of the outcomes.
 
@@ -50,8 +51,9 @@ def markdown_table(
     same iteration of `against`, or, if there is none, with `against` without finetuning. `answers` adds what happened to
     the answers in a debate. `last` leaves out all iterations but the last of each method. `equal_cost` adds the majority
     vote over as many answers of the base model as cost as much as the row, training included; its accuracy is the mean
-    over all choices of so many answers from the baseline of the same seed with the most answers. Raises UserError if there
-    is no result of `against`, or no such baseline at all.
+    over all choices of so many answers from the baseline of the same seed with the most answers. `diversity` adds how much
+    the agents differ: one minus the consensus, and the measures of `metrics.diversity`. Raises UserError if there is no
+    result of `against`, or no such baseline at all.
     """
     rows = _rows(outcomes)
     if last:
@@ -68,6 +70,8 @@ def markdown_table(
         more.append(("vote at this cost", _vote_at_equal_cost(outcomes)))
     if answers:
         more += [(name, _mean_of(read)) for name, read in _ANSWERS]
+    if diversity:
+        more += [(name, _mean_of(_diversity(key), scale, digits)) for name, key, scale, digits in _DIVERSITY]
     headings += [name for name, _ in more]
     lines = [line + [cell(row) for _, cell in more] for line, row in zip(lines, rows, strict=True)]
     ruler = ["---" if name in ("method", "task", "setting") else "---:" for name in headings]
@@ -148,12 +152,16 @@ def _vote_at_equal_cost(outcomes: "Sequence[Outcome]") -> Callable[[_Row], str]:
     return cell
 
 
-def _mean_of(read: "Callable[[Result], float | None]") -> Callable[[_Row], str]:
+def _mean_of(read: "Callable[[Result], float | None]", scale: float = 100, digits: int = 1) -> Callable[[_Row], str]:
     def cell(row: _Row) -> str:
         values = [value for value in map(read, row.results) if value is not None]
-        return f"{100 * statistics.mean(values):.1f}" if values else NOT_MEASURED
+        return f"{scale * statistics.mean(values):.{digits}f}" if values else NOT_MEASURED
 
     return cell
+
+
+def _diversity(key: str) -> "Callable[[Result], float | None]":
+    return lambda result: result.diversity.get(key) if result.diversity else None
 
 
 def _share_changed(kind: str) -> "Callable[[Result], float | None]":
@@ -176,6 +184,16 @@ _ANSWERS: "tuple[tuple[str, Callable[[Result], float | None]], ...]" = (
     ("wrong to right, %", _share_changed("wrong_to_right")),
     ("right to wrong, %", _share_changed("right_to_wrong")),
     ("labels right, %", lambda result: result.training_vote.precision if result.training_vote else None),
+)
+
+
+# Heading, name in results.json, and how the number is shown. Divergences and likelihoods are in nats per token.
+_DIVERSITY = (
+    ("1 - consensus, %", "diversity", 100, 1),
+    ("NLL, nats", "nll", 1, 4),
+    ("embedding", "embedding", 1, 4),
+    ("KL, nats", "kl", 1, 4),
+    ("KL to base, nats", "kl_to_base", 1, 4),
 )
 
 

@@ -102,3 +102,18 @@ def test_what_happened_to_the_answers():
 def test_an_unknown_method_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match="no result of the method c to compare with: choose one of a, b"):
         markdown_table([outcome("a", 1), outcome("b", 1)], against="c")
+
+
+def test_how_much_the_agents_differ():
+    """The means over seeds; a measure that was not made is left open."""
+    measures = {"consensus": 0.75, "diversity": 0.25, "nll": 0.0532, "embedding": 0.5, "kl": 0.00151, "kl_to_base": 2.0}
+    other = {"consensus": 0.25, "diversity": 0.75, "nll": 0.0632}
+    own = [
+        outcome("base", 1),
+        outcome("new", 2, iteration=1, diversity=measures),
+        outcome("new", 2, seed=1, iteration=1, diversity=other),
+    ]
+    names = ("1 - consensus, %", "NLL, nats", "embedding", "KL, nats", "KL to base, nats")
+    base, new = cells(markdown_table(own, diversity=True))
+    assert [base[name] for name in names] == ["-"] * 5
+    assert [new[name] for name in names] == ["50.0", "0.0582", "0.5000", "0.0015", "2.0000"]
