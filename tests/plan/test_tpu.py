@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from mft_jax.config import FinetuningConfig, MeshConfig, ModelSource, load_config, to_yaml
+from mft_jax.config import MeshConfig, ModelSource, load_config, to_yaml
 from mft_jax.methods import make_method
 from mft_jax.models.lora import resolve_targets
 from mft_jax.parallel.mesh import make_mesh
@@ -73,8 +73,7 @@ def test_a_decode_step_of_llama_3_8b(llama):
     assert found.memory["temporaries"] < 0.152e9  # most of it is the adapters in another layout
     embedding = 128256 * 4096 * 2 / 4  # of which only the rows of the tokens are read
     assert found.counts.bytes_read == pytest.approx(weights - embedding + cache + adapters, rel=0.05)
-    logits = 48 * 128256 / 4 * 4
-    assert found.counts.bytes_written < 32 * 2e6 + 12 * logits
+    assert found.counts.bytes_written < 32 * 2e6  # with the logits, of 6 MB
     # Two in each layer, and those of the embedding and of the choice of a token.
     assert found.counts.collectives["all-reduce"] == pytest.approx(2 * 32 + 17)
     assert set(found.counts.collectives) == {"all-reduce", "all-gather"}
@@ -97,33 +96,11 @@ def test_prefill_of_llama_3_8b(llama):
 
 
 @pytest.mark.slow
-def test_a_training_step_of_llama_3_8b(llama):
-    """Six adapters, two at once, each with two rows of 4,096 tokens. Activations are recomputed in the backward pass."""
-    cases, model, target = llama
-    tuning = FinetuningConfig(batch_rows=2, row_tokens=4096, agents_at_once=2, remat=True)
-    cases = dataclasses.replace(
-        cases,
-        config=dataclasses.replace(cases.config, finetuning=tuning),
-        sizes=dataclasses.replace(cases.sizes, row_targets=2048),
-    )
-    found = measure(cases.train(model), target.speeds, "v5e-8")
-    tokens, parameters = 6 * 2 * 4096 / 8, 32 * (4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 14336)
-    assert found.counts.flops < 1.15 * 6 * parameters * tokens
-    assert sum(found.memory.values()) < 12e9  # of 16.9e9
-    # Three groups of adapters. In each layer two sums of activations forward, two in the backward pass, and one of what is
-    # recomputed, of 2 x 4,096 x 4,096 numbers of two bytes; those of the adapters' gradients are small.
-    activations = 3 * 32 * 5 * 2 * 4096 * 4096 * 2
-    assert found.counts.sent["all-reduce"] == pytest.approx(2 * 3 / 4 * activations, rel=0.03)
-    assert found.counts.sent["all-gather"] < 0.02 * found.counts.sent["all-reduce"]
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "topology", "mesh", "written"),
     [
-        # On v5p more is written, probably activations: here of 96 rows, and of 36.
-        ("mistral_gsm8k", "v5p-8", (1, 1, 4), 13e6),
-        ("llama3_math", "v5p-16", (1, 2, 4), 4.5e6),
+        # On v5p the results of matmuls are written too, here of 36 rows (docs/performance.md).
+        ("llama3_math", "v5p-16", (1, 2, 4), 4.2e6),
         ("phi3_math", "v6e-8", (1, 2, 4), 2e6),
     ],
 )
