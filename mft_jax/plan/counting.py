@@ -192,6 +192,7 @@ class _Counter:
         known = own.attribute(r'"bytes_accessed":"?(\d+)') if own.opcode == "custom-call" else None
         if known is not None:  # a kernel that says so: of arrays that it updates in place it touches only a part
             arrays = [*(kind for operand in operands for kind in operand.types), *own.types]
+            # What lies on the chip it touches too, but that is no traffic of the main memory.
             on_chip = sum(kind.bytes for kind in arrays if kind.memory != 0)
             touched = max(0, int(known) - on_chip)
             return float(min(read, touched)), float(min(written, max(0, touched - read)))

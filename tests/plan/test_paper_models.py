@@ -53,7 +53,7 @@ def test_a_plan(name, topology):
     ideal = weights - embedding + cache + decode.memory["adapters"]
     assert 0.9 * ideal < decode.counts.bytes_read < 1.15 * ideal  # counted from 2 and 4 layers
     # On v5p the results of matmuls are written too (docs/performance.md).
-    assert decode.counts.bytes_written < (0.06 if topology == "v5p-8" else 0.03) * ideal
+    assert decode.counts.bytes_written < (0.05 if topology == "v5p-8" else 0.03) * ideal
     # Two in each layer, and those of the embedding, of the logits and of the choice of a token.
     assert 0 <= decode.counts.collectives["all-reduce"] - 2 * model.layers < 20
     assert prefill.counts.collectives["all-reduce"] == 2 * model.layers + 1
@@ -63,9 +63,9 @@ def test_a_plan(name, topology):
     tokens = 6 * config.finetuning.batch_rows * config.finetuning.row_tokens
     assert 0.9 < train.counts.flops / (6 * matmul_parameters(model) * tokens / math.prod(mesh)) < 1.15
     # In each layer two sums of activations forward, two in the backward pass, and one of what is computed again. Those of the
-    # adapters' gradients are small.
+    # adapters' gradients are small; beside fewer tokens they count for more.
     activations = 5 * model.layers * tokens / mesh[1] * model.embed * 2
-    assert train.counts.sent["all-reduce"] == pytest.approx(2 * 3 / 4 * activations, rel=0.05)
+    assert train.counts.sent["all-reduce"] == pytest.approx(2 * 3 / 4 * activations, rel=0.03 if name == "llama3_math" else 0.05)
     assert train.counts.sent.get("all-gather", 0) < 0.02 * train.counts.sent["all-reduce"]
     if (name, topology) == ("llama3_math", "v5e-8"):
         assert max(phase.needed for phase in plan.phases) < 12e9  # of 16.9e9
