@@ -15,7 +15,7 @@ CELLS = {
     "paper/rounds": 2 * 3, "paper/appendix": 5 * 2, "paper/zero_shot": 5 * 2, "paper/fast": 12,
     "field/methods": 20 * 3 + 2 * 3, "field/sizes": 5 * 3, "field/weights": 4 * 3, "field/iterations": 6 * 3,
     "field/untuned": 6 * 3 + 2 * 3, "field/fast": 10, "field/critics": 10, "field/rates": 4 * 4,
-    "field/validation": 6 * 2, "field/smollm2": 16, "field/diversity": 2,
+    "field/validation": 6 * 2, "field/smollm2": 16, "field/diversity": 6,
 }  # fmt: skip
 
 
