@@ -67,7 +67,14 @@ def test_a_plan(name, topology):
     activations = 5 * model.layers * tokens / mesh[1] * model.embed * 2
     rel = 0.03 if name == "llama3_math" else 0.05
     assert train.counts.sent["all-reduce"] == pytest.approx(2 * 3 / 4 * activations, rel=rel)
-    assert train.counts.sent.get("all-gather", 0) < 0.02 * train.counts.sent["all-reduce"]
+    others = {kind: sent for kind, sent in train.counts.sent.items() if kind != "all-reduce"}
+    if model.fused:  # the outputs of the adapters of fused projections are put into groups, and their gradients back
+        assert sum(others.values()) < 0.015 * train.counts.sent["all-reduce"]
+    else:
+        # Every chip has those factors of adapters that are as long as the hidden states, but updates a quarter of each, in
+        # float32. What it sends is the new weights and the two moments of Adam.
+        updated = 6 * model.layers * 7 * config.lora.rank * model.embed * 4
+        assert others == {"all-gather": pytest.approx(3 * 3 / 4 * updated, rel=0.001)}
     if (name, topology) == ("llama3_math", "v5e-8"):
         assert max(phase.needed for phase in plan.phases) < 12e9  # of 16.9e9
 
