@@ -4,7 +4,8 @@ A backend is a static part of the decoder. Its functions take the arrays of one 
 """
 
 import dataclasses
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Protocol
 
 import jax
@@ -69,16 +70,15 @@ class AttentionBackend(Hashable, Protocol):
 class XlaAttention:
     """The functions of `attention.py`. The cache has transposed keys, [B, K, H, S]."""
 
+    merges_agents: bool = False  # whether decoding computes all agents' rows as one batch; only on one device
+
     def causal(self, q, k, v, segment_ids, *, window, softcap):
         segments = jnp.zeros(k.shape[:2], jnp.int32) if segment_ids is None else segment_ids
         return _join_heads(causal_attention(q, *transposed(k, v), segments, window=window, softcap=softcap))
 
     def decode(self, q, k, v, keys, values, position, *, window, softcap):
-        k, v = transposed(k, v)
-        keys = _with_column(keys, k.astype(keys.dtype), position, axis=2)
-        values = _with_column(values, v.astype(values.dtype), position, axis=1)
-        mask = visible(position[:, None], jnp.arange(values.shape[2]), window)[:, None]
-        return _join_heads(attend(q, keys, values, mask, softcap)), keys, values
+        own = partial(_decode, window=window, softcap=softcap)
+        return (_with_agents_as_rows(own) if self.merges_agents else own)(q, k, v, keys, values, position)
 
     def to_cache(self, k, v):
         return transposed(k, v)
@@ -90,10 +90,35 @@ class XlaAttention:
 def attention_backend(mesh: Mesh | None) -> AttentionBackend:
     """The fastest backend for the devices of the mesh; None: the default device of the host."""
     if mesh is None or mesh.devices.flat[0].platform != "tpu":
-        return XlaAttention()
+        return XlaAttention(merges_agents=mesh is None or mesh.size == 1)
     from mft_jax.models.tpu_attention import TpuAttention  # the import of Pallas takes half a second
 
     return TpuAttention(mesh)
+
+
+def _decode(q, k, v, keys, values, position, *, window, softcap):
+    """`AttentionBackend.decode` by XLA."""
+    k, v = transposed(k, v)
+    keys = _with_column(keys, k.astype(keys.dtype), position, axis=2)
+    values = _with_column(values, v.astype(values.dtype), position, axis=1)
+    mask = visible(position[:, None], jnp.arange(values.shape[2]), window)[:, None]
+    return _join_heads(attend(q, keys, values, mask, softcap)), keys, values
+
+
+def _with_agents_as_rows(function: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, ...]]:
+    """`function` of arrays [B, ...], which `jax.vmap` over A agents calls once with [A * B, ...].
+
+    XLA divides the work on the leading axis among a CPU's cores: of three agents one core would get two, the other one.
+    """
+    merged = jax.custom_batching.custom_vmap(function)
+
+    @merged.def_vmap
+    def of_all_agents(agents: int, mapped: Sequence[bool], *arrays: Array) -> tuple[tuple[Array, ...], tuple[bool, ...]]:
+        assert all(mapped), "every agent has rows of its own"
+        results = function(*(x.reshape(-1, *x.shape[2:]) for x in arrays))
+        return tuple(x.reshape(agents, -1, *x.shape[1:]) for x in results), (True,) * len(results)
+
+    return merged
 
 
 def _join_heads(output: Float[Array, "B T N H"]) -> Float[Array, "B T N*H"]:
