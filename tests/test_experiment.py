@@ -213,9 +213,9 @@ def test_a_mesh_of_four_devices_makes_the_same_run(finished, tmp_path, shape):
         np.testing.assert_allclose(left, right, atol=1e-5)
     for leaf in jax.tree.leaves(prepare(config, session).fresh_society().stacked.weights):
         assert leaf.sharding.shard_shape(leaf.shape)[0] == 4 // shape[0]
-    kernel = dict(jax.tree_util.tree_leaves_with_path(session.base))
-    sharded = [leaf for path, leaf in kernel.items() if "gate_proj" in jax.tree_util.keystr(path)]
-    assert all(leaf.sharding.shard_shape(leaf.shape)[1] == leaf.shape[1] // shape[2] for leaf in sharded)
+    weights = jax.tree_util.tree_leaves_with_path(session.base)
+    gates = [leaf for path, leaf in weights if "gate_proj" in jax.tree_util.keystr(path)]
+    assert gates and all(own.sharding.shard_shape(own.shape) == (own.shape[0] // shape[2], own.shape[1]) for own in gates)
 
 
 def test_a_run_without_evaluation_answers_reports_agreement_only(tmp_path, answering):

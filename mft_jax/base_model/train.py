@@ -159,11 +159,14 @@ def initialize(config: ModelConfig, seed: int) -> tuple[nnx.GraphDef, nnx.State]
     flat, treedef = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(base))
     keys = jax.random.split(base_model_key(seed), len(flat))
     # Drawn as vectors: the same numbers, but XLA compiles a draw of several axes twenty times slower.
-    normal = lambda key, shape: jax.random.normal(key, (math.prod(shape),)).reshape(shape)
-    leaves = [
-        jnp.ones(spec.shape) if path[-1].key == "scale" else config.init_range * normal(key, spec.shape)
-        for key, (path, spec) in zip(keys, flat, strict=True)
-    ]
+    normal = lambda key, shape: config.init_range * jax.random.normal(key, (math.prod(shape),)).reshape(shape)
+
+    def draw(key: Array, name: str, shape: tuple[int, ...]) -> Array:
+        if name == "scale":
+            return jnp.ones(shape)
+        return normal(key, shape[::-1]).T if name == "weight" else normal(key, shape)  # the numbers of the kernel
+
+    leaves = [draw(key, path[-1].key, spec.shape) for key, (path, spec) in zip(keys, flat, strict=True)]
     nnx.replace_by_pure_dict(base, jax.tree_util.tree_unflatten(treedef, leaves))
     return graphdef, base
 

@@ -4,8 +4,8 @@ A backend is a static part of the decoder. Its functions take the arrays of one 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial
 from typing import Protocol
 
 import jax
@@ -77,8 +77,9 @@ class XlaAttention:
         return _join_heads(causal_attention(q, *transposed(k, v), segments, window=window, softcap=softcap))
 
     def decode(self, q, k, v, keys, values, position, *, window, softcap):
-        own = partial(_decode, window=window, softcap=softcap)
-        return (_with_agents_as_rows(own) if self.merges_agents else own)(q, k, v, keys, values, position)
+        if self.merges_agents:
+            return _decode_agents_as_rows(window, softcap)(q, k, v, keys, values, position)
+        return _decode(q, k, v, keys, values, position, window=window, softcap=softcap)
 
     def to_cache(self, k, v):
         return transposed(k, v)
@@ -105,17 +106,21 @@ def _decode(q, k, v, keys, values, position, *, window, softcap):
     return _join_heads(attend(q, keys, values, mask, softcap)), keys, values
 
 
-def _with_agents_as_rows(function: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, ...]]:
-    """`function` of arrays [B, ...], which `jax.vmap` over A agents calls once with [A * B, ...].
+@functools.cache  # JAX keeps what it traces of a function: one for all layers and programs
+def _decode_agents_as_rows(window: int | None, softcap: float | None) -> Callable[..., tuple[Array, Array, Array]]:
+    """`_decode` of arrays [B, ...], which `jax.vmap` over A agents calls once with [A * B, ...].
 
     XLA divides the work on the leading axis among a CPU's cores: of three agents one core would get two, the other one.
     """
-    merged = jax.custom_batching.custom_vmap(function)
+    own = functools.partial(_decode, window=window, softcap=softcap)
+    merged = jax.custom_batching.custom_vmap(own)
 
     @merged.def_vmap
-    def of_all_agents(agents: int, mapped: Sequence[bool], *arrays: Array) -> tuple[tuple[Array, ...], tuple[bool, ...]]:
+    def of_all_agents(
+        agents: int, mapped: Sequence[bool], *arrays: Array
+    ) -> tuple[tuple[Array, ...], tuple[bool, ...]]:
         assert all(mapped), "every agent has rows of its own"
-        results = function(*(x.reshape(-1, *x.shape[2:]) for x in arrays))
+        results = own(*(x.reshape(-1, *x.shape[2:]) for x in arrays))
         return tuple(x.reshape(agents, -1, *x.shape[1:]) for x in results), (True,) * len(results)
 
     return merged

@@ -64,13 +64,13 @@ def projection_module(layer: int | str, projection: str) -> str:
 
 
 def hugging_face_name(path: Path, config: ModelConfig) -> tuple[str, bool]:
-    """The checkpoint's name of a base leaf, and whether it is stored transposed ([out, in])."""
+    """The checkpoint's name of a base leaf, and whether it is the transpose of the stored tensor ([out, in])."""
     if path[0] == "embedding":
         return "model.embed_tokens.weight", False
     if path[0] == "norm":
         return "model.norm.weight", False
     if path[0] == "lm_head":
-        return "lm_head.weight", True
+        return "lm_head.weight", path[-1] == "kernel"
     _, layer, module, kind = path
     if str(module).endswith("_proj"):
         name = projection_module(layer, str(module))
@@ -130,10 +130,10 @@ def save_base(base: nnx.State, directory: pathlib.Path, config: ModelConfig) -> 
     for keys, leaf in jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(base))[0]:
         path = tuple(key.key for key in keys)
         name, is_transposed = hugging_face_name(path, config)
-        tensor = np.asarray(leaf)
+        tensor = np.asarray(leaf).T if is_transposed else np.asarray(leaf)
         if (places := _stored_places(path, config)) is not None:
-            tensor = tensor[..., np.argsort(places)]
-        tensors[name] = np.ascontiguousarray(tensor.T if is_transposed else tensor)
+            tensor = tensor[np.argsort(places)]
+        tensors[name] = np.ascontiguousarray(tensor)
     file = pathlib.Path(directory) / SINGLE
     save_file(tensors, str(file), metadata={"format": "pt"})
     file.chmod(0o644)  # safetensors makes it readable by its owner alone

@@ -27,7 +27,8 @@ RULES = {
     "vocab": "model",
 }
 
-# Logical axes (in, out) of the kernel of each linear layer of the base, by its name. A bias has the last axis only.
+# Logical axes (in, out) of the kernel of each linear layer of the base, by its name. A "weight" has them in the other order,
+# and a bias has the last axis only.
 _LINEAR = {
     "q_proj": ("embed", "heads"),
     "k_proj": ("embed", "kv_heads"),
@@ -132,6 +133,7 @@ def base_sharding(mesh: Mesh, path: tuple[str | int, ...], shape: Sequence[int])
     else:
         linear = next((_LINEAR[part] for part in path if part in _LINEAR), None)
         axes = (None,) * len(shape) if linear is None else linear[-len(shape) :]
+        axes = axes[::-1] if path[-1] == "weight" else axes
     return sharding(mesh, *axes, shape=shape)
 
 

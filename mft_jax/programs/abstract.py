@@ -28,7 +28,7 @@ from mft_jax.seeds import adapter_key
 
 def abstract_base(model: ModelConfig, mesh: Mesh, dtype: jnp.dtype) -> nnx.State:
     """The weights of the frozen base, sharded over the mesh by `base_sharding`."""
-    _, base = build(model, dtype)
+    _, base = build(model, dtype, mesh=mesh)
     place = lambda path, leaf: _with_sharding(base_sharding(mesh, tuple(key.key for key in path), leaf.shape), leaf)
     placed = jax.tree_util.tree_map_with_path(place, nnx.to_pure_dict(base))
     nnx.replace_by_pure_dict(base, placed)

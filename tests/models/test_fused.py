@@ -55,10 +55,10 @@ def test_a_checkpoint_keeps_its_order(phi, tmp_path):
     config, _, base = phi
     save_base(base, tmp_path, config)
     stored = load_file(tmp_path / "model.safetensors")["model.layers.0.self_attn.qkv_proj.weight"]
-    kernel = np.asarray(nnx.to_pure_dict(base)["blocks"][0]["qkv_proj"]["kernel"])
-    np.testing.assert_array_equal(stored[:16].T, kernel[:, :16])  # the queries of the first group
-    np.testing.assert_array_equal(stored[16:32].T, kernel[:, 32:48])  # those of the second
-    np.testing.assert_array_equal(stored[32:40].T, kernel[:, 16:24])  # the first key
+    weight = np.asarray(nnx.to_pure_dict(base)["blocks"][0]["qkv_proj"]["weight"])
+    np.testing.assert_array_equal(stored[:16], weight[:16])  # the queries of the first group
+    np.testing.assert_array_equal(stored[16:32], weight[32:48])  # those of the second
+    np.testing.assert_array_equal(stored[32:40], weight[16:24])  # the first key
     _, back = load_base(tmp_path, config)
     jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(back), nnx.to_pure_dict(base))
 
