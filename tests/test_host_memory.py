@@ -24,7 +24,6 @@ def test_memory_hardly_grows_with_the_number_of_questions(tmp_path):
         few, many = (peak(tmp_path / str(questions), questions, session) for questions in (FEW, MANY))
     finally:
         tracemalloc.stop()
-    print(few, many)
     assert 0 < (many - few) / (MANY - FEW) < PER_QUESTION
 
 
