@@ -215,7 +215,8 @@ def test_a_mesh_of_four_devices_makes_the_same_run(finished, tmp_path, shape):
         assert leaf.sharding.shard_shape(leaf.shape)[0] == 4 // shape[0]
     weights = jax.tree_util.tree_leaves_with_path(session.base)
     gates = [leaf for path, leaf in weights if "gate_proj" in jax.tree_util.keystr(path)]
-    assert gates and all(own.sharding.shard_shape(own.shape) == (own.shape[0] // shape[2], own.shape[1]) for own in gates)
+    assert gates
+    assert all(own.sharding.shard_shape(own.shape) == (own.shape[0] // shape[2], own.shape[1]) for own in gates)
 
 
 def test_a_run_without_evaluation_answers_reports_agreement_only(tmp_path, answering):
