@@ -133,7 +133,8 @@ def evaluate_grid_command(options: Eval, console: Console) -> None:
             label=options.label,
             reporter=TerminalReporter(console),
         )  # fmt: skip
-    console.print(render_evaluations(results))
+    if results:
+        console.print(render_evaluations(results))
     if errors:
         count = f"{len(errors)} of {len(results) + len(errors)} finished cells"
         raise UserError(f"{count} could not be evaluated: {', '.join(errors)}. The reasons are shown above.")

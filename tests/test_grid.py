@@ -233,7 +233,17 @@ def test_the_finished_cells_of_a_grid_are_evaluated_on_other_questions(
     assert found == [("majority", 3), ("debate", 3)]
     (grid / "debate-hot" / "evaluations").unlink()
     cli.main()
-    assert "debate-hot" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "debate-hot" in shown
+    assert "accuracy" in shown
+    for cell in ("majority-plain", "debate-plain", "debate-hot"):
+        shutil.rmtree(grid / cell / "evaluations")
+        (grid / cell / "evaluations").write_text("in the way")
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    shown = capsys.readouterr()
+    assert "3 of 3 finished cells could not be evaluated" in " ".join(shown.err.split())
+    assert "accuracy" not in shown.out  # no table without rows
     for cell in CELLS:
         (grid / cell / "run.json").write_text(json.dumps(run | {"status": "interrupted"}))
     with pytest.raises(SystemExit, match="1"):
