@@ -25,13 +25,19 @@ from tests.small_run import SMALL, adapters_of, lines, run_files
 
 STOPPED = 75  # the exit code that asks to be started again
 
-# The debates agree on some questions. Both axes of the mesh that have two devices are spread over the hosts.
+# The debates agree on some questions. Both axes of the mesh that have two devices are spread over the hosts. There are steps
+# enough that some are left after a kill and a stop.
 CONFIG = dataclasses.replace(
     SMALL,
     mesh=MeshConfig(agent=2, data=2),
     iterations=1,
     baselines=(),
     task=dataclasses.replace(SMALL.task, train_questions=8, eval_questions=4),
+    finetuning=dataclasses.replace(
+        SMALL.finetuning,
+        generator=dataclasses.replace(SMALL.finetuning.generator, epochs=36),
+        critic=dataclasses.replace(SMALL.finetuning.critic, epochs=18),
+    ),
 )
 
 
@@ -104,7 +110,7 @@ def whole(tmp_path_factory):
 def test_a_run_on_two_hosts_that_are_killed_and_stopped_gives_the_same_bytes_as_on_one(whole, tmp_path):
     directory, file = RunDirectory(tmp_path / "two"), tmp_path / "config.yaml"
     total = latest_step(whole)
-    assert total >= 6, "there must be steps left after a kill and a stop"
+    assert total >= 12, "there must be steps left after a kill and a stop"
     names = make_method(CONFIG.method, CONFIG).adapters
     for name in names:
         assert lines(whole.path / f"iteration_1/finetune/{name}.jsonl"), "each adapter must learn something"
