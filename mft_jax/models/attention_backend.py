@@ -106,7 +106,7 @@ def _decode(q, k, v, keys, values, position, *, window, softcap):
     return _join_heads(attend(q, keys, values, mask, softcap)), keys, values
 
 
-@functools.cache  # JAX keeps what it traces of a function: one for all layers and programs
+@functools.cache  # one for all layers
 def _decode_agents_as_rows(window: int | None, softcap: float | None) -> Callable[..., tuple[Array, Array, Array]]:
     """`_decode` of arrays [B, ...], which `jax.vmap` over A agents calls once with [A * B, ...].
 
