@@ -3,12 +3,13 @@
 import io
 import sys
 
-from mft_jax.startup import exit_at_once
+from mft_jax.startup import exit_at_once, use_huge_pages
 
 
 def main() -> None:
     """Runs the command. The exit code is 0 only on success."""
     exit_at_once()
+    use_huge_pages()
     from mft_jax.cli import main as run_command
 
     if isinstance(sys.stdout, io.TextIOWrapper):

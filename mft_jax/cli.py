@@ -39,6 +39,7 @@ from mft_jax.parallel import hosts
 from mft_jax.parallel.compilation_cache import keep_compiled_programs
 from mft_jax.parallel.memory import keep_freed_memory
 from mft_jax.report.text import clean, literal
+from mft_jax.startup import quick_imports
 
 
 def run_command(options: Run, console: Console) -> None:
@@ -53,11 +54,12 @@ def run_command(options: Run, console: Console) -> None:
 
 
 def run_one_command(settings: ExperimentConfig, console: Console) -> None:
-    from mft_jax.bench.device import peak_of_run
-    from mft_jax.experiment import run
-    from mft_jax.report.outlook import describe_outlook
-    from mft_jax.report.progress import TerminalReporter
-    from mft_jax.report.table import render_results
+    with quick_imports():
+        from mft_jax.bench.device import peak_of_run
+        from mft_jax.experiment import run
+        from mft_jax.report.outlook import describe_outlook
+        from mft_jax.report.progress import TerminalReporter
+        from mft_jax.report.table import render_results
 
     reporter = TerminalReporter(console)
     if hosts.count() == 1:  # reading the run directory and measuring would have to be done by all hosts together
@@ -70,9 +72,10 @@ def run_one_command(settings: ExperimentConfig, console: Console) -> None:
 
 
 def run_grid_command(grid: Grid, console: Console) -> None:
-    from mft_jax.grid import run_grid
-    from mft_jax.report.grid_table import render_grid
-    from mft_jax.report.progress import TerminalReporter
+    with quick_imports():
+        from mft_jax.grid import run_grid
+        from mft_jax.report.grid_table import render_grid
+        from mft_jax.report.progress import TerminalReporter
 
     show = lambda status: console.print(render_grid(status), soft_wrap=True)
     status = run_grid(grid, TerminalReporter(console), show)
@@ -101,11 +104,12 @@ def status_command(options: Status, console: Console) -> None:
 
 
 def eval_command(options: Eval, console: Console) -> None:
-    from mft_jax.experiment import evaluate
-    from mft_jax.report.progress import TerminalReporter
-    from mft_jax.report.table import render_results
-    from mft_jax.runs.directory import RunDirectory
-    from mft_jax.runs.grid_directory import is_grid
+    with quick_imports():
+        from mft_jax.experiment import evaluate
+        from mft_jax.report.progress import TerminalReporter
+        from mft_jax.report.table import render_results
+        from mft_jax.runs.directory import RunDirectory
+        from mft_jax.runs.grid_directory import is_grid
 
     if is_grid(options.run_dir):
         evaluate_grid_command(options, console)
@@ -142,8 +146,9 @@ def evaluate_grid_command(options: Eval, console: Console) -> None:
 
 def ask_command(options: Ask, console: Console) -> None:
     source, question = options.asked()
-    from mft_jax.ask import open_panel
-    from mft_jax.report.debate_view import debate_view, render_header, render_outcome
+    with quick_imports():
+        from mft_jax.ask import open_panel
+        from mft_jax.report.debate_view import debate_view, render_header, render_outcome
 
     if options.json:
         panel = open_panel(source, options.options)
@@ -290,10 +295,11 @@ def import_command(options: ImportAdapters, console: Console) -> None:
 
 def bench_command(options: Bench, console: Console) -> None:
     validate(options.settings, "command line")
-    from mft_jax.bench import run_bench
-    from mft_jax.bench.measurement import read_report, write_report
-    from mft_jax.bench.table import render_bench, render_measurement
-    from mft_jax.plan.fit import choose_mesh
+    with quick_imports():
+        from mft_jax.bench import run_bench
+        from mft_jax.bench.measurement import read_report, write_report
+        from mft_jax.bench.table import render_bench, render_measurement
+        from mft_jax.plan.fit import choose_mesh
 
     before = read_report(options.compare) if options.compare else None  # before minutes of work
     say = lambda text: console.print(literal(f"measuring {text}"), soft_wrap=True)
