@@ -38,9 +38,9 @@ def exit_at_once() -> None:
 def use_huge_pages() -> None:
     """Starts a computing command again, as the same process, with memory in huge pages (2 MB instead of 4 KB).
 
-    With small pages, on a virtual machine above all, the processor spends much of a training step looking up where they
-    are. glibc reads this setting once, from the environment, before a program starts. Does nothing if the user has set it,
-    where the kernel does not give huge pages on request, and with a C library that does not know the setting.
+    Training steps on a virtual machine took up to twice as long with small pages: docs/performance.md. glibc reads this
+    setting once, from the environment, before a program starts. Does nothing if the user has set it, where the kernel does
+    not give huge pages on request, and with a C library that does not know the setting.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     computes = sys.argv[1:2] and sys.argv[1] in COMPUTING and not {"-h", "--help"} & set(sys.argv)
