@@ -66,7 +66,7 @@ def _huge_pages_on_request() -> bool:
 
 @contextlib.contextmanager
 def quick_imports() -> Generator[None]:
-    """Imports modules without searching them for garbage: they make a million objects, and keep nearly all of them.
+    """Imports modules without searching them for garbage: they make half a million objects that stay.
 
     The first time, what there is afterwards is left out of all later searches too.
     """

@@ -18,8 +18,9 @@ _SETTINGS = {_MMAP_THRESHOLD: 1 << 30, _TRIM_THRESHOLD: (1 << 31) - 1, _TOP_PAD:
 def keep_freed_memory() -> bool:
     """Stops glibc from returning freed memory to the kernel after every compiled call.
 
-    Otherwise page faults take a fifth of the time of a training step on CPUs. It affects the whole process: call it at
-    the start of a program, not in a library. Returns False if the C library does not support the settings.
+    With small pages, page faults took a fifth of the time of a training step on CPUs on one machine; on another, and with
+    huge pages, it gained nothing (docs/performance.md). It affects the whole process: call it at the start of a
+    program, not in a library. Returns False if the C library does not support the settings.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
