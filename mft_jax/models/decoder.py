@@ -245,11 +245,11 @@ class Decoder(nnx.Module):
         if self.scan_layers and tokens.shape[1] > 1:
             assert not isinstance(adapter, Unstacked), "a loop needs stacked layers"
             x, kept = self._scan(x, adapter, angles, attention, earlier, remat)
+        updates = ({},) * config.layers if adapter is None else adapter.by_layer()
         for index in range(len(kept), config.layers):
-            lora = {} if adapter is None else adapter.layer(index)
             attend = partial(attention, index) if earlier is None else partial(attention, index, earlier=earlier[index])
             layer = lambda x, lora, i=index, attend=attend: self.blocks[i](x, angles[i], attend, lora)
-            x, own = (jax.checkpoint(layer) if remat else layer)(x, lora)
+            x, own = (jax.checkpoint(layer) if remat else layer)(x, updates[index])
             kept.append(own)
         return constrain(self.mesh, self.norm(x), "batch", None, None), kept
 

@@ -52,9 +52,11 @@ def rotation(
     if isinstance(rope.scaling, LongScaling) and long is not None:
         frequencies = jnp.where(long[..., None], inverse_frequencies(rope, long=True), frequencies)
     angles = positions[..., None].astype(jnp.float32) * frequencies
-    angles = jnp.concatenate([angles, angles], axis=-1)[..., None, :]
     factor = rope.scaling.attention_factor if isinstance(rope.scaling, LongScaling) else 1.0
-    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
+    # Doubled after the cosine, because XLA fuses a cosine, but not a concatenation, into every rotation on CPUs, and computes
+    # it anew for each head and layer. A training step of the included model then took 8 % longer.
+    twice = lambda half: jnp.concatenate([half, half], axis=-1)[..., None, :]
+    return twice(jnp.cos(angles) * factor), twice(jnp.sin(angles) * factor)
 
 
 def rotate(

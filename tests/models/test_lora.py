@@ -45,10 +45,10 @@ def test_an_unstacked_adapter_has_the_scaled_factors_of_each_layer_in_their_dtyp
     unstacked = adapter.unstack()
     assert len(unstacked.layers) == 2
     for index in range(2):
-        pair = unstacked.layer(index)["o_proj"]
+        pair = unstacked.by_layer()[index]["o_proj"]
         assert pair.a.dtype == pair.b.dtype == jnp.bfloat16
         np.testing.assert_array_equal(pair.a, adapter.weights["o_proj"]["a"][index])
         np.testing.assert_allclose(pair.b, 0.3 * weights["o_proj"]["b"][index], rtol=1e-2)
         x = jnp.asarray(rng.normal(size=(5, 8)), jnp.float32)
-        scaled, stacked = (low_rank_product(x, own.layer(index)["o_proj"]) for own in (unstacked, adapter))
+        scaled, stacked = (low_rank_product(x, own.by_layer()[index]["o_proj"]) for own in (unstacked, adapter))
         np.testing.assert_allclose(scaled, stacked, rtol=0.02, atol=0.02)
