@@ -122,14 +122,19 @@ class DiversityStage:
     def _final_answers(self, transcripts: Sequence[Transcript]) -> list["FinalAnswer"]:
         """The last answers of all agents that gave one in the last round."""
         chat, longest = self.setup.session.chat, self.setup.session.model.max_positions
+        places = [
+            (question, agent, own)
+            for question, transcript in enumerate(transcripts)
+            for agent, own in enumerate(transcript.agents)
+            if own.turns[-1].end != "unanswerable"
+        ]
         answers = []
-        for question, transcript in enumerate(transcripts):
-            for agent, own in enumerate(transcript.agents):
-                if own.turns[-1].end != "unanswerable":
-                    ids, mask = chat.examples(own.messages, learned=[-1])[-1]
-                    ids, mask = ids[:longest], mask[:longest]  # the template may end a cut answer with one more token
-                    if mask[1:].any():
-                        answers.append(FinalAnswer(question, agent, ids, mask))
+        encoded = chat.all_examples([(own.messages, [-1]) for *_, own in places])
+        for (question, agent, _), pairs in zip(places, encoded, strict=True):
+            ids, mask = pairs[-1]
+            ids, mask = ids[:longest], mask[:longest]  # the template may end a cut answer with one more token
+            if mask[1:].any():
+                answers.append(FinalAnswer(question, agent, ids, mask))
         return answers
 
 

@@ -114,11 +114,12 @@ def _sampling_of(rules: Protocol, sampling: SamplingConfig) -> SamplingConfig:
 
 def check_questions(task: Task, chat: Chat, model: ModelConfig) -> None:
     """Raises UserError if the prompt of a question leaves no room for an answer in the model's context."""
-    for question in (*task.train, *task.eval):
-        length = len(chat.prompt([task.prompts.first(question.text)]))
-        if length >= model.max_positions:
+    questions = (*task.train, *task.eval)
+    prompts = chat.prompts([[task.prompts.first(question.text)] for question in questions])
+    for question, prompt in zip(questions, prompts, strict=True):
+        if len(prompt) >= model.max_positions:
             raise UserError(
-                f"The prompt of question {question.id} has {length} tokens, but the model's context holds "
+                f"The prompt of question {question.id} has {len(prompt)} tokens, but the model's context holds "
                 f"{model.max_positions}, answer included: shorten or remove it, or use a model with a longer context."
             )
 

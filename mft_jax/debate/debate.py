@@ -71,13 +71,14 @@ class Debate:
         """Samples the next texts of all debates in one call, and advances each debate by its texts."""
         pending = [debate.pending() for debate in debates]
         asked = [(debate, text) for debate, own in zip(debates, pending, strict=True) for text in own]
+        prompts = self.chat.prompts([text.messages for _, text in asked])
         requests = [
             Request(
                 text.speaker,
-                self.chat.prompt(text.messages),
+                prompt,
                 row_key(self.seed, self.name, f"{text.kind} {text.round}", debate.question.id, text.agent),
             )
-            for debate, text in asked
+            for (debate, text), prompt in zip(asked, prompts, strict=True)
         ]
         partial = None if watcher is None else PartialTexts(watcher, asked, self.chat.text)
         completions, usages = self.sampler.sample(

@@ -35,10 +35,11 @@ def encode_apart(chat: Chat, examples: Sequence[Example], row_tokens: int) -> tu
     Parts longer than a row are left out, because a truncated one would lose its last answer; so are parts without
     targets.
     """
+    encoded = chat.all_examples([(own["messages"], own.get("learned")) for own in examples])
     every = [
         Part(pair, index, weight=own.get("weight", 1.0))
-        for index, own in enumerate(examples)
-        for pair in chat.examples(own["messages"], own.get("learned"))
+        for index, (own, pairs) in enumerate(zip(examples, encoded, strict=True))
+        for pair in pairs
     ]
     kept = [[part] for part in every if len(part.encoded[0]) <= row_tokens and part.targets]
     return kept, len(every) - len(kept)
@@ -49,11 +50,12 @@ def encode_together(chat: Chat, examples: Sequence[Example], row_tokens: int) ->
 
     An example whose parts do not fit into a row together is left out, and so is one without targets.
     """
-    kept = []
+    dialogues = [(messages, own.get("learned")) for own in examples for messages in dialogues_of(own)]
+    kept, encoded = [], iter(chat.all_examples(dialogues))
     for index, own in enumerate(examples):
         parts = []
-        for is_counterpart, messages in enumerate(dialogues_of(own)):
-            for pair in chat.examples(messages, own.get("learned")):
+        for is_counterpart in range(len(dialogues_of(own))):
+            for pair in next(encoded):
                 parts.append(Part(pair, index, bool(is_counterpart), own.get("weight", 1.0), own.get("value", 0.0)))
         if sum(len(part.encoded[0]) for part in parts) <= row_tokens and all(part.targets for part in parts):
             kept.append(_with_log_probs(parts, own))

@@ -15,6 +15,7 @@ from mft_jax.models.json_files import not_of_kind, read_json_object, shorten
 from mft_jax.prompts import Message, assistant, user
 
 Encoded = tuple[np.ndarray, np.ndarray]  # ids [T] int32 and the mask [T] bool of the tokens to learn
+_Span = tuple[str, str]  # two prefixes of a text: what lies between their ends is to be learned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,14 @@ class Chat:
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a dialogue, ending with the generation prompt, which opens the assistant's next turn."""
-        return self._encode(self._render(messages, opened=True))
+        return self.prompts([messages])[0]
+
+    def prompts(self, dialogues: Sequence[Sequence[Message]]) -> list[list[int]]:
+        """`prompt` of each dialogue; of many together it takes a fraction of the time."""
+        if not dialogues:
+            return []
+        texts = self._render([(messages, True) for messages in dialogues])
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]  # the template writes them itself
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of sampled ids, without the template's special tokens."""
@@ -43,20 +51,27 @@ class Chat:
         training always sees the text that sampling saw. Raises UserError when a rendered turn does not begin with its own
         prompt, and for an index in `learned` that the dialogue does not have.
         """
-        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        if learned is not None:
-            wrong = [index for index in learned if not -len(turns) <= index < len(turns)]
-            if wrong:
-                raise UserError(
-                    f"An example learns turn {wrong[0]} of the assistant, counted from 0, but its dialogue has {len(turns)}: "
-                    "correct the selector of the method."
-                )
-            turns = [turns[index] for index in learned]
-        text = self._render(messages, opened=False)
-        spans = [self._render_turn(messages[: turn + 1]) for turn in turns]
-        if all(text.startswith(closed) for _, closed in spans):
-            return [self._encode_with_mask(text, spans)]
-        return [self._encode_with_mask(closed, [(opened, closed)]) for opened, closed in spans]
+        return self.all_examples([(messages, learned)])[0]
+
+    def all_examples(self, dialogues: Sequence[tuple[Sequence[Message], Sequence[int] | None]]) -> list[list[Encoded]]:
+        """`examples` of each dialogue and its turns to learn; of many together it takes a fraction of the time."""
+        if not dialogues:
+            return []
+        turns = [_turns_to_learn(messages, learned) for messages, learned in dialogues]
+        # What is to be rendered, once: (index of the dialogue, number of its messages, with the generation prompt).
+        wanted = dict.fromkeys((i, len(messages), False) for i, (messages, _) in enumerate(dialogues))
+        for i, own in enumerate(turns):
+            wanted |= dict.fromkeys(key for turn in own for key in ((i, turn, True), (i, turn + 1, False)))
+        texts = self._render([(dialogues[i][0][:count], opened) for i, count, opened in wanted])
+        rendered = dict(zip(wanted, texts, strict=True))
+        found: list[list[tuple[str, list[_Span]]]] = []  # for each dialogue its texts, with their spans to learn
+        for i, own in enumerate(turns):
+            text = rendered[i, len(dialogues[i][0]), False]
+            spans = [_checked_span(rendered[i, turn, True], rendered[i, turn + 1, False]) for turn in own]
+            joined = all(text.startswith(closed) for _, closed in spans)
+            found.append([(text, spans)] if joined else [(closed, [(opened, closed)]) for opened, closed in spans])
+        encoded = iter(self._encode_with_masks([pair for own in found for pair in own]))
+        return [[next(encoded) for _ in own] for own in found]
 
     def example(self, messages: Sequence[Message], learned: Sequence[int] | None = None) -> Encoded:
         """The one example that `examples` gives. Raises UserError for a template with which it gives several."""
@@ -68,34 +83,51 @@ class Chat:
             )
         return found[0]
 
-    def _render_turn(self, messages: Sequence[Message]) -> tuple[str, str]:
-        """The text before the last message, the assistant's, as sampling saw it; and the text with that message."""
-        opened, closed = self._render(messages[:-1], opened=True), self._render(messages, opened=False)
-        if not closed.startswith(opened):
-            raise UserError(
-                "The chat template renders an assistant turn differently from the prompt that opens it, so that training "
-                "would see other text than sampling: give another one with --model.chat-template FILE."
-            )
-        return opened, closed
+    def _encode_with_masks(self, texts: Sequence[tuple[str, list[_Span]]]) -> list[Encoded]:
+        """Ids of each text, and a mask of those in its spans."""
+        encoded = self.tokenizer([text for text, _ in texts], add_special_tokens=False, return_offsets_mapping=True)
+        columns = zip(encoded["input_ids"], encoded["offset_mapping"], texts, strict=True)
+        return [self._with_mask(np.asarray(ids, np.int32), offsets, spans) for ids, offsets, (_, spans) in columns]
 
-    def _encode_with_mask(self, text: str, spans: Sequence[tuple[str, str]]) -> Encoded:
-        """Ids of `text`, and a mask of those in its spans. A span is two prefixes of `text`: it lies between their ends."""
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["offset_mapping"]).reshape(-1, 2)
+    def _with_mask(self, ids: np.ndarray, offsets: Sequence[tuple[int, int]], spans: Sequence[_Span]) -> Encoded:
+        """The ids, and a mask of those in the spans. `offsets` are the first character of each token and the one after it."""
+        starts, ends = np.asarray(offsets).reshape(-1, 2).T
         mask = np.zeros(len(ids), bool)
         for opened, closed in spans:
-            inside = (offsets[:, 0] >= len(opened)) & (offsets[:, 1] <= len(closed))
-            ends = np.flatnonzero(inside & np.isin(ids, self.stop_ids))
-            if len(ends):  # the assistant does not write what a template adds after the end of turn (a line break, say)
-                inside[ends[-1] + 1 :] = False
+            inside = (starts >= len(opened)) & (ends <= len(closed))
+            stops = np.flatnonzero(inside & np.isin(ids, self.stop_ids))
+            if len(stops):
+                # The assistant does not write what a template adds after the end of turn (a line break, say).
+                inside[stops[-1] + 1 :] = False
             mask |= inside
         return ids, mask
 
-    def _render(self, messages: Sequence[Message], *, opened: bool) -> str:
-        return _render(self.tokenizer, messages, opened, self.thinking)
+    def _render(self, dialogues: Sequence[template.Dialogue]) -> list[str]:
+        return _render(self.tokenizer, dialogues, self.thinking)
 
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes them itself
+
+def _turns_to_learn(messages: Sequence[Message], learned: Sequence[int] | None) -> list[int]:
+    """The indices in `messages` of the assistant's turns to learn. Raises UserError if there is no such turn."""
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if learned is None:
+        return turns
+    wrong = [index for index in learned if not -len(turns) <= index < len(turns)]
+    if wrong:
+        raise UserError(
+            f"An example learns turn {wrong[0]} of the assistant, counted from 0, but its dialogue has {len(turns)}: "
+            "correct the selector of the method."
+        )
+    return [turns[index] for index in learned]
+
+
+def _checked_span(opened: str, closed: str) -> _Span:
+    """The text before an assistant's turn, as sampling saw it, and the text with it. Raises UserError if they do not match."""
+    if not closed.startswith(opened):
+        raise UserError(
+            "The chat template renders an assistant turn differently from the prompt that opens it, so that training "
+            "would see other text than sampling: give another one with --model.chat-template FILE."
+        )
+    return opened, closed
 
 
 def load_chat(directory: pathlib.Path, chat_template: str | None = None, thinking: bool = False) -> Chat:
@@ -141,11 +173,11 @@ def _read_template(path: str) -> str:
         ) from error
 
 
-def _render(tokenizer: Any, messages: Sequence[Message], opened: bool, thinking: bool = False) -> str:
-    """The text of a dialogue. Templates use the variables that they know."""
+def _render(tokenizer: Any, dialogues: Sequence[template.Dialogue], thinking: bool = False) -> list[str]:
+    """The texts of dialogues. Templates use the variables that they know."""
     # Templates that write the date always get the same one, so that the prompts of a run do not change overnight.
     variables = tokenizer.special_tokens_map | {"date_string": "26 Jul 2024", "enable_thinking": thinking}
-    return template.render(tokenizer.get_chat_template(), messages, opened=opened, variables=variables)
+    return template.render_all(tokenizer.get_chat_template(), dialogues, variables=variables)
 
 
 def _text_after_an_answer(tokenizer: Any) -> str:
@@ -153,7 +185,7 @@ def _text_after_an_answer(tokenizer: Any) -> str:
     texts = [f"text of message {number}" for number in range(1, 5)]
     dialogue = [user(texts[0]), assistant(texts[1]), user(texts[2]), assistant(texts[3])]
     for length in range(1, 5):
-        rendered = _render(tokenizer, dialogue[:length], opened=length % 2 == 1)
+        [rendered] = _render(tokenizer, [(dialogue[:length], length % 2 == 1)])
         missing = [message["role"] for message in dialogue[:length] if message["content"] not in rendered]
         if missing:
             raise UserError(

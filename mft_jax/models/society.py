@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from mft_jax.models.lora import Adapter, AdapterWeights
 from mft_jax.parallel.mesh import society_shardings
@@ -49,8 +49,7 @@ class Society:
 
     def adapter(self, name: str) -> Adapter:
         """One adapter. Raises KeyError for an unknown name."""
-        place = self.index(name)
-        return jax.tree.map(lambda leaf: leaf[place], self.stacked)
+        return _pick(self.stacked, np.int32(self.index(name)))
 
     def stack(self, names: Sequence[str], dtype: str | None = None) -> Adapter:
         """Stacks the named adapters in the given order; names may repeat. Caches the stack.
@@ -60,10 +59,7 @@ class Society:
         """
         chosen = (*names, dtype)
         if chosen not in self._stacks:
-            places = np.array([self.index(name) for name in names])
-            picked = jax.tree.map(lambda leaf: leaf[places], self.stacked)
-            if dtype is not None:
-                picked = picked._replace(weights=jax.tree.map(lambda leaf: leaf.astype(dtype), picked.weights))
+            picked = _pick(self.stacked, np.array([self.index(name) for name in names], np.int32), dtype)
             if self.mesh is not None:
                 picked = jax.device_put(picked, society_shardings(self.mesh, picked))
             self._stacks[chosen] = picked
@@ -79,6 +75,14 @@ class Society:
             return other if chosen.any() else self
         pick = lambda new, old: jnp.where(chosen.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
         return dataclasses.replace(self, adapters=jax.tree.map(pick, other.stacked, self.stacked), _stacks={})
+
+
+@functools.partial(jax.jit, static_argnames="dtype")  # one program, not one for each shape of weights
+def _pick(stacked: Adapter, places: Int[np.ndarray, "..."], dtype: str | None = None) -> Adapter:
+    """The adapter at a place of the stack, or a stack of those at several places, with the weights in this dtype."""
+    picked = jax.tree.map(lambda leaf: jnp.take(leaf, places, axis=0, mode="clip"), stacked)
+    cast = lambda leaf: leaf if dtype is None else leaf.astype(dtype)
+    return picked._replace(weights=jax.tree.map(cast, picked.weights))
 
 
 @jax.jit

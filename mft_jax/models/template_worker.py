@@ -1,7 +1,7 @@
 """The process that renders chat templates (see template.py): run as a script, never imported by the package.
 
-Its requests are JSON objects, its answers {"text": ...} or {"error": ...}. A rendering that uses up its CPU time ends the
-process.
+Its requests are JSON objects, its answers {"texts": [...]} or {"error": ...}. A rendering that uses up its CPU time ends
+the process.
 """
 
 import contextlib
@@ -26,18 +26,31 @@ class FixedDay(datetime.datetime):
         return cls(2024, 7, 26, tzinfo=tz)
 
 
-def render(template, messages, opened, variables, longest):
+def answer(dialogues, cpu_seconds, **options):
+    """The answer to a request: the texts of all dialogues, or the error of the first that has one."""
+    texts = []
     try:
-        rendered, _ = chat_template_utils.render_jinja_template(
-            [messages], chat_template=template, add_generation_prompt=opened, **variables
-        )
+        for messages, opened in dialogues:
+            signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+            texts.append(render(messages, opened, **options))
+            signal.setitimer(signal.ITIMER_PROF, 0)
+        return json.dumps({"texts": texts}).encode()
     except MemoryError:
-        return {"error": "it takes more than 1 GB of memory"}
-    except Exception as error:  # whatever a template raises
-        return {"error": " ".join(str(error).split())[:300]}
+        error = "it takes more than 1 GB of memory"
+    except Exception as raised:  # whatever a template raises
+        error = " ".join(str(raised).split())[:300]
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    return json.dumps({"error": error}).encode()
+
+
+def render(messages, opened, template, variables, longest):
+    rendered, _ = chat_template_utils.render_jinja_template(
+        [messages], chat_template=template, add_generation_prompt=opened, **variables
+    )
     if len(rendered[0]) > longest:
-        return {"error": f"it makes {len(rendered[0]):,} characters, more than {longest:,}"}
-    return {"text": rendered[0]}
+        raise ValueError(f"it makes {len(rendered[0]):,} characters, more than {longest:,}")
+    return rendered[0]
 
 
 def limit_memory():
@@ -62,11 +75,7 @@ def main():
 
     send(b"ready")
     for line in sys.stdin.buffer:
-        request = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, request.pop("cpu_seconds"))
-        answer = json.dumps(render(**request)).encode()
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        send(answer)
+        send(answer(**json.loads(line)))
 
 
 if __name__ == "__main__":

@@ -131,7 +131,12 @@ class Metrics(NamedTuple):
 
 def init_state(adapters: AdapterWeights) -> TrainState:
     """The state before the first step: the given adapters, zero moments, and a step count of 0 for each adapter."""
-    return TrainState(adapters, jax.vmap(optax.scale_by_adam().init)(adapters))
+    return TrainState(adapters, _no_moments(adapters))
+
+
+@jax.jit  # one program, not one for each shape of weights
+def _no_moments(adapters: AdapterWeights) -> PyTree:
+    return jax.vmap(optax.scale_by_adam().init)(adapters)
 
 
 def train_step(

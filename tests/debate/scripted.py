@@ -36,8 +36,8 @@ class RecordedRequest:
 class ScriptedChat:
     """Encodes a dialogue as the bytes of its JSON, so that a script sees exactly what an agent is shown."""
 
-    def prompt(self, messages):
-        return list(json.dumps(messages).encode())
+    def prompts(self, dialogues):
+        return [list(json.dumps(messages).encode()) for messages in dialogues]
 
     def text(self, ids):
         return bytes(ids).decode(errors="replace")  # a part of a text may end within a character

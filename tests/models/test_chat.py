@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from mft_jax.base_model import CHECKPOINT
@@ -83,6 +84,31 @@ def test_a_template_that_drops_old_thoughts_gives_an_example_for_each_turn(tmp_p
             chat.examples(DIALOGUE, learned=[0, wrong])
     with pytest.raises(UserError, match="differently once others follow"):
         chat.example(DIALOGUE)
+
+
+@pytest.mark.parametrize("source", [None, THOUGHTS])
+def test_dialogues_that_are_encoded_together_are_as_alone(tmp_path, source):
+    chat = load_chat(CHECKPOINT, None if source is None else template(tmp_path, source))
+    thought = [DIALOGUE[0], assistant("<think>one and one</think>2"), *DIALOGUE[2:]]
+    dialogues = [
+        (DIALOGUE, None),
+        (thought, None),
+        (DIALOGUE[:2], [0]),
+        (thought, [-1]),
+        (DIALOGUE, [0, 1]),
+        (DIALOGUE, []),
+    ]
+    assert chat.prompts([messages[:-1] for messages, _ in dialogues]) == [
+        chat.prompt(messages[:-1]) for messages, _ in dialogues
+    ]
+    together = chat.all_examples(dialogues)
+    for found, (messages, learned) in zip(together, dialogues, strict=True):
+        alone = chat.examples(messages, learned)
+        assert len(found) == len(alone)
+        for pair, expected in zip(found, alone, strict=True):
+            np.testing.assert_array_equal(pair, expected)
+    assert len(together[1]) == (1 if source is None else 2)
+    assert chat.prompts([]) == chat.all_examples([]) == []
 
 
 def test_thinking_is_passed_to_the_template(tmp_path):

@@ -52,3 +52,20 @@ def test_an_unstacked_adapter_has_the_scaled_factors_of_each_layer_in_their_dtyp
         x = jnp.asarray(rng.normal(size=(5, 8)), jnp.float32)
         scaled, stacked = (low_rank_product(x, own.by_layer()[index]["o_proj"]) for own in (unstacked, adapter))
         np.testing.assert_allclose(scaled, stacked, rtol=0.02, atol=0.02)
+
+
+def test_the_gradient_of_an_adapter_by_layer_is_one_concatenation():
+    """That of an index would pad each layer's gradient to the size of the stack, and add up the stacks."""
+    rng = np.random.default_rng(2)
+    weights = {"o_proj": {"a": jnp.asarray(rng.normal(size=(3, 8, 4))), "b": jnp.asarray(rng.normal(size=(3, 4, 6)))}}
+
+    def loss(weights):
+        layers = Adapter(weights, jnp.float32(0.5)).by_layer()
+        return sum((i + 1) * jnp.sum(own["o_proj"].a ** 2) for i, own in enumerate(layers))
+
+    gradient = jax.grad(loss)
+    factors = 2 * np.arange(1, 4).reshape(3, 1, 1)
+    np.testing.assert_allclose(gradient(weights)["o_proj"]["a"], factors * weights["o_proj"]["a"], rtol=1e-6)
+    program = str(jax.make_jaxpr(gradient)(weights))
+    assert "concatenate" in program
+    assert "pad[" not in program

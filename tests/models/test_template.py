@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from mft_jax.base_model import CHECKPOINT
 from mft_jax.errors import UserError
 from mft_jax.models import template
-from mft_jax.models.template import render
+from mft_jax.models.template import render, render_all
 from mft_jax.prompts import user
 from tests.models.test_chat import DATED, DIALOGUE, PLAIN, THOUGHTS
 
@@ -72,6 +72,28 @@ def test_a_malicious_or_broken_template_is_a_one_sentence_error(source, reason, 
     assert reason in str(caught.value)
     assert len(str(caught.value)) < 600
     assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("together", [2, 256])
+def test_dialogues_that_are_rendered_together_are_as_alone_and_each_has_its_own_time(monkeypatch, together):
+    monkeypatch.setattr(template, "TOGETHER", together)
+    monkeypatch.setattr(template, "CPU_SECONDS", 0.25)
+    busy = (
+        "{% for i in range(40) %}{% for j in range(25000) %}{% endfor %}{% endfor %}" + PLAIN
+    )  # a thirtieth of a second
+    dialogues = [(DIALOGUE[:count], bool(count % 2)) for count in (1, 2, 3, 4) for _ in range(4)]
+    start = time.monotonic()
+    found = render_all(busy, dialogues, variables={})
+    assert found == [render(PLAIN, own, opened=opened, variables={}) for own, opened in dialogues]
+    assert time.monotonic() - start > 0.25, "all together must take longer than one may"
+    assert render_all(PLAIN, [], variables={}) == []
+
+
+def test_the_error_of_one_dialogue_is_that_of_all():
+    source = "{{ raise_exception('not this one') if messages | length == 3 else 'x' }}"
+    with pytest.raises(UserError, match=r"\(not this one\)"):
+        render_all(source, [(DIALOGUE[:count], False) for count in (1, 2, 3, 4)], variables={})
+    assert render_all(source, [(DIALOGUE[:1], False), (DIALOGUE, False)], variables={}) == ["x", "x"]
 
 
 def test_an_endless_template_is_stopped_without_affecting_other_threads(monkeypatch):
