@@ -45,7 +45,7 @@ def render_all(template: str, dialogues: Sequence[Dialogue], *, variables: Mappi
 
 
 def _parts(dialogues: Sequence[Dialogue]) -> Iterator[list[Dialogue]]:
-    """The dialogues in requests of many: a request takes a third of a millisecond, as long as rendering does."""
+    """The dialogues in requests of many: in a request of its own, a short dialogue takes four times as long."""
     part, characters = [], 0
     for dialogue in dialogues:
         part.append(dialogue)
