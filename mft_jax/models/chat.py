@@ -3,8 +3,8 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -15,6 +15,8 @@ from mft_jax.models.json_files import not_of_kind, read_json_object, shorten
 from mft_jax.prompts import Message, assistant, user
 
 Encoded = tuple[np.ndarray, np.ndarray]  # ids [T] int32 and the mask [T] bool of the tokens to learn
+ENCODED_TOGETHER = 256  # dialogues
+T = TypeVar("T")
 _Span = tuple[str, str]  # two prefixes of a text: what lies between their ends is to be learned
 
 
@@ -32,10 +34,11 @@ class Chat:
 
     def prompts(self, dialogues: Sequence[Sequence[Message]]) -> list[list[int]]:
         """`prompt` of each dialogue; of many together it takes a fraction of the time."""
-        if not dialogues:
-            return []
-        texts = self._render([(messages, True) for messages in dialogues])
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]  # the template writes them itself
+        found = []
+        for part in _parts(dialogues):
+            texts = self._render([(messages, True) for messages in part])
+            found += self.tokenizer(texts, add_special_tokens=False)["input_ids"]  # the template writes them itself
+        return found
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of sampled ids, without the template's special tokens."""
@@ -55,8 +58,11 @@ class Chat:
 
     def all_examples(self, dialogues: Sequence[tuple[Sequence[Message], Sequence[int] | None]]) -> list[list[Encoded]]:
         """`examples` of each dialogue and its turns to learn; of many together it takes a fraction of the time."""
-        if not dialogues:
-            return []
+        return [pairs for part in _parts(dialogues) for pairs in self._examples_together(part)]
+
+    def _examples_together(
+        self, dialogues: Sequence[tuple[Sequence[Message], Sequence[int] | None]]
+    ) -> list[list[Encoded]]:
         turns = [_turns_to_learn(messages, learned) for messages, learned in dialogues]
         # What is to be rendered, once: (index of the dialogue, number of its messages, with the generation prompt).
         wanted = dict.fromkeys((i, len(messages), False) for i, (messages, _) in enumerate(dialogues))
@@ -104,6 +110,11 @@ class Chat:
 
     def _render(self, dialogues: Sequence[template.Dialogue]) -> list[str]:
         return _render(self.tokenizer, dialogues, self.thinking)
+
+
+def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """The items in parts. What a tokenizer returns takes many times the memory of the ids."""
+    return (items[start : start + ENCODED_TOGETHER] for start in range(0, len(items), ENCODED_TOGETHER))
 
 
 def _turns_to_learn(messages: Sequence[Message], learned: Sequence[int] | None) -> list[int]:

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+import mft_jax.models.chat
 from mft_jax.base_model import CHECKPOINT
 from mft_jax.errors import UserError
 from mft_jax.models.chat import load_chat
@@ -87,7 +88,8 @@ def test_a_template_that_drops_old_thoughts_gives_an_example_for_each_turn(tmp_p
 
 
 @pytest.mark.parametrize("source", [None, THOUGHTS])
-def test_dialogues_that_are_encoded_together_are_as_alone(tmp_path, source):
+def test_dialogues_that_are_encoded_together_are_as_alone(tmp_path, source, monkeypatch):
+    monkeypatch.setattr(mft_jax.models.chat, "ENCODED_TOGETHER", 4)
     chat = load_chat(CHECKPOINT, None if source is None else template(tmp_path, source))
     thought = [DIALOGUE[0], assistant("<think>one and one</think>2"), *DIALOGUE[2:]]
     dialogues = [

@@ -78,9 +78,8 @@ def test_a_malicious_or_broken_template_is_a_one_sentence_error(source, reason, 
 def test_dialogues_that_are_rendered_together_are_as_alone_and_each_has_its_own_time(monkeypatch, together):
     monkeypatch.setattr(template, "TOGETHER", together)
     monkeypatch.setattr(template, "CPU_SECONDS", 0.25)
-    busy = (
-        "{% for i in range(40) %}{% for j in range(25000) %}{% endfor %}{% endfor %}" + PLAIN
-    )  # a thirtieth of a second
+    # A thirtieth of a second for each dialogue
+    busy = "{% for i in range(40) %}{% for j in range(25000) %}{% endfor %}{% endfor %}" + PLAIN
     dialogues = [(DIALOGUE[:count], bool(count % 2)) for count in (1, 2, 3, 4) for _ in range(4)]
     start = time.monotonic()
     found = render_all(busy, dialogues, variables={})
