@@ -16,7 +16,7 @@ from mft_jax.worker import EndedError, LateError, Worker
 CPU_SECONDS = 2.0  # for one rendering; usual ones take a millisecond
 WALL_SECONDS = 60.0  # for one rendering, in case the process sleeps for ever
 LONGEST = 10_000_000  # characters of a rendering; more than the longest context of any model holds
-TOGETHER, CHARACTERS_TOGETHER = 256, 1_000_000  # at most so many dialogues in a request, or with so many characters
+CHARACTERS_TOGETHER = 1_000_000  # of the dialogues in a request, the last of which may exceed it
 
 Dialogue = tuple[Sequence[Message], bool]  # and whether it is opened: it then ends with the generation prompt
 
@@ -50,7 +50,7 @@ def _parts(dialogues: Sequence[Dialogue]) -> Iterator[list[Dialogue]]:
     for dialogue in dialogues:
         part.append(dialogue)
         characters += sum(len(message["content"]) for message in dialogue[0])
-        if len(part) >= TOGETHER or characters >= CHARACTERS_TOGETHER:
+        if characters >= CHARACTERS_TOGETHER:
             yield part
             part, characters = [], 0
     if part:
