@@ -5,11 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from mft_jax.models.decoder import Decoder
 from mft_jax.models.lora import Adapter, Unstacked
+from mft_jax.parallel.mesh import sharding
 from mft_jax.programs.choose import Choice, choose
 from mft_jax.programs.choose_split import choose_split
 from mft_jax.programs.over_agents import for_sampling, over_agents
@@ -30,10 +31,10 @@ def decode(
 
     def unfinished(carry: tuple[Array, Slots]) -> Array:
         step, slots = carry
-        free = jnp.sum(~slots.active, axis=1)
+        free = jnp.sum(~slots.active, axis=1)  # the only sum over devices
         pending = jnp.asarray(settings.pending)
         refill = jnp.any(pending > 0) & jnp.all(free >= jnp.minimum(pending, settings.prefill_rows))
-        return (step < settings.steps) & jnp.any(slots.active) & ~refill
+        return (step < settings.steps) & (jnp.sum(free) < slots.active.size) & ~refill
 
     def advance(carry: tuple[Array, Slots]) -> tuple[Array, Slots]:
         step, slots = carry
@@ -75,20 +76,30 @@ def decode_token(model: Decoder, adapters: Adapter | Unstacked | None, slots: Sl
 
 def _choose_tokens(logits: Float[Array, "A B V"], slots: Slots, settings: Settings, mesh: Mesh | None) -> Choice:
     """Chooses the next token of every slot; the fields of the result are [A, B]."""
-    agents, rows, _ = logits.shape
     temperature, top_p = jnp.asarray(settings.temperature), jnp.asarray(settings.top_p)
     with jax.named_scope("choose"):
         if mesh is not None and mesh.devices.flat[0].platform == "tpu":
             return choose_split(logits, slots.key, slots.count, temperature, top_p, mesh)
-        choice = choose(
-            logits.reshape(agents * rows, -1),
-            slots.key.reshape(agents * rows, 2),
-            slots.count.reshape(-1),
-            slots.active.reshape(-1),
-            temperature,
-            top_p,
-        )
-    return Choice(*(part.reshape(agents, rows) for part in choice))
+        arguments = logits, slots.key, slots.count, slots.active, temperature, top_p
+        if mesh is None or mesh.size == 1:
+            return _choose_together(*arguments)
+        # Each device chooses for its own rows. The compiler would gather all rows on all devices.
+        rows = sharding(mesh, "agent", "batch", shape=slots.active.shape).spec
+        taken = (*(rows,) * 4, PartitionSpec(), PartitionSpec())
+        return jax.shard_map(_choose_together, mesh=mesh, in_specs=taken, out_specs=rows, check_vma=False)(*arguments)
+
+
+def _choose_together(
+    logits: Float[Array, "A B V"],
+    keys: UInt32[Array, "A B 2"],
+    index: Int[Array, "A B"],
+    active: Bool[Array, "A B"],
+    temperature: Float[Array, ""],
+    top_p: Float[Array, ""],
+) -> Choice:
+    """`choose` for the rows of all agents as one batch."""
+    flat = (x.reshape(-1, *x.shape[2:]) for x in (logits, keys, index, active))
+    return Choice(*(part.reshape(active.shape) for part in choose(*flat, temperature, top_p)))
 
 
 def next_logits(
@@ -106,13 +117,14 @@ def next_logits(
     """
     config = model.config
 
-    def attention(layer, q, k, v):
+    def attention(layer, q, k, v, earlier):
         output, *cache = model.backend.decode(
-            q, k, v, keys[layer], values[layer], position,
+            q, k, v, *earlier, position,
             window=config.windows[layer], softcap=config.attention_softcap,
         )  # fmt: skip
         return output, cache
 
-    hidden, cache = model.run(token[:, None], position[:, None], adapter, attention, long=long)
+    earlier = tuple(zip(keys, values, strict=True))
+    hidden, cache = model.run(token[:, None], position[:, None], adapter, attention, earlier=earlier, long=long)
     keys, values = zip(*cache, strict=True)
     return model.logits(hidden[:, 0]), keys, values

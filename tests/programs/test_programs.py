@@ -9,6 +9,7 @@ import pytest
 from mft_jax.config import MeshConfig
 from mft_jax.finetuning.losses import DirectPreference, likelihood
 from mft_jax.finetuning.trainer import place_batch
+from mft_jax.models.decoder import build
 from mft_jax.parallel.mesh import make_mesh, society_shardings
 from mft_jax.programs import Programs, abstract
 from mft_jax.programs import program as program_module
@@ -51,6 +52,22 @@ def test_sampling_and_scoring_are_lowered_from_shapes_as_from_arrays(tiny, mesh,
     assert lowered(programs.prefill, weights, adapters, slots, prompts, long) == seen["prefill"]
     assert lowered(programs.decode, weights, adapters, slots, settings) == seen["decode"]
     assert lowered(programs.score, weights, adapters, texts) == seen["score"]
+
+
+def test_devices_that_share_rows_exchange_one_sum_for_each_token(tiny):
+    """Each chooses the tokens of its own rows; the sum is that of the free slots."""
+    mesh = make_mesh(MeshConfig(data=2))
+    slots = abstract.abstract_slots(tiny.config, mesh, agents=3, rows=4, columns=32, new_tokens=16, dtype="float32")
+    weights = abstract.abstract_base(tiny.config, mesh, np.float32)
+    adapters = abstract.abstract_adapters(tiny.config, tiny.lora, mesh, 3)
+    settings = abstract.abstract_settings(mesh, agents=3, stop_ids=8)
+    graphdef, _ = build(tiny.config, mesh=mesh)
+    program = Programs(graphdef, tiny.config, mesh).decode.compile(weights, adapters, slots, settings)
+    lines = [line for line in program.as_text().splitlines() if "/while/" in line]
+    of_kind = lambda *kinds: [line for line in lines if any(f" {kind}(" in line for kind in kinds)]
+    assert len(lines) > 100
+    assert len(of_kind("all-reduce")) == 1
+    assert of_kind("all-gather", "all-to-all", "collective-permute") == []
 
 
 @pytest.mark.parametrize(("objective", "sequences"), [(likelihood, 0), (DirectPreference(), 16)])
