@@ -174,6 +174,20 @@ class Block(nnx.Module):
         return tuple(layer.with_product(y, product) for layer, product in zip(layers, products, strict=True))
 
 
+def _run_layer(
+    graph: nnx.GraphDef,
+    attention: Attention,
+    state: nnx.State,
+    x: Float[Array, "B T D"],
+    rope: tuple[Array, Array],
+    lora: Mapping[str, LowRank],
+    earlier: Any,
+) -> tuple[Float[Array, "B T D"], Any]:
+    """Runs the block of this graph and state, as `Block` does. `earlier` is what `attention` takes of it besides, or None."""
+    attend = attention if earlier is None else partial(attention, earlier=earlier)
+    return nnx.merge(graph, state)(x, rope, attend, lora)
+
+
 def _is_no_copy(primitive: Any, *inputs: Any, **parameters: Any) -> bool:
     """Whether the backward pass keeps the result: anything but copies of a layer's weights, in their or another dtype."""
     del inputs, parameters
@@ -246,10 +260,15 @@ class Decoder(nnx.Module):
             assert not isinstance(adapter, Unstacked), "a loop needs stacked layers"
             x, kept = self._scan(x, adapter, angles, attention, earlier, remat)
         updates = ({},) * config.layers if adapter is None else adapter.by_layer()
+        graph, layers = nnx.split(self.blocks[0])[0], {}
         for index in range(len(kept), config.layers):
-            attend = partial(attention, index) if earlier is None else partial(attention, index, earlier=earlier[index])
-            layer = lambda x, lora, i=index, attend=attend: self.blocks[i](x, angles[i], attend, lora)
-            x, own = (jax.checkpoint(layer) if remat else layer)(x, updates[index])
+            # Layers with the same window are traced once: each call of a jitted function inlines what the first one traced.
+            window = config.windows[index]
+            if window not in layers:
+                own = partial(_run_layer, graph, partial(attention, index))
+                layers[window] = jax.jit(jax.checkpoint(own) if remat else own, inline=True)
+            state, known = nnx.split(self.blocks[index])[1], None if earlier is None else earlier[index]
+            x, own = layers[window](state, x, angles[index], updates[index], known)
             kept.append(own)
         return constrain(self.mesh, self.norm(x), "batch", None, None), kept
 
@@ -272,10 +291,9 @@ class Decoder(nnx.Module):
         graph, states = nnx.split(self.blocks[0])[0], [nnx.split(block)[1] for block in self.blocks]
 
         def layer(place: int, index: Array, x: Array, lora: Mapping[str, LowRank], known: Any) -> tuple[Array, Any]:
-            attend = partial(attention, place) if earlier is None else partial(attention, place, earlier=known)
             own = [partial(lambda state: state, state) for state in states[place : passes * period : period]]
-            block = nnx.merge(graph, jax.lax.switch(index, own))
-            return block(x, angles[place], attend, lora)
+            state = jax.lax.switch(index, own)
+            return _run_layer(graph, partial(attention, place), state, x, angles[place], lora, known)
 
         policy = None if remat else _is_no_copy
         run_layer = jax.checkpoint(layer, static_argnums=0, policy=policy, prevent_cse=False)
