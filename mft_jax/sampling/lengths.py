@@ -1,4 +1,7 @@
-"""The lengths to which prompts are padded. Each needs a compiled program, so a pass has few, chosen from its prompts."""
+"""The lengths to which prompts are padded, and those of KV caches.
+
+Each needs compiled programs, so a pass has few, chosen from its prompts, and passes use those of earlier ones.
+"""
 
 import collections
 import itertools
@@ -14,6 +17,7 @@ MOST_IN_RUN = 6  # lengths in all passes of a run, unless a prompt is longer tha
 _PREFIX_STEP = 128  # on other devices than CPUs, where attention works on blocks of this many tokens
 _CPU_STEPS = 8  # of `padded_length`
 _WORTH_A_LENGTH = 1.03  # how many times as many tokens, padding included, there must be without a length
+_WORTH_A_CACHE = 1.125  # how many times as many columns as needed a cache of an earlier pass may have on CPUs
 _TOLERANCE = 1.1  # how many times as many tokens, padding included, the lengths of earlier passes may need
 
 
@@ -50,7 +54,7 @@ def _count_padded(counts: collections.Counter[int], lengths: Sequence[int]) -> i
 
 
 class PromptLengths:
-    """The lengths to which the prompts of a run are padded.
+    """The lengths to which the prompts of a run are padded, and those of its caches.
 
     CPUs choose up to three for each pass, from finer steps. On other devices programs take longer to compile, so there are
     two for each pass, and those of earlier passes are used again: `MOST_IN_RUN` in all. A run has three kinds of passes, for
@@ -60,10 +64,25 @@ class PromptLengths:
     def __init__(self, mesh: Mesh):
         self.few = mesh.devices.flat[0].platform != "cpu"
         self.known: set[int] = set()  # of all passes so far
+        self.columns: set[int] = set()  # of their caches
 
     def choose_prefix(self, shared: int) -> int:
         """How many of the `shared` tokens that all prompts of a speaker begin with can be read by a program of their own."""
         return shared // _PREFIX_STEP * _PREFIX_STEP if self.few else shared
+
+    def choose_columns(self, prompt: int, row: int, new_tokens: int) -> int:
+        """The columns of a pass's cache. Its longest prompt has `prompt` tokens, its longest row `row`, answer included.
+
+        `new_tokens` is what each row has room for. On CPUs, a decoding step reads all columns and takes as much longer, so
+        they are chosen from finer steps.
+        """
+        columns = min(bucket(prompt, SHORTEST) + new_tokens, bucket(row, SHORTEST))
+        if self.few:
+            return columns
+        columns = min(columns, padded_length(row, _CPU_STEPS))
+        columns = min((own for own in self.columns if columns <= own <= _WORTH_A_CACHE * columns), default=columns)
+        self.columns.add(columns)
+        return columns
 
     def choose(self, prompts: Iterable[int], columns: int) -> list[int]:
         """The lengths of a pass, ascending, for prompts of these numbers of tokens.

@@ -20,7 +20,7 @@ from mft_jax.programs import Programs
 from mft_jax.programs.program import BusyClock
 from mft_jax.programs.slots import Prefix, Prompts, Settings, Slots, View, bucket, empty_slots
 from mft_jax.sampling.completions import Completion, OnTokens, Progress, Request, Usage
-from mft_jax.sampling.lengths import SHORTEST, PromptLengths
+from mft_jax.sampling.lengths import PromptLengths
 from mft_jax.sampling.sharing import deal_out, is_worth_a_program, places_for, shared_prefix
 
 
@@ -219,10 +219,8 @@ class _Grid:
             return {}
         config, lanes = self.config, len(self.speakers)
         new_tokens = bucket(config.max_new_tokens)
-        # Of the two ways to round up, the one with fewer columns: every step of decode reads all of them.
         longest = max(len(row.tokens) - row.new + row.limit for row in rows)
-        prompts = bucket(max(len(row.tokens) for row in rows), SHORTEST)
-        columns = min(prompts + new_tokens, bucket(longest, SHORTEST))
+        columns = self.lengths.choose_columns(max(len(row.tokens) for row in rows), longest, new_tokens)
         # The longest first, so that prompts that are prefilled together have similar lengths and need little padding. Equal
         # ones follow each other.
         order = sorted(range(len(rows)), key=lambda n: (-len(rows[n].tokens), rows[n].tokens))

@@ -57,6 +57,17 @@ def test_a_cpu_chooses_three_lengths_for_every_pass():
         assert lengths.choose(prompts, columns_for(prompts)) == choose_lengths(prompts, 3, 8)
 
 
+def test_a_cpu_reads_few_columns_beyond_the_longest_row():
+    lengths = lengths_on("cpu")
+    assert lengths.choose_columns(41, 41 + 96, 96) == 144  # 48 + 96; in halves of a power of two it is 192
+    assert lengths.choose_columns(204, 204 + 96, 96) == 320
+    assert lengths.choose_columns(190, 190 + 96, 96) == 320  # 288 would be enough, but no programs are compiled for it
+    assert lengths.choose_columns(150, 150 + 96, 96) == 256
+    assert lengths.choose_columns(1000, 1024, 96) == 1024  # the end of the model's context
+    coarse = lengths_on("gpu")
+    assert [coarse.choose_columns(tokens, tokens + 96, 96) for tokens in (41, 204, 190)] == [144, 352, 288]
+
+
 def test_an_accelerator_uses_the_lengths_of_earlier_passes_again():
     lengths = lengths_on("tpu")
     assert lengths.choose([60, 62, 100], 160) == [64, 112]
