@@ -33,12 +33,15 @@ class Chat:
         return self.prompts([messages])[0]
 
     def prompts(self, dialogues: Sequence[Sequence[Message]]) -> list[list[int]]:
-        """`prompt` of each dialogue; of many together it takes a fraction of the time."""
-        found = []
-        for part in _parts(dialogues):
+        """`prompt` of each dialogue; of many together it takes a fraction of the time. Equal ones are encoded once."""
+        keys = [tuple(tuple(message.items()) for message in messages) for messages in dialogues]
+        different = dict(zip(keys, dialogues, strict=True))
+        encoded = []
+        for part in _parts(list(different.values())):
             texts = self._render([(messages, True) for messages in part])
-            found += self.tokenizer(texts, add_special_tokens=False)["input_ids"]  # the template writes them itself
-        return found
+            encoded += self.tokenizer(texts, add_special_tokens=False)["input_ids"]  # the template writes them itself
+        of_key = dict(zip(different, encoded, strict=True))
+        return [list(of_key[key]) for key in keys]
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of sampled ids, without the template's special tokens."""
