@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from jax.sharding import Mesh
 
-from mft_jax.config import ExperimentConfig, ModelSource, SamplingConfig
+from mft_jax.config import ExperimentConfig, MeshConfig, ModelSource, SamplingConfig, validate
 from mft_jax.debate import Debate, Protocol
 from mft_jax.errors import UserError
 from mft_jax.methods import Method, make_method
@@ -75,8 +75,8 @@ class Setup:
 def prepare(config: ExperimentConfig, session: Session | None = None) -> Setup:
     """Loads the session, the questions and the method of a run. Writes nothing to the run directory.
 
-    `session` is used if given, otherwise one is opened; it must have the model of the configuration. Raises UserError
-    for a configuration that cannot be run.
+    `session` is used if given, otherwise one is opened; it must have the model of the configuration, and its mesh must
+    divide the agents and rows. Raises UserError for a configuration that cannot be run.
     """
     method = make_method(config.method, config)
     task = load_task(config.task, config.seed)
@@ -84,6 +84,7 @@ def prepare(config: ExperimentConfig, session: Session | None = None) -> Setup:
     if session is None:
         session = open_session(config.model, config.mesh)
     check_session(session, config.model)
+    validate(dataclasses.replace(config, mesh=MeshConfig(**session.mesh.shape)), "The mesh of the session")
     check_questions(task, session.chat, session.model)
     return Setup(dataclasses.replace(config, lora=session.resolved(config.lora)), session, task, method)
 

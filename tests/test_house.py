@@ -29,7 +29,7 @@ LAYERS = [
     ("diversity_stage", "stages", "training_data", "budget"),
     ("bench",),
     ("plan",),
-    ("experiment",),
+    ("experiment", "opening"),
     ("grid", "steps", "ask"),
     ("exchange",),
     ("arguments",),

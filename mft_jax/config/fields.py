@@ -263,12 +263,17 @@ class MeshConfig:
     model: Annotated[Count, Change.ANY_TIME] = 1
     """Number of devices over which the weights are split."""
     auto: Annotated[bool, Change.ANY_TIME] = False
-    """Choose the axes when a run starts: the fastest mesh of all devices that fits them, as `mft plan` estimates it."""
+    """Choose the axes when a run starts, unless one is set to more than 1: the fastest mesh of all devices that fits them."""
 
     @property
     def devices(self) -> int:
         """The number of devices."""
         return self.agent * self.data * self.model
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the axes are still to be chosen."""
+        return self.auto and self.devices == 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

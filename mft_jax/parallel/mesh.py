@@ -50,7 +50,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     the devices that the mesh needs (`split_cpu`). Raises UserError if there are too few devices, if a run on several hosts
     does not use all of them, and for sizes that are not chosen yet.
     """
-    if config.auto:
+    if config.is_open:
         raise UserError(
             "The axes of the mesh are not chosen yet (mesh.auto): choose them with mft_jax.choose_mesh(config)."
         )
@@ -80,7 +80,7 @@ def split_cpu(config: MeshConfig) -> None:
     small model. Does nothing if JAX has counted its devices, if it was told a number of them, or on several hosts, whose
     devices are those of the mesh together.
     """
-    devices = min(AUTO_CPU_DEVICES, _cores()) if config.auto else config.devices
+    devices = min(AUTO_CPU_DEVICES, _cores()) if config.is_open else config.devices
     flags = os.environ.get("XLA_FLAGS", "")
     told = jax.config.values["jax_num_cpu_devices"] >= 0 or "host_platform_device_count" in flags
     if devices > 1 and not told and hosts.count() == 1:

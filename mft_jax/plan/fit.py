@@ -117,15 +117,15 @@ def possible_meshes(config: ExperimentConfig, model: ModelConfig, devices: int) 
 def choose_mesh(config: ExperimentConfig, target: Target | None = None) -> ExperimentConfig:
     """With `mesh.auto`, the configuration with the fastest mesh of the target that fits, by rough figures.
 
-    Without it, the configuration itself. The target is by default the present devices; a CPU counts as the devices that
-    `split_cpu` gives it, unless JAX has counted its devices before. Only meshes that divide the agents, rows and heads are
-    compared: those of all devices, or, if there are none, of fewer present devices on one host. On several hosts, all must
-    call this. Raises UserError if no mesh fits.
+    Without it, or with an axis that is set to more than 1, the configuration with the axes that it has. The target is by
+    default the present devices; a CPU counts as the devices that `split_cpu` gives it, unless JAX has counted its devices
+    before. Only meshes that divide the agents, rows and heads are compared: those of all devices, or, if there are none, of
+    fewer present devices on one host. On several hosts, all must call this. Raises UserError if no mesh fits.
     """
     if target is None:
         split_cpu(config.mesh)  # here, because a run counts the devices before it opens its session
-    if not config.mesh.auto:
-        return config
+    if not config.mesh.is_open:
+        return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, auto=False))
     some = target is None and hosts.count() == 1
     return dataclasses.replace(config, mesh=decide(lambda: _fastest_mesh(config, target or devices_to_compare(), some)))
 

@@ -108,7 +108,9 @@ def test_rough_figures_by_hand():
 
 def test_a_mesh_is_chosen_when_it_is_asked_for(planned_config):
     """Llama-3-8B on four devices, 3 agents, 4 rows and 2 in a batch: the axes (1, 2, 2) and (1, 1, 4) divide them."""
-    assert choose_mesh(planned_config) is planned_config
+    assert choose_mesh(planned_config) == planned_config
+    given = dataclasses.replace(planned_config, mesh=MeshConfig(data=2, auto=True))
+    assert choose_mesh(given).mesh == MeshConfig(data=2)
     source = ModelSource(path="meta-llama/Meta-Llama-3-8B-Instruct", param_dtype="bfloat16", compute_dtype="bfloat16")
     asked = dataclasses.replace(planned_config, model=source, mesh=MeshConfig(auto=True))
     four = Target("x", jax.devices("cpu")[:4], CHIPS[0].speeds, 32e9, 1.0, 0.5)
