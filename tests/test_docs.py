@@ -214,7 +214,7 @@ def test_the_settings_exist():
         for code in inline_code(path.read_text()):
             name = re.match(r"(?:--)?([a-z]+(?:\.[a-z0-9_-]+)+)(?= |$)", code)
             if name and name[1].split(".")[0] in groups:
-                named.add(name[1].replace("-", "_"))
+                named.add(name[1].replace("-", "_").replace(".no_", "."))  # --mesh.no-auto switches mesh.auto off
     assert len(named) >= 20
     assert named - set(FIELDS) == {"metrics.jsonl", "feedback.jsonl", "feedback.lock"}  # files of a run
 
