@@ -37,7 +37,6 @@ from mft_jax.config import ExperimentConfig, Grid, load_config, load_grid, valid
 from mft_jax.errors import UserError
 from mft_jax.parallel import hosts
 from mft_jax.parallel.compilation_cache import keep_compiled_programs
-from mft_jax.parallel.memory import keep_freed_memory
 from mft_jax.report.text import clean, literal
 from mft_jax.startup import quick_imports
 
@@ -378,7 +377,6 @@ def _run_command(command: Command) -> None:
     # Silences the log messages of these libraries. It must be set before they are imported.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    keep_freed_memory()
     keep_compiled_programs()
     _find_modules_of_user(command)
     COMMANDS[type(command)](command, Console())
