@@ -19,7 +19,7 @@ from mft_jax.models.attention_backend import attention_backend
 from mft_jax.models.config import ModelConfig
 from mft_jax.models.decoder import build
 from mft_jax.models.lora import Adapter, init_society
-from mft_jax.parallel.mesh import base_sharding, replicated, sharding, society_shardings
+from mft_jax.parallel.mesh import RULES, base_sharding, replicated, sharding, society_shardings
 from mft_jax.programs.score import Texts
 from mft_jax.programs.slots import Prompts, Settings, Slots, slot_shardings, zero_slots
 from mft_jax.programs.train import Batch, Hyper, Signals, TrainState, init_state
@@ -68,8 +68,8 @@ def abstract_prompts(mesh: Mesh, *, agents: int, prompts: int, tokens: int) -> P
 def abstract_settings(mesh: Mesh, *, agents: int, stop_ids: int) -> Settings:
     """The settings of `decode`, with room for `stop_ids` stop token ids."""
     real, count = _struct((), np.float32), _struct((), np.int32)
-    lists = _struct((stop_ids,), np.int32), _struct((agents,), np.int32)
-    return _with_shardings(replicated(mesh), Settings(real, real, *lists, count, count, _struct((), np.bool_)))
+    lists = _struct((stop_ids,), np.int32), _struct((agents, mesh.shape[RULES["batch"]]), np.int32)
+    return _with_shardings(replicated(mesh), Settings(real, real, *lists, count, _struct((), np.bool_)))
 
 
 def abstract_texts(mesh: Mesh, *, agents: int, rows: int, tokens: int) -> Texts:

@@ -22,19 +22,22 @@ def decode(
 ) -> tuple[Slots, View]:
     """Decodes until `settings.steps` tokens per row are done, no row is active, or free slots should be refilled.
 
-    Slots should be refilled once every agent with pending prompts has `settings.prefill_rows` free slots, or a free slot
-    for each of its pending prompts: not earlier, because a prefill has places for all agents and computes the empty ones
-    too. Returns the slots, and the part of them that the host reads.
+    Slots should be refilled once every agent has `settings.refill` free slots on every device of the data axis: not
+    earlier, because a prefill has places for all agents and devices and computes the empty ones too. Returns the slots,
+    and the part of them that the host reads.
     """
     model = nnx.merge(graphdef, base)
     updates = for_sampling(model, adapters)
+    needed = jnp.asarray(settings.refill)
+    any_waits = jnp.any(needed > 0)
 
     def unfinished(carry: tuple[Array, Slots]) -> Array:
         step, slots = carry
-        free = jnp.sum(~slots.active, axis=1)  # the only sum over devices
-        pending = jnp.asarray(settings.pending)
-        refill = jnp.any(pending > 0) & jnp.all(free >= jnp.minimum(pending, settings.prefill_rows))
-        return (step < settings.steps) & (jnp.sum(free) < slots.active.size) & ~refill
+        free = jnp.sum(~slots.active.reshape(*needed.shape, -1), axis=-1)
+        # The only sum over devices: in how many places slots are too few for a refill, and all free slots.
+        lacking, all_free = jnp.sum(jnp.stack([free < needed, free]), axis=(1, 2))
+        refill = any_waits & (lacking == 0)
+        return (step < settings.steps) & (all_free < slots.active.size) & ~refill
 
     def advance(carry: tuple[Array, Slots]) -> tuple[Array, Slots]:
         step, slots = carry

@@ -41,8 +41,7 @@ class Settings(NamedTuple):
     temperature: Float[AnyArray, ""]
     top_p: Float[AnyArray, ""]
     stop_ids: Int[AnyArray, " E"]  # padded with -1
-    pending: Int[AnyArray, " A"]  # number of prompts that wait for a free slot
-    prefill_rows: Int[AnyArray, ""]  # a call of `decode` ends when each agent can refill this many slots
+    refill: Int[AnyArray, "A D"]  # `decode` ends when each device of the data axis has so many free slots; 0: never
     steps: Int[AnyArray, ""]  # a call of `decode` ends after this many tokens per row
     long: Bool[AnyArray, ""]  # rows are longer than longrope's original context (`ModelConfig.long_after`)
 

@@ -235,9 +235,9 @@ class _Grid:
         completions: dict[int, Completion] = {}
         told = [row.new for row in rows]  # how many new tokens of each row `on_tokens` knows
         while any(queues) or (owner >= 0).any():
-            while _can_prefill(owner, queues, config.prefill_rows):
+            while _can_prefill(owner, refill := self._needed_slots(queues)):
                 slots = self._prefill_slots(slots, rows, queues, owner, reading)
-            settings = self._make_settings(queues, long)
+            settings = self._make_settings(refill, long)
             stop_if_asked()
             self.clock.start()
             slots, view = self.programs.decode(self.base, self.adapters, slots, settings)
@@ -334,14 +334,20 @@ class _Grid:
                 taken.append((device * own_slots + place, device * slots + slot, device * prompts + source, row))
         return taken
 
-    def _make_settings(self, queues: Sequence[Queue], long: bool) -> Settings:
+    def _needed_slots(self, queues: Sequence[Queue]) -> np.ndarray:
+        """How many slots of each lane, on each device of the data axis, the next call of `prefill` can fill, [A, D]."""
+        devices = self.mesh.shape["data"]
+        share = self.config.prefill_rows // devices
+        waiting = np.array([len(queue) for queue in queues], np.int32)
+        return np.clip(waiting[:, None] - share * np.arange(devices, dtype=np.int32), 0, share)
+
+    def _make_settings(self, refill: np.ndarray, long: bool) -> Settings:
         stop_ids = np.full(max(8, bucket(len(self.stop_ids), 8)), -1, np.int32)
         stop_ids[: len(self.stop_ids)] = self.stop_ids
         config, number = self.config, lambda value: np.asarray(value, np.int32)
         settings = Settings(
             temperature=np.asarray(config.temperature, np.float32), top_p=np.asarray(config.top_p, np.float32),
-            stop_ids=stop_ids, pending=number([len(queue) for queue in queues]),
-            prefill_rows=number(config.prefill_rows), steps=number(config.steps_per_dispatch), long=np.asarray(long),
+            stop_ids=stop_ids, refill=refill, steps=number(config.steps_per_dispatch), long=np.asarray(long),
         )  # fmt: skip
         return to_devices(settings, replicated(self.mesh))
 
@@ -382,7 +388,7 @@ class _Grid:
         return Completion(tuple(ids), reason, len(ids), log_probs)
 
 
-def _can_prefill(owner: np.ndarray, queues: Sequence[Queue], rows: int) -> bool:
-    """Whether every lane has `rows` free slots, or one for each row left in its queue. `decode` returns by the same rule."""
-    free = (owner < 0).sum(axis=1)
-    return any(queues) and all(space >= min(rows, len(queue)) for queue, space in zip(queues, free, strict=True))
+def _can_prefill(owner: np.ndarray, needed: np.ndarray) -> bool:
+    """Whether there are `needed` free slots, as in `Settings.refill`. `decode` returns by the same rule."""
+    free = (owner < 0).reshape(*needed.shape, -1).sum(axis=-1)
+    return bool(needed.any() and (free >= needed).all())

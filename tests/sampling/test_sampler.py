@@ -141,6 +141,16 @@ def test_every_place_of_a_prefill_has_a_prompt(sampler, tiny, requests, sampled)
     assert usage.prefilled_tokens == 5 * (3 * 2) * 32
 
 
+def test_each_device_fills_its_places_of_a_prefill(tiny, requests):
+    """30 rows in 2 + 2 slots, one on each of two devices at a time: with any empty place there would be more than 15 calls."""
+    mesh = make_mesh(MeshConfig(data=2))
+    meshed = Programs(tiny.graphdef, tiny.config, mesh)
+    sampler = make_sampler(dataclasses.replace(tiny, base=place_base(mesh, tiny.base)), meshed, lanes=1)
+    completions, (usage,) = sampler.sample([dataclasses.replace(request, speaker=None) for request in requests])
+    assert len({completion.new_tokens for completion in completions}) > 5
+    assert usage.prefilled_tokens == 15 * 2 * 32
+
+
 def test_other_keys_give_other_texts(sampler, tiny, requests, sampled):
     rekeyed = [dataclasses.replace(request, key=row_key(1, i)) for i, request in enumerate(requests)]
     other, _ = sampler.sample(rekeyed, tiny.society)
