@@ -132,9 +132,11 @@ def check_values(options, arguments):
             value = options.settings
         if isinstance(options, Ask) and hasattr(options.options, names[0]):
             value = options.options
-        for name in names:
-            value = getattr(value, name)
-        if value is True and (i + 1 == end):  # a switch
+        *groups, name = names
+        off = name.startswith("no_")  # --mesh.no-auto switches mesh.auto off
+        for part in (*groups, name.removeprefix("no_")):
+            value = getattr(value, part)
+        if value is not off and isinstance(value, bool) and (i + 1 == end):  # a switch
             continue
         write = lambda one: f"{one:g}" if isinstance(one, float) else str(one)
         shown = list(map(write, value)) if isinstance(value, tuple) else [write(value)]
