@@ -29,7 +29,7 @@ def decode(
     model = nnx.merge(graphdef, base)
     updates = for_sampling(model, adapters)
     needed = jnp.asarray(settings.refill)
-    any_waits = jnp.any(needed > 0)
+    any_waits = jnp.any(needed > 0)  # in the loop, the devices would exchange this too for each token
 
     def unfinished(carry: tuple[Array, Slots]) -> Array:
         step, slots = carry

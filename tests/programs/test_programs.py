@@ -55,7 +55,7 @@ def test_sampling_and_scoring_are_lowered_from_shapes_as_from_arrays(tiny, mesh,
 
 
 def test_devices_that_share_rows_exchange_one_sum_for_each_token(tiny):
-    """Each chooses the tokens of its own rows; the sum is that of the free slots."""
+    """Each chooses the tokens of its own rows; the sum tells whether to go on."""
     mesh = make_mesh(MeshConfig(data=2))
     slots = abstract.abstract_slots(tiny.config, mesh, agents=3, rows=4, columns=32, new_tokens=16, dtype="float32")
     weights = abstract.abstract_base(tiny.config, mesh, np.float32)
