@@ -17,6 +17,24 @@ from mft_jax.models.attention import attend, causal_attention, transposed, visib
 
 Shape = tuple[int, int, int]
 
+Cache = tuple[tuple[Float[Array, "A B K _ _"], Float[Array, "A B K S _"]], ...]  # the keys and values of each layer
+
+
+class PromptWriter(Protocol):
+    """Writes the keys and values of one layer and one agent into the first T columns of the cache, and returns the cache."""
+
+    def __call__(
+        self,
+        cache: Cache,
+        k: Float[Array, "C T K H"],
+        v: Float[Array, "C T K H"],
+        *,
+        layer: Int[Array, ""],
+        agent: Int[Array, ""],
+        into: Int[Array, " P"],  # `into` and `source` as in `programs.slots.Prompts`
+        source: Int[Array, " P"],
+    ) -> Cache: ...
+
 
 class AttentionBackend(Hashable, Protocol):
     """The attention of a decoder layer. The queries are already scaled; `window` and `softcap` are as in `attention.py`."""
@@ -58,6 +76,13 @@ class AttentionBackend(Hashable, Protocol):
         """Keys and values in the layout of the KV cache, with T columns."""
         ...
 
+    def prompt_writer(self, prompts: int, tokens: int) -> "PromptWriter | None":
+        """What writes the prompts of one agent into the cache, if prefill should run agent by agent for so many and so long ones.
+
+        None: prefill runs all agents together.
+        """
+        ...
+
     def cache_shapes(self, kv_heads: int, columns: int, head_dim: int) -> tuple[Shape, Shape]:
         """The shapes of one row's keys and values in the cache: (K, H, S) or (K, S, H), and (K, S, H).
 
@@ -83,6 +108,9 @@ class XlaAttention:
 
     def to_cache(self, k, v):
         return transposed(k, v)
+
+    def prompt_writer(self, prompts, tokens):
+        return None
 
     def cache_shapes(self, kv_heads, columns, head_dim):
         return (kv_heads, head_dim, columns), (kv_heads, columns, head_dim)

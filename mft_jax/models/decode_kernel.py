@@ -7,6 +7,7 @@ does not depend on the other rows.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,10 +53,6 @@ def attend_and_write(
     cache_out = pl.BlockSpec((1, kv_heads, tile, dim), written)
     queries, new = pl.BlockSpec((1, kv_heads, groups, dim), row), pl.BlockSpec((1, kv_heads, 1, dim), row)
     running = pltpu.VMEM((kv_heads, groups, _LANES), jnp.float32)
-    shape = lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype)
-    # Without this, XLA moves the caches of some layers to the vector memory and back in every step, because they fit.
-    in_hbm = lambda array: array if interpret else pltpu.with_memory_space_constraint(array, pltpu.HBM)
-    hbm_shape = lambda array: shape(array) if interpret else pltpu.HBM(array.shape, array.dtype)
     return pl.pallas_call(
         functools.partial(_kernel, block=block, tile=tile, window=window, softcap=softcap),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -65,7 +62,10 @@ def attend_and_write(
             out_specs=[queries, cache_out, cache_out],
             scratch_shapes=[running, running, pltpu.VMEM((kv_heads, groups, dim), jnp.float32)],
         ),
-        out_shape=[shape(q), hbm_shape(keys), hbm_shape(values)],
+        out_shape=[
+            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            *(shape_in_hbm(cache, interpret) for cache in (keys, values)),
+        ],
         input_output_aliases={4: 1, 5: 2},  # keys and values; input 0 is `position`
         cost_estimate=pl.CostEstimate(
             flops=4 * q.size * columns,
@@ -77,7 +77,20 @@ def attend_and_write(
         ),
         name="decode_attention",
         interpret=interpret,
-    )(position, q, k, v, in_hbm(keys), in_hbm(values))
+    )(position, q, k, v, in_hbm(keys, interpret), in_hbm(values, interpret))
+
+
+def in_hbm(array: Array, interpret: bool) -> Array:
+    """`array`, which is to stay in the main memory.
+
+    XLA would otherwise move the caches of some layers to the vector memory and back in every step, because they fit.
+    """
+    return array if interpret else pltpu.with_memory_space_constraint(array, pltpu.HBM)
+
+
+def shape_in_hbm(array: Array, interpret: bool) -> Any:
+    """The shape of a kernel's result that is like `array`, and in the main memory."""
+    return jax.ShapeDtypeStruct(array.shape, array.dtype) if interpret else pltpu.HBM(array.shape, array.dtype)
 
 
 def _kernel(

@@ -24,7 +24,8 @@ from mft_jax.parallel.mesh import RULES, constrain
 
 # Called by every layer with (index of a layer with the same window, q, k, v), and with what `Decoder.run` got as `earlier`
 # for this layer, if it did. Returns the attention output, and what the caller of `run` wants of this layer, such as its keys
-# and values.
+# and values. If `run` got a `cache`, it is called with the cache and the number of the layer too, as `cache` and `layer_number`,
+# and returns the cache in place of the latter.
 Attention = Callable[..., tuple[Float[Array, "B T N*H"], Any]]
 
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": partial(jax.nn.gelu, approximate=True)}
@@ -181,11 +182,16 @@ def _run_layer(
     x: Float[Array, "B T D"],
     rope: tuple[Array, Array],
     lora: Mapping[str, LowRank],
-    earlier: Any,
+    given: Mapping[str, Any],
 ) -> tuple[Float[Array, "B T D"], Any]:
-    """Runs the block of this graph and state, as `Block` does. `earlier` is what `attention` takes of it besides, or None."""
-    attend = attention if earlier is None else partial(attention, earlier=earlier)
-    return nnx.merge(graph, state)(x, rope, attend, lora)
+    """Runs the block of this graph and state, as `Block` does. `given` is what `attention` takes of it besides, by name."""
+    return nnx.merge(graph, state)(x, rope, partial(attention, **given), lora)
+
+
+def _given(earlier: Any, cache: Any, layer_number: Array) -> dict[str, Any]:
+    """What `Attention` takes besides queries, keys and values."""
+    given = {} if earlier is None else {"earlier": earlier}
+    return given if cache is None else {**given, "cache": cache, "layer_number": layer_number}
 
 
 def _is_no_copy(primitive: Any, *inputs: Any, **parameters: Any) -> bool:
@@ -235,12 +241,14 @@ class Decoder(nnx.Module):
         attention: Attention,
         *,
         earlier: Sequence[Any] | None = None,
+        cache: Any = None,
         long: Bool[Array, "..."] | None = None,
         remat: bool = False,
-    ) -> tuple[Float[Array, "B T D"], list[Any]]:
+    ) -> tuple[Float[Array, "B T D"], Any]:
         """The hidden states after the last norm, and the second results of `attention`, one for each layer.
 
         `earlier` is what `attention` takes of each layer besides, such as the keys and values of the tokens before these.
+        `cache` is handed from layer to layer and returned in place of the second results, so a loop can update it in place.
         `long` is as in `rotary.rotation`; only models with `config.long_after` use it. `remat` recomputes the activations
         of each layer in the backward pass.
         """
@@ -254,23 +262,24 @@ class Decoder(nnx.Module):
         rope = rotation(config.rope, positions, long)
         local = rope if config.local_rope is None else rotation(config.local_rope, positions)
         angles = [rope if window is None else local for window in config.windows]
-        kept: list[Any] = []
+        kept, done = [], 0
         # A decode step is not looped: its matmuls take as long as reading their weights, so a copy would double it.
         if self.scan_layers and tokens.shape[1] > 1:
             assert not isinstance(adapter, Unstacked), "a loop needs stacked layers"
-            x, kept = self._scan(x, adapter, angles, attention, earlier, remat)
+            done = config.layers // config.window_period * config.window_period
+            x, kept, cache = self._scan(x, adapter, angles, attention, earlier, cache, remat)
         updates = ({},) * config.layers if adapter is None else adapter.by_layer()
         graph, layers = nnx.split(self.blocks[0])[0], {}
-        for index in range(len(kept), config.layers):
+        for index in range(done, config.layers):
             # Layers with the same window are traced once: each call of a jitted function inlines what the first one traced.
             window = config.windows[index]
             if window not in layers:
                 own = partial(_run_layer, graph, partial(attention, index))
                 layers[window] = jax.jit(jax.checkpoint(own) if remat else own, inline=True)
             state, known = nnx.split(self.blocks[index])[1], None if earlier is None else earlier[index]
-            x, own = layers[window](state, x, angles[index], updates[index], known)
-            kept.append(own)
-        return constrain(self.mesh, self.norm(x), "batch", None, None), kept
+            x, own = layers[window](state, x, angles[index], updates[index], _given(known, cache, jnp.int32(index)))
+            kept, cache = ([*kept, own], None) if cache is None else (kept, own)
+        return constrain(self.mesh, self.norm(x), "batch", None, None), kept if cache is None else cache
 
     def _scan(
         self,
@@ -279,8 +288,9 @@ class Decoder(nnx.Module):
         angles: Sequence[tuple[Array, Array]],
         attention: Attention,
         earlier: Sequence[Any] | None,
+        cache: Any,
         remat: bool,
-    ) -> tuple[Float[Array, "B T D"], list[Any]]:
+    ) -> tuple[Float[Array, "B T D"], list[Any], Any]:
         """Runs the layers in a loop, as far as its passes divide them. A pass runs as many as the windows of attention repeat.
 
         XLA compiles one pass instead of all layers: for prefill of Llama-3-8B on a TPU in a fifth of the time. Each pass
@@ -290,28 +300,30 @@ class Decoder(nnx.Module):
         passes = config.layers // period
         graph, states = nnx.split(self.blocks[0])[0], [nnx.split(block)[1] for block in self.blocks]
 
-        def layer(place: int, index: Array, x: Array, lora: Mapping[str, LowRank], known: Any) -> tuple[Array, Any]:
+        def layer(place: int, index: Array, x: Array, lora: Mapping[str, LowRank], known: Any, cache: Any):
             own = [partial(lambda state: state, state) for state in states[place : passes * period : period]]
-            state = jax.lax.switch(index, own)
-            return _run_layer(graph, partial(attention, place), state, x, angles[place], lora, known)
+            state, given = jax.lax.switch(index, own), _given(known, cache, index * period + place)
+            return _run_layer(graph, partial(attention, place), state, x, angles[place], lora, given)
 
         policy = None if remat else _is_no_copy
         run_layer = jax.checkpoint(layer, static_argnums=0, policy=policy, prevent_cse=False)
 
-        def run_pass(x: Array, scanned: tuple[Array, Sequence[Any], Sequence[Any]]) -> tuple[Array, list[Any]]:
-            (index, updates, known), kept = scanned, []
+        def run_pass(
+            carry: tuple[Array, Any], scanned: tuple[Array, Sequence[Any], Sequence[Any]]
+        ) -> tuple[tuple[Array, Any], list[Any]]:
+            (x, cache), (index, updates, known), kept = carry, scanned, []
             for place in range(period):
-                x, own = run_layer(place, index, x, updates[place], known[place])
-                kept.append(own)
-            return x, kept
+                x, own = run_layer(place, index, x, updates[place], known[place], cache)
+                kept, cache = ([*kept, own], None) if cache is None else (kept, own)
+            return (x, cache), kept
 
         lora = [{} if adapter is None else adapter.layers(place, passes * period, period) for place in range(period)]
         of_place = lambda layers, place: jax.tree.map(
             lambda *own: jnp.stack(own), *layers[place : passes * period : period]
         )
         known = [None if earlier is None else of_place(earlier, place) for place in range(period)]
-        x, kept = jax.lax.scan(run_pass, x, (jnp.arange(passes), lora, known))
-        return x, [jax.tree.map(lambda leaf, i=i: leaf[i], own) for i in range(passes) for own in kept]
+        (x, cache), kept = jax.lax.scan(run_pass, (x, cache), (jnp.arange(passes), lora, known))
+        return x, [jax.tree.map(lambda leaf, i=i: leaf[i], own) for i in range(passes) for own in kept], cache
 
     def hidden(
         self,

@@ -12,7 +12,8 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from mft_jax.models.decode_kernel import attend_and_write
-from mft_jax.parallel.mesh import RULES, sharding
+from mft_jax.models.prefill_kernel import write_prompts
+from mft_jax.parallel.mesh import RULES, own_rows, sharding
 
 _LANES = 128  # the number of lanes of a TPU's vector unit
 _SPLASH_BLOCKS = (512, 256, 128)
@@ -25,10 +26,15 @@ class TpuAttention:
     XLA cannot partition a kernel, so each device runs it on its own rows and heads. Heads that the mesh's model axis does
     not divide are not split; then every device of this axis computes all of them. `interpret` runs the kernels on any
     platform, slowly, for tests.
+
+    Prefill runs agent by agent if the prompts of one have at least `apart_from` tokens on a device and the mesh does not split
+    agents. Each agent's pass copies the weights of every layer (`Decoder._scan`), which fewer tokens do not pay for; more are
+    faster and need a fifth of the memory (docs/performance.md).
     """
 
     mesh: Mesh
     interpret: bool = False
+    apart_from: int = 4096
 
     def causal(self, q, k, v, segment_ids, *, window, softcap):
         heads, rows = self._specs(k)
@@ -50,6 +56,30 @@ class TpuAttention:
     def to_cache(self, k, v):
         shared, size = self._in_lanes(*k.shape[2:])
         return tuple(_pack_heads(x, shared, size).transpose(0, 2, 1, 3) for x in (k, v))
+
+    def prompt_writer(self, prompts, tokens):
+        devices = self.mesh.shape[RULES["batch"]]
+        own = prompts // devices if prompts % devices == 0 else prompts
+        apart = self.mesh.shape[RULES["agent"]] == 1 and own * tokens >= self.apart_from
+        return self._write_prompts if apart else None
+
+    def _write_prompts(self, cache, k, v, *, layer, agent, into, source):
+        heads, rows = self._specs(k)
+        new, number = PartitionSpec(heads[0], heads[2], None, None), PartitionSpec()
+        at = PartitionSpec(None, *new)
+
+        def write_own(arrays: tuple[Array, ...], new: tuple[Array, ...], *where: Array) -> tuple[Array, ...]:
+            *numbers, into, source = where
+            own = own_rows(into, arrays[0].shape[1]), own_rows(source, new[0].shape[0])
+            return write_prompts(arrays, new, *numbers, *own, interpret=self.interpret)
+
+        arrays = jax.tree.leaves(cache)
+        specs = ((at,) * len(arrays), (new, new), number, number, PartitionSpec(rows[0]), PartitionSpec(rows[0]))
+        new_keys_values = tuple(x.astype(arrays[0].dtype) for x in self.to_cache(k, v))
+        written = self._on_each_device(write_own, specs, specs[0])(
+            tuple(arrays), new_keys_values, layer, agent, into, source
+        )
+        return jax.tree.unflatten(jax.tree.structure(cache), written)
 
     def cache_shapes(self, kv_heads, columns, head_dim):
         shared, size = self._in_lanes(kv_heads, head_dim)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -124,6 +125,15 @@ def constrain(mesh: Mesh | None, x: jax.Array, *axes: str | None) -> jax.Array:
     if mesh is None or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, sharding(mesh, *axes, shape=x.shape))
+
+
+def own_rows(rows: jax.Array, count: int) -> jax.Array:
+    """The indices `rows` as this device counts its `count` rows, in a function that runs on each device of the mesh.
+
+    The rows are split over the data axis. Those of other devices are `count`, one past the last.
+    """
+    own = rows - jax.lax.axis_index(RULES["batch"]) * count
+    return jnp.where((own >= 0) & (own < count), own, count)
 
 
 def base_sharding(mesh: Mesh, path: tuple[str | int, ...], shape: Sequence[int]) -> NamedSharding:

@@ -10,9 +10,10 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Int, Shaped
 
+from mft_jax.models.attention_backend import PromptWriter
 from mft_jax.models.decoder import Decoder
 from mft_jax.models.lora import Adapter, Unstacked
-from mft_jax.parallel.mesh import RULES, sharding
+from mft_jax.parallel.mesh import own_rows, sharding
 from mft_jax.programs.arrays import AnyArray
 from mft_jax.programs.over_agents import for_sampling, over_agents
 from mft_jax.programs.slots import Prefix, Prompts, Slots
@@ -31,17 +32,16 @@ def prefill(
 
     The other slots are unchanged. `long` is as in `Settings`. `prefix` is what all prompts of an agent begin with.
     """
-    model = nnx.merge(graphdef, base)
-    cache_of = functools.partial(prompt_cache, model, long)
-    read = (prompts.tokens,) if prefix is None else (prompts.tokens, prefix)
-    keys, values = over_agents(model.mesh, cache_of, for_sampling(model, adapters), *read)
-    prompts = Prompts(*map(jnp.asarray, prompts))
+    model, prompts = nnx.merge(graphdef, base), Prompts(*map(jnp.asarray, prompts))
+    updates, writer = for_sampling(model, adapters), model.backend.prompt_writer(*prompts.tokens.shape[1:])
+    read = _read_together if writer is None else functools.partial(_read_by_agent, writer)
+    keys, values = read(model, updates, slots, prompts, long, prefix)
     before, last = 0 if prefix is None else prefix[0][0].shape[1], prompts.lengths - 1
     put = functools.partial(write_rows, model.mesh, prompts.into)
     copy = functools.partial(put, source=prompts.source)
     return slots._replace(
-        keys=tuple(map(copy, slots.keys, keys)),
-        values=tuple(map(copy, slots.values, values)),
+        keys=keys,
+        values=values,
         token=copy(slots.token, jnp.take_along_axis(prompts.tokens, last[..., None], axis=-1)[..., 0]),
         position=copy(slots.position, before + last),
         active=put(slots.active, prompts.limits > prompts.counts),
@@ -50,6 +50,49 @@ def prefill(
         key=put(slots.key, prompts.keys),
         failed=put(slots.failed, jnp.zeros_like(prompts.into, bool)),
     )
+
+
+def _read_together(
+    model: Decoder,
+    adapters: Adapter | Unstacked | None,
+    slots: Slots,
+    prompts: Prompts,
+    long: Bool[Array, ""],
+    prefix: Prefix | None,
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """The keys and values of `slots` with those of `prompts`, which are computed for all agents together."""
+    cache_of = functools.partial(prompt_cache, model, long)
+    read = (prompts.tokens,) if prefix is None else (prompts.tokens, prefix)
+    keys, values = over_agents(model.mesh, cache_of, adapters, *read)
+    copy = functools.partial(write_rows, model.mesh, prompts.into, source=prompts.source)
+    return tuple(map(copy, slots.keys, keys)), tuple(map(copy, slots.values, values))
+
+
+def _read_by_agent(
+    writer: PromptWriter,
+    model: Decoder,
+    adapters: Adapter | Unstacked | None,
+    slots: Slots,
+    prompts: Prompts,
+    long: Bool[Array, ""],
+    prefix: Prefix | None,
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """As `_read_together`, but one agent after the other, and each layer is written at once."""
+    agents, places = prompts.into.shape
+    own = (
+        prompts.source if prompts.tokens.shape[1] < places else jnp.broadcast_to(jnp.arange(places), prompts.into.shape)
+    )
+
+    def read(cache: Any, of_agent: Any) -> tuple[Any, None]:
+        adapter, tokens, prefix, where = of_agent
+        keep = lambda k, v, cache, layer_number: writer(cache, k, v, layer=layer_number, **where)
+        return _run_prompts(model, long, adapter, tokens, prefix, keep, cache)[1], None
+
+    where = {"agent": jnp.arange(agents), "into": prompts.into, "source": own}
+    cache = tuple(zip(slots.keys, slots.values, strict=True))
+    cache, _ = jax.lax.scan(read, cache, (adapters, prompts.tokens, prefix, where))
+    keys, values = zip(*cache, strict=True)
+    return keys, values
 
 
 def read_prefix(
@@ -96,10 +139,8 @@ def write_rows(
         return write(into, source, old, new)
 
     def write_own(into: Array, source: Array | None, old: Array, new: Array) -> Array:
-        device = jax.lax.axis_index(RULES["batch"])
-        own = into - device * old.shape[1]
-        within = jnp.where((own >= 0) & (own < old.shape[1]), own, old.shape[1])
-        return write(within, None if source is None else source - device * new.shape[1], old, new)
+        source = None if source is None else own_rows(source, new.shape[1])
+        return write(own_rows(into, old.shape[1]), source, old, new)
 
     heads = "kv_heads" if old.ndim == 5 else None  # the KV cache [A, B, K, _, _]
     rest = (heads, None, None)[: old.ndim - 2]
@@ -128,21 +169,23 @@ def _run_prompts(
     adapter: Adapter | Unstacked | None,
     tokens: Int[Array, "C T"],
     prefix: Any,
-    keep: Callable[[Array, Array], Any],
+    keep: Callable[..., Any],
+    cache: Any = None,
 ):
     """Runs one agent's tokens that follow its prefix, if any, through the model. Returns as `Decoder.run`.
 
-    `keep` gets the keys and values of each layer, [C, S + T, K, H], those of the prefix first.
+    `keep` gets the keys and values of each layer, [C, S + T, K, H], those of the prefix first, and if there is a `cache`, the
+    cache and the number of the layer; its result is the second one of `Attention`.
     """
     config, before = model.config, 0 if prefix is None else prefix[0][0].shape[0]
 
-    def attention(layer, q, k, v, earlier=None):
+    def attention(layer, q, k, v, earlier=None, **cached):
         if earlier is not None:
             shared = (jnp.broadcast_to(x, (tokens.shape[0], *x.shape)) for x in earlier)
             k, v = (jnp.concatenate(pair, axis=1) for pair in zip(shared, (k, v), strict=True))
         output = model.backend.causal(q, k, v, None, window=config.windows[layer], softcap=config.attention_softcap)
-        return output, keep(k, v)
+        return output, keep(k, v, **cached)
 
     positions = jnp.broadcast_to(before + jnp.arange(tokens.shape[1]), tokens.shape)
     with jax.named_scope("prefill"):
-        return model.run(tokens, positions, adapter, attention, earlier=prefix, long=long)
+        return model.run(tokens, positions, adapter, attention, earlier=prefix, cache=cache, long=long)

@@ -83,15 +83,18 @@ def test_a_decode_step_of_llama_3_8b(llama):
 
 @pytest.mark.slow
 def test_prefill_of_llama_3_8b(llama):
-    """In each of 32 layers two all-reduces and no other collective, and no array of scores, which would have 800 MB."""
+    """Agent by agent. In each of 32 layers two all-reduces and no other collective, and no array of scores, of 270 MB."""
     cases, model, target = llama
     found = measure(cases.prefill(model), target.speeds, "v5e-8")
-    assert found.counts.collectives == {"all-reduce": 2 * 32 + 1}  # and that of the embedding
+    assert found.counts.collectives == {"all-reduce": 3 * (2 * 32 + 1)}  # and that of the embedding, for each agent
+    # Of the hidden states of an agent's tokens on this chip, in bfloat16. Together, three agents would send as many bytes.
+    assert found.counts.sent["all-reduce"] == pytest.approx(
+        3 * (2 * 32 + 1) * 2 * 2048 * 4096 * 2 * 2 * 3 / 4, rel=0.01
+    )
     tokens, parameters = 3 * 4 * 2048 / 8, 32 * (4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 14336)
     assert found.counts.flops == pytest.approx(2 * parameters * tokens, rel=0.04)  # the adapters are the rest
-    keys_and_values = 32 * 3 * 2 * 2 * 2048 * 2 * 128 * 2
-    assert found.memory["temporaries"] < 3.5 * keys_and_values
-    assert found.counts.step_seconds(target.speeds) < 0.55
+    assert found.memory["temporaries"] < 0.3e9  # less than the keys and values of all prompts, which have 0.4e9
+    assert found.counts.step_seconds(target.speeds) < 0.5
     assert found.compile_seconds < 90  # one layer; all 32, one after the other, take minutes
 
 
