@@ -76,10 +76,10 @@ class AttentionBackend(Hashable, Protocol):
         """Keys and values in the layout of the KV cache, with T columns."""
         ...
 
-    def prompt_writer(self, prompts: int, tokens: int) -> "PromptWriter | None":
-        """What writes the prompts of one agent into the cache, if prefill should run agent by agent for so many and so long ones.
+    def prompt_writer(self, prompts: int, tokens: int) -> PromptWriter | None:
+        """What writes prompts into the cache if prefill should run agent by agent; None if it should run all together.
 
-        None: prefill runs all agents together.
+        `prompts` and `tokens` are the C and T of `programs.slots.Prompts`.
         """
         ...
 
