@@ -5,6 +5,7 @@ CI makes three of the nine plans, each model and each kind of slice once; `pytes
 
 import math
 import pathlib
+import re
 
 import pytest
 
@@ -56,7 +57,11 @@ def test_a_plan(name, topology):
     assert decode.counts.bytes_written < (0.05 if topology == "v5p-8" else 0.03) * ideal
     # Two in each layer, and those of the embedding, of the logits and of the choice of a token.
     assert 0 <= decode.counts.collectives["all-reduce"] - 2 * model.layers < 20
-    assert prefill.counts.collectives["all-reduce"] == 2 * model.layers + 1
+    # Long prompts are prefilled agent by agent: for each agent, two in each layer and that of the embedding.
+    _, prompts, tokens = map(int, re.findall(r"\d+", plan.programs[0].case))
+    passes = 3 if prompts // mesh[1] * tokens >= 4096 else 1
+    assert prefill.counts.collectives["all-reduce"] == passes * (2 * model.layers + 1)
+    assert prefill.memory["temporaries"] < (0.5e9 if passes == 3 else 1.2e9)
 
     # Forward, again in the backward pass because activations are not kept, and the gradient of each activation. What only
     # the last matmul of a layer needs is not computed again.

@@ -1,24 +1,32 @@
 """Plans for TPU slices by their real compiler, which needs no TPU."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from mft_jax.config import MeshConfig, ModelSource, load_config, to_yaml
 from mft_jax.methods import make_method
 from mft_jax.models.lora import resolve_targets
-from mft_jax.parallel.mesh import make_mesh
+from mft_jax.parallel.mesh import make_mesh, sharding
 from mft_jax.plan.cases import Cases, Sizes
 from mft_jax.plan.chips import CHIPS, SLICES
+from mft_jax.plan.compiled import compile_program
+from mft_jax.plan.counting import count
 from mft_jax.plan.figures import measure
+from mft_jax.plan.hlo import parse_module
 from mft_jax.plan.models import read_model
 from mft_jax.plan.target import find_target
 from mft_jax.plan.topology import prepare_environment
+from mft_jax.programs.choose_split import choose_split
 from tests.plan.conftest import on_mesh
 
 pytestmark = pytest.mark.tpu
@@ -134,6 +142,40 @@ def test_a_layer_of_a_decode_step(name, topology, mesh, written):
     assert layer(lambda found: found.counts.collectives["all-reduce"]) == 2
     others = lambda found: sum(found.counts.collectives.values()) - found.counts.collectives["all-reduce"]
     assert layer(others) == pytest.approx(0)
+
+
+def test_the_choice_of_a_token():
+    """Of 96 rows with the vocabulary of Llama-3 on eight chips: little more work and traffic than the most likely token."""
+    prepare_environment("v5e-8")
+    target = find_target("v5e-8")
+    mesh, speeds = make_mesh(MeshConfig(data=2, model=4), target.devices), target.speeds
+    placed = lambda shape, dtype, *axes: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(mesh, *axes))
+    logits = placed((3, 32, 128256), np.float32, "agent", "batch", "vocab")
+    keys, index = placed((3, 32, 2), np.uint32, "agent", "batch"), placed((3, 32), np.int32, "agent", "batch")
+    number, split = jax.ShapeDtypeStruct((), np.float32), PartitionSpec("agent", "data", "model")
+
+    def greedy(logits):
+        """The index of the largest logit: each chip's own, and of these the one whose logit is the largest of all."""
+
+        def own(part):
+            largest, at = jnp.max(part, axis=2), jnp.argmax(part, axis=2)
+            offset = jax.lax.axis_index("model") * part.shape[2]
+            winner = largest == jax.lax.pmax(largest, "model")
+            return jax.lax.pmin(jnp.where(winner, at + offset, 128256), "model")
+
+        return jax.shard_map(own, mesh=mesh, in_specs=split, out_specs=PartitionSpec("agent", "data"))(logits)
+
+    def compiled(function, *arguments):
+        return parse_module(compile_program(jax.jit(function).lower(*arguments), "v5e-8").text)
+
+    chosen = compiled(functools.partial(choose_split, mesh=mesh), logits, keys, index, number, number)
+    choice, likeliest = count(chosen, speeds), count(compiled(greedy, logits), speeds)
+    steps = [own for computation in chosen.computations.values() for own in computation.instructions.values()]
+    assert len(steps) > 100
+    assert not [own for own in steps if own.opcode == "while"]  # so no collective is in one
+    # Of what the compiler states the cycles of; the kernels' passes over the weights are not in it.
+    assert 0 < (choice.compute_seconds - likeliest.compute_seconds) * speeds.cycles < 0.3e6
+    assert 0 < sum(choice.sent.values()) < 0.05e6  # bytes; the logits of a chip have 6 MB
 
 
 @pytest.mark.parametrize("topology", ["v5e-8", "v5e-16", "v6e-16", "v5p-32"])
