@@ -28,8 +28,8 @@ class TpuAttention:
     platform, slowly, for tests.
 
     Prefill runs agent by agent if the prompts of one have at least `apart_from` tokens on a device and the mesh does not split
-    agents. This takes a fifth of the memory, and no more time. With fewer tokens it would be slower, because each agent's pass
-    copies the weights of every layer (`Decoder._scan`); docs/performance.md has figures.
+    agents. This takes a fifth of the memory and about as long, or less. With fewer tokens it would be slower, because each
+    agent's pass copies the weights of every layer (`Decoder._scan`); docs/performance.md has figures.
     """
 
     mesh: Mesh
