@@ -188,7 +188,7 @@ def _run_layer(
     return nnx.merge(graph, state)(x, rope, partial(attention, **given), lora)
 
 
-def _given(earlier: Any, cache: Any, layer_number: Array) -> dict[str, Any]:
+def _given(earlier: Any, cache: Any, layer_number: Array | int) -> dict[str, Any]:
     """What `Attention` takes besides queries, keys and values."""
     given = {} if earlier is None else {"earlier": earlier}
     return given if cache is None else {**given, "cache": cache, "layer_number": layer_number}
@@ -277,7 +277,7 @@ class Decoder(nnx.Module):
                 own = partial(_run_layer, graph, partial(attention, index))
                 layers[window] = jax.jit(jax.checkpoint(own) if remat else own, inline=True)
             state, known = nnx.split(self.blocks[index])[1], None if earlier is None else earlier[index]
-            x, own = layers[window](state, x, angles[index], updates[index], _given(known, cache, jnp.int32(index)))
+            x, own = layers[window](state, x, angles[index], updates[index], _given(known, cache, index))
             kept, cache = ([*kept, own], None) if cache is None else (kept, own)
         return constrain(self.mesh, self.norm(x), "batch", None, None), kept if cache is None else cache
 

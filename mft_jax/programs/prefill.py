@@ -34,11 +34,16 @@ def prefill(
     """
     model, prompts = nnx.merge(graphdef, base), Prompts(*map(jnp.asarray, prompts))
     updates, writer = for_sampling(model, adapters), model.backend.prompt_writer(*prompts.tokens.shape[1:])
-    read = _read_together if writer is None else functools.partial(_read_by_agent, writer)
-    keys, values = read(model, updates, slots, prompts, long, prefix)
-    before, last = 0 if prefix is None else prefix[0][0].shape[1], prompts.lengths - 1
     put = functools.partial(write_rows, model.mesh, prompts.into)
     copy = functools.partial(put, source=prompts.source)
+    if writer is not None:
+        keys, values = _read_by_agent(model, writer, updates, slots, prompts, long, prefix)
+    else:
+        cache_of = functools.partial(prompt_cache, model, long)
+        read = (prompts.tokens,) if prefix is None else (prompts.tokens, prefix)
+        new_keys, new_values = over_agents(model.mesh, cache_of, updates, *read)
+        keys, values = tuple(map(copy, slots.keys, new_keys)), tuple(map(copy, slots.values, new_values))
+    before, last = 0 if prefix is None else prefix[0][0].shape[1], prompts.lengths - 1
     return slots._replace(
         keys=keys,
         values=values,
@@ -52,32 +57,16 @@ def prefill(
     )
 
 
-def _read_together(
-    model: Decoder,
-    adapters: Adapter | Unstacked | None,
-    slots: Slots,
-    prompts: Prompts,
-    long: Bool[Array, ""],
-    prefix: Prefix | None,
-) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """The keys and values of `slots` with those of `prompts`, which are computed for all agents together."""
-    cache_of = functools.partial(prompt_cache, model, long)
-    read = (prompts.tokens,) if prefix is None else (prompts.tokens, prefix)
-    keys, values = over_agents(model.mesh, cache_of, adapters, *read)
-    copy = functools.partial(write_rows, model.mesh, prompts.into, source=prompts.source)
-    return tuple(map(copy, slots.keys, keys)), tuple(map(copy, slots.values, values))
-
-
 def _read_by_agent(
-    writer: PromptWriter,
     model: Decoder,
+    writer: PromptWriter,
     adapters: Adapter | Unstacked | None,
     slots: Slots,
     prompts: Prompts,
     long: Bool[Array, ""],
     prefix: Prefix | None,
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """As `_read_together`, but one agent after the other, and each layer is written at once."""
+    """The keys and values of `slots` with those of `prompts`, for one agent after the other. Each layer is written at once."""
     agents, places = prompts.into.shape
     own = (
         prompts.source if prompts.tokens.shape[1] < places else jnp.broadcast_to(jnp.arange(places), prompts.into.shape)
