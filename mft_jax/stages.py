@@ -137,7 +137,7 @@ class Finetuning:
 
     def _train(self, state: TrainState, start: int, cost: Cost, lora: LoraConfig) -> TrainState:
         plan, setup, tuning = self.plan, self.setup, self.setup.config.finetuning
-        program = setup.session.programs.train(setup.method.objective, state, tuning.agents_at_once, tuning.remat)
+        program = setup.session.programs.train(setup.method.objective, state, tuning.agents_at_once, tuning.recomputed)
         self.logger.rewind(plan.iteration, "finetune", start + 1)
         began = time.perf_counter()
         title = f"iteration {plan.iteration}: finetuning"

@@ -82,7 +82,7 @@ class Steps:
             signals=objective.uses_signals,
         )  # fmt: skip
         state = place_state(session, init_state(society.stacked.weights))
-        program = session.programs.train(objective, state, tuning.agents_at_once, tuning.remat)
+        program = session.programs.train(objective, state, tuning.agents_at_once, tuning.recomputed)
 
         def on_step(done: int, metrics: Metrics) -> None:
             losses.append(np.where(metrics.active, metrics.loss, np.nan))

@@ -114,7 +114,7 @@ def _time_steps(
     if not plan.total:
         return None
     state = place_state(session, init_state(society.stacked.weights))
-    program = session.programs.train(likelihood, state, tuning.agents_at_once, tuning.remat)
+    program = session.programs.train(likelihood, state, tuning.agents_at_once, tuning.recomputed)
     hyper = hyper_of(plan, tuning, setup.config.lora.scale)
     batch = place_batch(plan.batch(0), session.mesh)
     holder = [state]

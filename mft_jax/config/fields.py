@@ -39,6 +39,10 @@ Temperature = Annotated[float, zero_or(at_least(0.001)), at_most(100)]
 Coefficient = Annotated[float, at_least(0), at_most(1000)]
 
 
+# What the backward pass recomputes: nothing, the activations of each layer, or these without what devices have summed up.
+Remat = bool | Literal["all but sums"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSource:
     path: str | None = None
@@ -226,6 +230,13 @@ class FinetuningConfig:
     """Agents whose gradients a device computes together; fewer need less memory. None: one on CPUs, else all."""
     remat: Annotated[bool, Change.ANY_TIME] = False
     """Recompute activations in the backward pass: a third more work, and less memory except on CPUs."""
+    keep_sums: Annotated[bool, Change.ANY_TIME] = False
+    """With remat and mesh.model on TPUs: keep what chips summed up for attention. A sum less, twice the memory of remat."""
+
+    @property
+    def recomputed(self) -> Remat:
+        """What the backward pass recomputes."""
+        return "all but sums" if self.remat and self.keep_sums else self.remat
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

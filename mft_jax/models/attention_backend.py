@@ -83,6 +83,10 @@ class AttentionBackend(Hashable, Protocol):
         """
         ...
 
+    def on_a_device(self) -> "AttentionBackend":
+        """The backend for a device's own arrays, in a function that runs on each device of the mesh."""
+        ...
+
     def cache_shapes(self, kv_heads: int, columns: int, head_dim: int) -> tuple[Shape, Shape]:
         """The shapes of one row's keys and values in the cache: (K, H, S) or (K, S, H), and (K, S, H).
 
@@ -111,6 +115,9 @@ class XlaAttention:
 
     def prompt_writer(self, prompts, tokens):
         return None
+
+    def on_a_device(self):
+        return self
 
     def cache_shapes(self, kv_heads, columns, head_dim):
         return (kv_heads, head_dim, columns), (kv_heads, columns, head_dim)

@@ -12,21 +12,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from mft_jax.config import Remat
 from mft_jax.models.attention_backend import AttentionBackend, attention_backend
 from mft_jax.models.config import ModelConfig
 from mft_jax.models.fused import fused_groups
-from mft_jax.models.lora import Adapter, LowRank, Unstacked, low_rank_product, projection_shapes
+from mft_jax.models.layers import Attention, Layers, causal, part_of, run_in_parts, run_layers, runs_in_parts
+from mft_jax.models.lora import (
+    Adapter,
+    LowRank,
+    Unstacked,
+    low_rank_input,
+    low_rank_output,
+    low_rank_product,
+    projection_shapes,
+)
 from mft_jax.models.rotary import rotate, rotation
 from mft_jax.parallel.mesh import RULES, constrain
-
-# Called by every layer with (index of a layer with the same window, q, k, v), and with what `Decoder.run` got as `earlier`
-# for this layer, if it did. Returns the attention output, and what the caller of `run` wants of this layer, such as its keys
-# and values. If `run` got a `cache`, it is called with the cache and the number of the layer too, as `cache` and `layer_number`,
-# and returns the cache in place of the latter.
-Attention = Callable[..., tuple[Float[Array, "B T N*H"], Any]]
+from mft_jax.parallel.model_axis import SUMMED, copy_to_model_axis, replicated_argument, sum_over_model_axis
 
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": partial(jax.nn.gelu, approximate=True)}
 
@@ -85,10 +91,13 @@ class RMSNorm(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and a gated MLP, each with a norm before it, with `out_norms` another one after it, and a residual."""
+    """Attention and a gated MLP, each with a norm before it, with `out_norms` another one after it, and a residual.
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, mesh: Mesh | None = None):
-        self.config, self.mesh = config, mesh
+    With `in_parts` it is a device's part of these (`layers.run_in_parts`), in a function that runs on each device.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, mesh: Mesh | None = None, in_parts: bool = False):
+        self.config, self.mesh, self.in_parts = config, mesh, in_parts
         norm = lambda size: RMSNorm(size, config.norm_eps, config.norm_offset, dtype)
         shapes = projection_shapes(config)
         linear = lambda name, bias: Linear(*shapes[name], bias, dtype, by_output(mesh))
@@ -119,11 +128,11 @@ class Block(nnx.Module):
         with jax.named_scope("attention"):
             q, k, v = self._queries_keys_values(self._whole(self.input_norm(x)), lora)
             output, kept = attention(rotate(q, *rope) * self.config.query_scale, rotate(k, *rope), v)
-            output = self._whole(self.o_proj(output, lora.get("o_proj")))
+            output = self._output("o_proj", output, lora)
             x = x + (output if self.attention_out_norm is None else self.attention_out_norm(output))
         with jax.named_scope("mlp"):
             gate, up = self._gate_up(self._whole(self.post_norm(x)), lora)
-            y = self._whole(self.down_proj(_ACTIVATIONS[self.config.activation](gate) * up, lora.get("down_proj")))
+            y = self._output("down_proj", _ACTIVATIONS[self.config.activation](gate) * up, lora)
             return x + (y if self.mlp_out_norm is None else self.mlp_out_norm(y)), kept
 
     def _whole(self, y: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -132,12 +141,25 @@ class Block(nnx.Module):
         Each device of the axis computes one term of such a layer's output, and of the gradient of its input. The terms
         are added up here.
         """
-        return constrain(self.mesh, y, "batch", None, None)
+        return y if self.in_parts else constrain(self.mesh, y, "batch", None, None)
+
+    def _output(self, name: str, y: Float[Array, "B T F"], lora: Mapping[str, LowRank]) -> Float[Array, "B T D"]:
+        """The output of a linear layer whose inputs are split over the model axis, replicated over this axis."""
+        layer: Linear = getattr(self, name)
+        if not self.in_parts:
+            return self._whole(layer(y, lora.get(name)))
+        if name not in lora:
+            return checkpoint_name(sum_over_model_axis(layer.product(y)), SUMMED)
+        # The narrow product is summed before it is widened: XLA then fuses the wide one into what follows.
+        own = lora[name]
+        terms = layer.product(y), low_rank_input(y, own)
+        product, narrow = (checkpoint_name(both, SUMMED) for both in sum_over_model_axis(terms))
+        return low_rank_output(narrow, own._replace(b=replicated_argument(own.b))) + product
 
     def _queries_keys_values(self, y: Float[Array, "B T D"], lora: Mapping[str, LowRank]) -> tuple[Array, Array, Array]:
         """Queries [B, T, N, H], keys [B, T, K, H] and values [B, T, K, H]."""
         if self.config.fused:
-            parts = (self.qkv_proj(y, lora.get("qkv_proj")),)
+            parts = self._of_one_input(("qkv_proj",), y, lora)
         else:
             parts = self._of_one_input(("q_proj", "k_proj", "v_proj"), y, lora)
         if y.shape[1] == 1:
@@ -151,7 +173,7 @@ class Block(nnx.Module):
         self, y: Float[Array, "B T D"], lora: Mapping[str, LowRank]
     ) -> tuple[Float[Array, "B T F"], Float[Array, "B T F"]]:
         if self.config.fused:
-            parts = (self.gate_up_proj(y, lora.get("gate_up_proj")),)
+            parts = self._of_one_input(("gate_up_proj",), y, lora)
             if y.shape[1] == 1:
                 parts = _as_computed(*parts)
             gate, up = fused_groups(self.config)["gate_up_proj"].split(*parts)
@@ -164,40 +186,23 @@ class Block(nnx.Module):
     ) -> tuple[Array, ...]:
         """The outputs of the linear layers with these names for one input.
 
-        If they are split over devices, each device has only a term of the gradient of `y` by each base matmul. Autodiff
+        With `in_parts`, each of the narrow products is computed by all devices, and their gradients are summed with that of `y`.
+
+        If the compiler splits them over devices, each device has only a term of the gradient of `y` by each base matmul. Autodiff
         adds up gradients in the reverse order of the products of `y`. With all low-rank products first, it adds up these
         terms first, and XLA then moves one sum of them between devices instead of one per layer.
         """
         layers: list[Linear] = [getattr(self, name) for name in names]
-        if self.mesh is None or self.mesh.shape[RULES["heads"]] == 1:
+        if self.in_parts:
+            adapted = [name for name in names if name in lora]
+            narrow = [low_rank_input(y, lora[name]._replace(a=replicated_argument(lora[name].a))) for name in adapted]
+            y, narrow = copy_to_model_axis((y, narrow))
+            wide = {name: low_rank_output(own, lora[name]) for name, own in zip(adapted, narrow, strict=True)}
+            return tuple(layer.with_product(y, wide.get(name)) for layer, name in zip(layers, names, strict=True))
+        if self.mesh is None or self.mesh.shape[RULES["heads"]] == 1 or len(names) == 1:
             return tuple(layer(y, lora.get(name)) for layer, name in zip(layers, names, strict=True))
         products = [low_rank_product(y, lora[name]) if name in lora else None for name in names]
         return tuple(layer.with_product(y, product) for layer, product in zip(layers, products, strict=True))
-
-
-def _run_layer(
-    graph: nnx.GraphDef,
-    attention: Attention,
-    state: nnx.State,
-    x: Float[Array, "B T D"],
-    rope: tuple[Array, Array],
-    lora: Mapping[str, LowRank],
-    given: Mapping[str, Any],
-) -> tuple[Float[Array, "B T D"], Any]:
-    """Runs the block of this graph and state, as `Block` does. `given` is what `attention` takes of it besides, by name."""
-    return nnx.merge(graph, state)(x, rope, partial(attention, **given), lora)
-
-
-def _given(earlier: Any, cache: Any, layer_number: Array | int) -> dict[str, Any]:
-    """What `Attention` takes besides queries, keys and values."""
-    given = {} if earlier is None else {"earlier": earlier}
-    return given if cache is None else {**given, "cache": cache, "layer_number": layer_number}
-
-
-def _is_no_copy(primitive: Any, *inputs: Any, **parameters: Any) -> bool:
-    """Whether the backward pass keeps the result: anything but copies of a layer's weights, in their or another dtype."""
-    del inputs, parameters
-    return primitive.name not in ("cond", "convert_element_type")
 
 
 def _as_computed(*parts: Array) -> tuple[Array, ...]:
@@ -243,87 +248,42 @@ class Decoder(nnx.Module):
         earlier: Sequence[Any] | None = None,
         cache: Any = None,
         long: Bool[Array, "..."] | None = None,
-        remat: bool = False,
+        remat: Remat = False,
     ) -> tuple[Float[Array, "B T D"], Any]:
         """The hidden states after the last norm, and the second results of `attention`, one for each layer.
 
         `earlier` is what `attention` takes of each layer besides, such as the keys and values of the tokens before these.
         `cache` is handed from layer to layer and returned in place of the second results, so a loop can update it in place.
-        `long` is as in `rotary.rotation`; only models with `config.long_after` use it. `remat` recomputes the activations
-        of each layer in the backward pass.
+        `long` is as in `rotary.rotation`; only models with `config.long_after` use it. `remat` is what the backward pass
+        recomputes.
         """
-        config = self.config
+        x, angles = self._embedded(tokens, positions, long)
         if isinstance(adapter, Adapter):
-            adapter = adapter.grouped(config)
+            adapter = adapter.grouped(self.config)
+        x, kept = run_layers(
+            self._layers(tokens), x, angles, adapter, attention, earlier=earlier, cache=cache, remat=remat
+        )
+        return self._normed(x), kept
+
+    def _embedded(
+        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], long: Bool[Array, "..."] | None
+    ) -> tuple[Float[Array, "B T D"], list[tuple[Array, Array]]]:
+        """The hidden states before the first layer, and the angles of the rotary embedding for each layer."""
+        config = self.config
         x = self.embedding[...][tokens].astype(self.compute_dtype)
         x = constrain(self.mesh, x, "batch", None, None)
         if config.embedding_scale != 1.0:
             x = x * jnp.asarray(config.embedding_scale, self.compute_dtype)
         rope = rotation(config.rope, positions, long)
         local = rope if config.local_rope is None else rotation(config.local_rope, positions)
-        angles = [rope if window is None else local for window in config.windows]
-        kept, done = [], 0
+        return x, [rope if window is None else local for window in config.windows]
+
+    def _layers(self, tokens: Int[Array, "B T"]) -> Layers:
         # A decode step is not looped: its matmuls take as long as reading their weights, so a copy would double it.
-        if self.scan_layers and tokens.shape[1] > 1:
-            assert not isinstance(adapter, Unstacked), "a loop needs stacked layers"
-            done = config.layers // config.window_period * config.window_period
-            x, kept, cache = self._scan(x, adapter, angles, attention, earlier, cache, remat)
-        updates = ({},) * config.layers if adapter is None else adapter.by_layer()
-        graph, layers = nnx.split(self.blocks[0])[0], {}
-        for index in range(done, config.layers):
-            # Layers with the same window are traced once: each call of a jitted function inlines what the first one traced.
-            window = config.windows[index]
-            if window not in layers:
-                own = partial(_run_layer, graph, partial(attention, index))
-                layers[window] = jax.jit(jax.checkpoint(own) if remat else own, inline=True)
-            state, known = nnx.split(self.blocks[index])[1], None if earlier is None else earlier[index]
-            x, own = layers[window](state, x, angles[index], updates[index], _given(known, cache, index))
-            kept, cache = ([*kept, own], None) if cache is None else (kept, own)
-        return constrain(self.mesh, self.norm(x), "batch", None, None), kept if cache is None else cache
+        return Layers(self.config, *_split_blocks(self.blocks), looped=self.scan_layers and tokens.shape[1] > 1)
 
-    def _scan(
-        self,
-        x: Float[Array, "B T D"],
-        adapter: Adapter | None,
-        angles: Sequence[tuple[Array, Array]],
-        attention: Attention,
-        earlier: Sequence[Any] | None,
-        cache: Any,
-        remat: bool,
-    ) -> tuple[Float[Array, "B T D"], list[Any], Any]:
-        """Runs the layers in a loop, as far as its passes divide them. A pass runs as many as the windows of attention repeat.
-
-        XLA compiles one pass instead of all layers: for prefill of Llama-3-8B on a TPU in a fifth of the time. Each pass
-        first copies the weights of its layers. On CPUs that costs more than the compilation saves.
-        """
-        config, period = self.config, self.config.window_period
-        passes = config.layers // period
-        graph, states = nnx.split(self.blocks[0])[0], [nnx.split(block)[1] for block in self.blocks]
-
-        def layer(place: int, index: Array, x: Array, lora: Mapping[str, LowRank], known: Any, cache: Any):
-            own = [partial(lambda state: state, state) for state in states[place : passes * period : period]]
-            state, given = jax.lax.switch(index, own), _given(known, cache, index * period + place)
-            return _run_layer(graph, partial(attention, place), state, x, angles[place], lora, given)
-
-        policy = None if remat else _is_no_copy
-        run_layer = jax.checkpoint(layer, static_argnums=0, policy=policy, prevent_cse=False)
-
-        def run_pass(
-            carry: tuple[Array, Any], scanned: tuple[Array, Sequence[Any], Sequence[Any]]
-        ) -> tuple[tuple[Array, Any], list[Any]]:
-            (x, cache), (index, updates, known), kept = carry, scanned, []
-            for place in range(period):
-                x, own = run_layer(place, index, x, updates[place], known[place], cache)
-                kept, cache = ([*kept, own], None) if cache is None else (kept, own)
-            return (x, cache), kept
-
-        lora = [{} if adapter is None else adapter.layers(place, passes * period, period) for place in range(period)]
-        of_place = lambda layers, place: jax.tree.map(
-            lambda *own: jnp.stack(own), *layers[place : passes * period : period]
-        )
-        known = [None if earlier is None else of_place(earlier, place) for place in range(period)]
-        (x, cache), kept = jax.lax.scan(run_pass, (x, cache), (jnp.arange(passes), lora, known))
-        return x, [jax.tree.map(lambda leaf, i=i: leaf[i], own) for i in range(passes) for own in kept], cache
+    def _normed(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return constrain(self.mesh, self.norm(x), "batch", None, None)
 
     def hidden(
         self,
@@ -331,19 +291,24 @@ class Decoder(nnx.Module):
         positions: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"],
         adapter: Adapter | None = None,
-        remat: bool = False,
+        remat: Remat = False,
     ) -> Float[Array, "B T D"]:
         """The hidden states of complete sequences, with causal attention within each segment of a row."""
         config, long = self.config, None
-        attention = lambda layer, q, k, v: (
-            self.backend.causal(q, k, v, segment_ids, window=config.windows[layer], softcap=config.attention_softcap),
-            None,
-        )
         if config.long_after is not None and tokens.shape[1] > config.long_after:
             lengths = jnp.sum(
                 segment_ids[:, :, None] == segment_ids[:, None], axis=-1
             )  # length of each token's segment
             long = lengths > config.long_after
+        layers = self._layers(tokens)
+        if self.mesh is not None and layers.looped and runs_in_parts(config, self.mesh):
+            x, angles = self._embedded(tokens, positions, long)
+            own = part_of(config, self.mesh)
+            block = nnx.eval_shape(lambda: Block(own, self.compute_dtype, self.mesh, in_parts=True))
+            layers = layers._replace(config=own, graph=nnx.split(block)[0])
+            adapter = None if adapter is None else adapter.grouped(config)
+            return self._normed(run_in_parts(layers, self.mesh, self.backend, x, angles, segment_ids, adapter, remat))
+        attention = causal(self.backend, config, segment_ids)
         return self.run(tokens, positions, adapter, attention, long=long, remat=remat)[0]
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
@@ -361,6 +326,11 @@ class Decoder(nnx.Module):
         """The logits at every position of rows without padding."""
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         return self.logits(self.hidden(tokens, positions, jnp.zeros_like(tokens), adapter))
+
+
+def _split_blocks(blocks: Sequence[Block]) -> tuple[nnx.GraphDef, list[nnx.State]]:
+    """What all blocks have in common, and the arrays of each."""
+    return nnx.split(blocks[0])[0], [nnx.split(block)[1] for block in blocks]
 
 
 def build(

@@ -33,6 +33,17 @@ def low_rank_product(x: Float[Array, "... in"], lora: LowRank) -> Float[Array, "
     return (x @ a) @ b if lora.scale is None else _low_rank_product(x, a, b, lora.scale.astype(x.dtype))
 
 
+def low_rank_input(x: Float[Array, "... in"], lora: LowRank) -> Float[Array, "... R"]:
+    """scale * (x @ a), the first of the two products of `low_rank_product`. It has no gradient with respect to the scale."""
+    narrow = x @ lora.a.astype(x.dtype)
+    return narrow if lora.scale is None else narrow * jax.lax.stop_gradient(lora.scale.astype(x.dtype))
+
+
+def low_rank_output(narrow: Float[Array, "... R"], lora: LowRank) -> Float[Array, "... out"]:
+    """narrow @ b, the second of the two products of `low_rank_product`."""
+    return narrow @ lora.b.astype(narrow.dtype)
+
+
 @jax.custom_vjp
 def _low_rank_product(x: Array, a: Array, b: Array, scale: Array) -> Array:
     return ((x @ a) * scale) @ b

@@ -35,6 +35,7 @@ class TpuAttention:
     mesh: Mesh
     interpret: bool = False
     apart_from: int = 4096
+    split: bool = True  # False: the arrays are a device's own already
 
     def causal(self, q, k, v, segment_ids, *, window, softcap):
         heads, rows = self._specs(k)
@@ -80,6 +81,9 @@ class TpuAttention:
         )
         return jax.tree.unflatten(jax.tree.structure(cache), written)
 
+    def on_a_device(self):
+        return dataclasses.replace(self, split=False)
+
     def cache_shapes(self, kv_heads, columns, head_dim):
         shared, size = self._in_lanes(kv_heads, head_dim)
         return ((kv_heads // shared, columns, size),) * 2
@@ -101,6 +105,8 @@ class TpuAttention:
         return heads, PartitionSpec(heads[0], None)
 
     def _on_each_device(self, function: Any, in_specs: Any, out_specs: Any) -> Any:
+        if not self.split:
+            return function
         return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 

@@ -158,11 +158,16 @@ def society_shardings(mesh: Mesh, stacked: PyTree) -> PyTree:
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
         axes: tuple[str | None, ...] = ("agent",) * bool(leaf.ndim)
         if len(names) >= 2 and names[-2] in _LINEAR and leaf.ndim == 4:
-            size_in, size_out = _LINEAR[names[-2]]
-            axes = ("agent", None, size_in, None) if names[-1] == "a" else ("agent", None, None, size_out)
+            axes = ("agent", *factor_axes(*names[-2:]))
         return sharding(mesh, *axes, shape=leaf.shape[: len(axes)])
 
     return jax.tree_util.tree_map_with_path(place, stacked)
+
+
+def factor_axes(linear: str, factor: str) -> tuple[str | None, ...]:
+    """The logical axes of a factor of one adapter, "a" [L, in, R] or "b" [L, R, out], of the linear layer of this name."""
+    size_in, size_out = _LINEAR[linear]
+    return (None, size_in, None) if factor == "a" else (None, None, size_out)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

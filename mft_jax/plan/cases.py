@@ -76,7 +76,7 @@ class Cases:
             row_targets=self.sizes.row_targets,
             sequences=16 * tuning.batch_rows if self.method.objective.uses_signals else 0,  # room for 8 pairs in a row
         )
-        program = self.programs(model).train(self.method.objective, state, tuning.agents_at_once, tuning.remat)
+        program = self.programs(model).train(self.method.objective, state, tuning.agents_at_once, tuning.recomputed)
         kinds = {WEIGHTS: base, ADAPTERS: state.adapters, OPTIMIZER: state.optimizer}
         return Case(program, (base, state, batch, index, hyper), kinds)
 

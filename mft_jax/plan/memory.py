@@ -71,6 +71,8 @@ def advice(phase: Phase, config: ExperimentConfig, rows: int, model_axis_grows: 
     else:
         if not config.finetuning.remat:
             found.append("finetuning.remat true")
+        elif config.finetuning.keep_sums:
+            found.append("finetuning.keep_sums false")
         if config.finetuning.agents_at_once != 1:
             found.append("a smaller finetuning.agents_at_once")
         if config.finetuning.batch_rows > config.mesh.data:

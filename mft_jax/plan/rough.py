@@ -51,13 +51,17 @@ class Rough:
         return Figures(self._counts(tokens, 2, memory[WEIGHTS] + 30 * tokens * self.model.embed, 0), memory, 0.0)
 
     def train(self, adapters: int, tuning: FinetuningConfig, targets: int) -> Figures:
-        """Without remat the activations of every layer are kept, with it those between the layers and of one layer."""
+        """Without remat the activations of every layer are kept, with it those between the layers and of one layer.
+
+        With `keep_sums`, those after attention in each layer too.
+        """
         model, shares = self.model, self.shares
         own = adapters // shares.agent if adapters % shares.agent == 0 else adapters
         at_once = min(tuning.agents_at_once or own, own)
         tokens = own * tuning.batch_rows / shares.data * tuning.row_tokens
         layer = 12 * model.embed + 20 * model.ffw / shares.model  # bytes for each token
-        kept = 2 * model.embed * model.layers + 1.5 * layer if tuning.remat else layer * model.layers
+        between = (2 if tuning.keep_sums else 1) * 2 * model.embed * model.layers
+        kept = between + 1.5 * layer if tuning.remat else layer * model.layers
         memory = {
             WEIGHTS: shares.weights,
             ADAPTERS: own * shares.adapter,

@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
+from mft_jax.config import Remat
 from mft_jax.models.config import ModelConfig
 from mft_jax.parallel.mesh import replicated, society_shardings
 from mft_jax.programs.decode import decode
@@ -34,11 +35,11 @@ class Programs:
         self.divergence = Program("divergence", bind(divergence), out_shardings=rows)
         self._train: dict[tuple, Program] = {}
 
-    def train(self, objective: Objective, state: TrainState, agents_at_once: int | None, remat: bool) -> Program:
+    def train(self, objective: Objective, state: TrainState, agents_at_once: int | None, remat: Remat) -> Program:
         """The training step for states like `state`, which may be shapes: (base, state, batch, index, hyper) -> (state, metrics).
 
-        The state is donated. It is sharded as `society_shardings` says. `agents_at_once` is as in `train.grouping`; `remat`
-        recomputes activations in the backward pass.
+        The state is donated. It is sharded as `society_shardings` says. `agents_at_once` is as in `train.grouping`; `remat` is
+        what the backward pass recomputes.
         """
         placed = society_shardings(self.mesh, state)
         leaves, structure = jax.tree.flatten(placed)

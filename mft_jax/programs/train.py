@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from mft_jax.config import Remat
 from mft_jax.models.decoder import Decoder
 from mft_jax.models.lora import Adapter, AdapterWeights
 from mft_jax.programs.arrays import AnyArray
@@ -144,7 +145,7 @@ def train_step(
     mesh: Mesh,
     objective: Objective,
     agents_at_once: int | None,
-    remat: bool,
+    remat: Remat,
     base: nnx.State,
     state: TrainState,
     batch: Batch,
@@ -178,7 +179,7 @@ def train_step(
 
 
 def target_scores(
-    model: Decoder, adapter: Adapter, rows: Batch, chunks: int, remat: bool, *, entropy: bool = False
+    model: Decoder, adapter: Adapter, rows: Batch, chunks: int, remat: Remat, *, entropy: bool = False
 ) -> tuple[Float[Array, "B M"], Float[Array, "B M"] | None]:
     """(log-probability of each target, entropy of its distribution or None), in nats, for one adapter's rows.
 

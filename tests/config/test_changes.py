@@ -8,8 +8,8 @@ from tests.config.settings import FIELDS, nested
 PLACES = {"run_dir", "task.data_dir", "task.cache_dir"}
 ANY_TIME = {
     "sampling.rows", "sampling.prefill_rows", "sampling.steps_per_dispatch", "sampling.chunk_questions", "mesh.agent",
-    "mesh.data", "mesh.model", "mesh.auto", "finetuning.remat", "finetuning.agents_at_once", "finetuning.save_every",
-    "logging.tensorboard", "logging.wandb", "logging.wandb_project",
+    "mesh.data", "mesh.model", "mesh.auto", "finetuning.remat", "finetuning.keep_sums",
+    "finetuning.agents_at_once", "finetuning.save_every", "logging.tensorboard", "logging.wandb", "logging.wandb_project",
 }  # fmt: skip
 NEXT_STEP = {
     f"finetuning.{name}"

@@ -103,6 +103,8 @@ def test_rough_figures_by_hand():
     assert train.counts.flops == pytest.approx(6 * tokens * parameters / 4 + head)
     assert 3e9 < train.memory["temporaries"] < 5e9  # the compiler: 1.5 GB with 2 layers, and 0.08 GB for each more
     kept = rough.train(6, dataclasses.replace(tuning, remat=False), 2048).memory["temporaries"]
+    sums = rough.train(6, dataclasses.replace(tuning, keep_sums=True), 2048).memory["temporaries"]
+    assert sums - train.memory["temporaries"] == 32 * 2 * 4096 * 4096 * 2  # the compiler: 2.3e9
     assert 25e9 < kept < 35e9  # the compiler: 0.96 GB for each layer
 
 

@@ -67,21 +67,22 @@ def test_a_plan(name, topology):
     # the last matmul of a layer needs is not computed again.
     tokens = 6 * config.finetuning.batch_rows * config.finetuning.row_tokens
     assert 0.9 < train.counts.flops / (6 * matmul_parameters(model) * tokens / math.prod(mesh)) < 1.15
-    # In each layer two sums of activations forward, two in the backward pass, and one of what is computed again. Those of the
-    # adapters' gradients are small; beside fewer tokens they count for more.
-    activations = 5 * model.layers * tokens / mesh[1] * model.embed * 2
-    rel = 0.03 if name == "llama3_math" else 0.05
-    assert train.counts.sent["all-reduce"] == pytest.approx(2 * 3 / 4 * activations, rel=rel)
+    # In each layer two sums of activations forward, two in the backward pass, and one of what is computed again, if it is not
+    # kept. With each goes that of a low-rank product or two. At the end the gradients of those factors of adapters that every
+    # chip has, in float32: those as long as the hidden states.
+    sums, factors, chips = 4 if config.finetuning.keep_sums else 5, 4 if model.fused else 7, math.prod(mesh)
+    updated = 6 * model.layers * factors * config.lora.rank * model.embed * 4
+    activations = model.layers * tokens / mesh[1] * (sums * model.embed + factors * config.lora.rank) * 2
+    expected = 2 * 3 / 4 * activations + 2 * (chips - 1) / chips * updated
+    assert train.counts.sent["all-reduce"] == pytest.approx(expected, rel=0.03)
     others = {kind: sent for kind, sent in train.counts.sent.items() if kind != "all-reduce"}
     if model.fused:  # the outputs of the adapters of fused projections are put into groups, and their gradients back
         assert sum(others.values()) < 0.015 * train.counts.sent["all-reduce"]
     else:
-        # Every chip has those factors of adapters that are as long as the hidden states, but updates a quarter of each, in
-        # float32. What it sends is the new weights and the two moments of Adam.
-        updated = 6 * model.layers * 7 * config.lora.rank * model.embed * 4
+        # Of these factors a chip updates a quarter. What it sends is the new weights and the two moments of Adam.
         assert others == {"all-gather": pytest.approx(3 * 3 / 4 * updated, rel=0.001)}
     if (name, topology) == ("llama3_math", "v5e-8"):
-        assert max(phase.needed for phase in plan.phases) < 12e9  # of 16.9e9
+        assert max(phase.needed for phase in plan.phases) < 15e9  # of 16.9e9
 
     found = plan_as_dict(plan)["estimate"]
     hours = sum(stage.seconds for stage in plan.stages) / 3600 + plan.compile_seconds / 3600

@@ -49,8 +49,6 @@ def test_the_command(planned_config, tmp_path):
         assert program["collectives"]["all-reduce"] >= least
         assert program["flops"] > 0
         assert program["seconds"] > 0
-    # The gradients of q, k and v, and those of gate and up, are summed before they are moved. Each for itself: 1.18 MB.
-    assert found["programs"]["train"]["sent"]["all-reduce"] < 1.05e6
 
 
 @pytest.fixture
@@ -142,6 +140,32 @@ def test_a_layer_of_a_decode_step(name, topology, mesh, written):
     assert layer(lambda found: found.counts.collectives["all-reduce"]) == 2
     others = lambda found: sum(found.counts.collectives.values()) - found.counts.collectives["all-reduce"]
     assert layer(others) == pytest.approx(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rows", "row_tokens", "at_once"), [(2, 4096, 2), (1, 2048, 6)])
+def test_a_layer_of_a_training_step(planned_config, rows, row_tokens, at_once):
+    """The difference of eight and four layers of Llama-3-8B on v5e-8, six adapters: four sums over chips, and nothing else."""
+    prepare_environment("v5e-8")
+    config = on_mesh(load_config(CONFIGS / "llama3_math.yaml"), 1, 2, 4)
+    tuning = dataclasses.replace(
+        config.finetuning, batch_rows=rows, row_tokens=row_tokens, agents_at_once=at_once, keep_sums=True
+    )
+    model, stored = read_model(config.model)
+    lora = dataclasses.replace(config.lora, targets=resolve_targets(model, config.lora.targets))
+    config, target = dataclasses.replace(config, lora=lora, finetuning=tuning), find_target("v5e-8")
+    sizes = Sizes(lanes=3, rows=32, prefill_rows=4, columns=2048, prompt_tokens=1024, row_targets=row_tokens // 8)
+    cases = Cases(config, make_method("multiagent_ft", config), make_mesh(config.mesh, target.devices), stored, sizes)
+    few = lambda layers: dataclasses.replace(model, layers=layers, windows=model.windows[:layers])
+    four, eight = (measure(cases.train(few(layers)), target.speeds, "v5e-8") for layers in (4, 8))
+    layer = lambda figure: (figure(eight) - figure(four)) / 4
+    for kind in set(eight.counts.collectives):
+        expected = 4 * 6 // at_once if kind == "all-reduce" else 0  # for each group of adapters
+        assert layer(lambda found, kind=kind: found.counts.collectives.get(kind, 0)) == pytest.approx(expected)
+    # Forward, again in the backward pass, and the gradient of each activation; a row that two chips share is computed by both.
+    tokens = 6 * rows * row_tokens / min(rows, 2) / 4
+    parameters = 4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 14336
+    assert 0.85 < layer(lambda found: found.counts.flops) / (6 * parameters * tokens) < 1.15
 
 
 def test_the_choice_of_a_token():
