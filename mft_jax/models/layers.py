@@ -180,9 +180,9 @@ def run_in_parts(
 ) -> Float[Array, "B T D"]:
     """The hidden states after the last layer, of complete sequences. Each device computes its rows, heads and features.
 
-    If the compiler splits the layers, it adds up the gradients of each layer's adapters over the data axis. Here they are
-    added up once, after the last layer, and with what a layer adds up over the model axis the compiler can be told to keep
-    it for the backward pass. `part` has the config and the graph of a device's part, and all states.
+    If the compiler splits the layers, it adds up the gradients of each layer's adapters over the data axis; here all are
+    added up once, after the last layer. And what each layer adds up over the model axis can be kept for the backward pass.
+    `part` has the config and the graph of a device's part, and all states.
     """
     distinct = list({id(pair): pair for pair in angles}.values())  # all layers share one or two
     which = [next(i for i, pair in enumerate(distinct) if pair is own) for own in angles]

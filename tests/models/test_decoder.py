@@ -127,6 +127,54 @@ def test_scanned_layers_compute_the_same(layers, remat):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"qkv_bias": True, "qk_norm": True}, id="biases and norms of heads"),
+        pytest.param(
+            {"out_norms": True, "norm_offset": True, "windows": (3, None, 3, None, 3)}, id="two windows, a layer left"
+        ),
+        pytest.param(None, id="fused, two sets of frequencies"),
+    ],
+)
+def test_layers_in_parts_compute_the_same(changes):
+    """Hidden states and gradients of packed rows on four devices, each with its rows and heads, and on one."""
+    config = parse_model_config(LONGROPE if changes is None else TINY)
+    config = dataclasses.replace(config, layers=5, windows=(None,) * 5)
+    config, mesh = dataclasses.replace(config, **changes or {}), make_mesh(MeshConfig(data=2, model=2))
+    lora = LoraConfig(rank=4, alpha=8.0, targets=resolve_targets(config, TARGETS))
+    weights = jax.tree.map(lambda leaf: leaf + 0.1, init_weights(config, lora, jax.random.key(0)))
+    tokens = jnp.arange(24).reshape(2, 12)
+    positions, segments = (
+        jnp.broadcast_to(jnp.arange(12) % 9, tokens.shape),
+        1 + jnp.arange(24).reshape(2, 12) % 12 // 9,
+    )
+
+    def computed(mesh):
+        graphdef, base = random_base(config)
+        if mesh is not None:
+            graphdef, base = build(config, mesh=mesh, scan_layers=True)[0], place_base(mesh, base)
+
+        @jax.jit
+        def run(weights, base):
+            adapter = Adapter(weights, jnp.float32(lora.scale))
+            hidden = nnx.merge(graphdef, base).hidden(tokens, positions, segments, adapter, remat="all but sums")
+            return jnp.sum(jnp.sin(hidden)), hidden
+
+        text = run.lower(weights, base).as_text()
+        assert ("sdy.manual_computation" in text or "shard_map" in text) == (mesh is not None)
+        return jax.value_and_grad(run, has_aux=True)(weights, base)
+
+    (_, hidden), gradient = computed(mesh)
+    (_, expected), expected_gradient = computed(None)
+    assert np.abs(np.asarray(expected)).max() > 0.1
+    for found, wanted in zip(
+        jax.tree.leaves((hidden, gradient)), jax.tree.leaves((expected, expected_gradient)), strict=True
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())  # rounding in five layers
+
+
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])  # bfloat16: the copies are converted
 def test_a_backward_pass_keeps_no_copies_of_the_weights(compute_dtype):
     """What it keeps of a scanned model are activations: no array with the weights of all layers."""
